@@ -1,0 +1,60 @@
+# The commands of this repository. Each sets up what it needs first (tools/setup.sh says what it installs
+# before it does), so a bare clone needs nothing but make and a network.
+VENV := .venv
+PY := $(VENV)/bin/python
+JOBS ?= $(shell nproc)
+PYTEST := $(PY) -m pytest -q
+
+.PHONY: demo test test-all build lint bench fuzz wheel clean help ctest
+
+help:
+	@echo "make demo      tune a small GPT on this CPU and show what came of it (about 4 minutes)"
+	@echo "make test      C tests under sanitizers, lint, Python tests without the slow ones"
+	@echo "make test-all  the same with the slow ones"
+	@echo "make build     build/libkgen_rt.so, build/libkgen.so, build/kgen-worker"
+	@echo "make lint      formatting, boundaries between modules, what the runtime links"
+	@echo "make bench     the numbers of the README, asserted"
+	@echo "make fuzz      the parsers under libFuzzer, FUZZ_SECONDS=60 each (needs clang)"
+	@echo "make wheel     dist/*.whl"
+	@echo "make clean     remove build folders"
+
+# Set-up leaves a stamp, so that it takes no time when nothing changed.
+$(VENV)/.kgen-demo: tools/setup.sh
+	@tools/setup.sh demo
+$(VENV)/.kgen-test: tools/setup.sh
+	@tools/setup.sh test
+
+# $(call configure,PRESET,FOLDER)
+configure = [ -f $(2)/Makefile -o -f $(2)/build.ninja ] || cmake --preset $(1) --log-level=WARNING >/dev/null
+
+build: $(VENV)/.kgen-demo
+	@$(call configure,release,build)
+	@cmake --build build -j$(JOBS) -- --no-print-directory -s
+
+demo: build
+	@$(PY) -m kgen demo
+
+ctest: $(VENV)/.kgen-test
+	@$(call configure,ci,build-ci)
+	@cmake --build build-ci -j$(JOBS) -- --no-print-directory -s
+	@build-ci/kgen-ctests
+
+lint: $(VENV)/.kgen-test build
+	@tools/lint.sh
+
+test: $(VENV)/.kgen-test build ctest lint
+	@cmake --build build --target kgen-conformance -- --no-print-directory -s
+	@$(PYTEST) -m "not slow" tests
+
+test-all: $(VENV)/.kgen-test build ctest lint
+	@cmake --build build --target kgen-conformance -- --no-print-directory -s
+	@$(PYTEST) tests
+
+bench: $(VENV)/.kgen-test build
+	@$(PY) tests/bench/run.py
+
+wheel: $(VENV)/.kgen-test
+	@$(PY) -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+clean:
+	rm -rf build build-debug build-ci build-fuzz dist
