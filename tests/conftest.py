@@ -1,0 +1,83 @@
+"""Paths, marks and fixtures that every Python test shares.
+
+A test run has a cache and a user's registry of its own, made before anything imports kgen, so that no test
+reads what a user's kgen left behind or writes into it. Tests share them, since compiled images are slow to
+make; `fresh_home` gives one test its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT / "python") not in sys.path:
+    sys.path.insert(0, str(ROOT / "python"))
+
+# Child processes, `python -m kgen` above all, must import the same kgen.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+for _name in ("KGEN_REGISTRY", "KGEN_POLICY", "KGEN_PRECISION", "KGEN_DISABLE", "KGEN_LOG"):
+    os.environ.pop(_name, None)
+
+
+def _home(folder: Path, setenv: Callable[[str, str], None]) -> None:
+    setenv("KGEN_CACHE", str(folder / "cache"))
+    setenv("XDG_CACHE_HOME", str(folder / "xdg-cache"))
+    setenv("XDG_DATA_HOME", str(folder / "xdg-data"))
+
+
+_SESSION_HOME = tempfile.TemporaryDirectory(prefix="kgen-tests-")
+_home(Path(_SESSION_HOME.name), os.environ.__setitem__)
+
+
+def pytest_unconfigure() -> None:
+    _SESSION_HOME.cleanup()
+
+
+def _cuda_reason() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"needs a CUDA device; torch {torch.__version__} finds none"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    cuda = [item for item in items if item.get_closest_marker("cuda")]
+    reason = _cuda_reason() if cuda else None
+    if reason:
+        for item in cuda:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the source tree."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """tests/golden: one file of every format."""
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def build_dir() -> Path:
+    """The folder of the binaries under test."""
+    return Path(os.environ.get("KGEN_BUILD") or ROOT / "build")
+
+
+@pytest.fixture
+def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache and a user's registry that no other test has touched; the folder that holds both."""
+    _home(tmp_path / "home", monkeypatch.setenv)
+    return tmp_path / "home"
