@@ -23,7 +23,7 @@ BINARIES = ("libkgen_rt.so", "libkgen.so", "kgen-worker")
 # Libraries of the system that libkgen.so needs and a target machine may lack.
 BUNDLED = re.compile(r"(libcjson|libmd)\.so[.\d]*")
 
-if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
     sys.exit(
         f"kgen runs on Linux x86_64 only, and this is {platform.system()} {platform.machine()}."
     )

@@ -20,7 +20,6 @@ def run_setup(root: Path, system: str, machine: str) -> subprocess.CompletedProc
         "import platform, runpy, sys\n"
         f"platform.system = lambda: {system!r}\n"
         f"platform.machine = lambda: {machine!r}\n"
-        f"sys.platform = {system.lower()!r}\n"
         "sys.argv = ['setup.py', '--version']\n"
         "runpy.run_path('setup.py', run_name='__main__')\n"
     )
