@@ -1,4 +1,5 @@
-/* Dtypes, tensors and calls: plain data that every module shares. No torch, no CUDA type in sight. */
+/* Dtypes, tensors and calls: plain data that every module shares. No torch, no CUDA type in sight.
+ */
 #ifndef KG_RUNTIME_TYPES_H
 #define KG_RUNTIME_TYPES_H
 
@@ -8,8 +9,8 @@
 
 #include "base/error.h"
 
-/* X(NAME, torch's name, bytes, C type on the CPU, short macro suffix). The numbers are our own, in files
- * and on the wire; never reuse one. bfloat16 travels as its bits. */
+/* X(NAME, torch's name, bytes, C type on the CPU, short macro suffix). The numbers are our own, in
+ * files and on the wire; never reuse one. bfloat16 travels as its bits. */
 #define KG_DTYPES(X)                                                                               \
     X(F32, 0, "float32", 4, "float")                                                               \
     X(F64, 1, "float64", 8, "double")                                                              \
@@ -29,13 +30,13 @@ typedef enum kg_dtype {
         KG_DTYPE_COUNT
 } kg_dtype;
 
-const char *kg_dtype_name(int dtype);   /* "float32"; NULL for a number that is none */
-const char *kg_dtype_ctype(int dtype);  /* "float" */
-size_t kg_dtype_size(int dtype);        /* bytes; 0 for a number that is none */
-int kg_dtype_parse(const char *name);   /* the number, or KG_EUNSUPPORTED */
+const char *kg_dtype_name(int dtype);  /* "float32"; NULL for a number that is none */
+const char *kg_dtype_ctype(int dtype); /* "float" */
+size_t kg_dtype_size(int dtype);       /* bytes; 0 for a number that is none */
+int kg_dtype_parse(const char *name);  /* the number, or KG_EUNSUPPORTED */
 
-#define KG_MAX_RANK 8     /* dims of one tensor */
-#define KG_MAX_ARGS 24    /* arguments of one Op */
+#define KG_MAX_RANK 8  /* dims of one tensor */
+#define KG_MAX_ARGS 24 /* arguments of one Op */
 #define KG_MAX_OUTPUTS 8
 #define KG_MAX_CAPTURED 16 /* tensors that a Program looks up */
 #define KG_MAX_SCALARS 32  /* scalars lifted out of a Program */
@@ -54,11 +55,19 @@ typedef struct kg_tensor {
     int64_t stride[KG_MAX_RANK];
 } kg_tensor;
 
-int64_t kg_tensor_numel(const kg_tensor *t);
+int64_t kg_tensor_numel(const kg_tensor *t); /* INT64_MAX when it is larger */
 /* Row-major without gaps; dims of size 1 and empty tensors do not count. */
 bool kg_tensor_contiguous(const kg_tensor *t);
 /* The largest power of two, at most 256, that divides data's address; 256 for a NULL address. */
 int64_t kg_tensor_align(const kg_tensor *t);
+/* Every element has a place of its own and the places have no gaps: a permuted contiguous tensor.
+ */
+bool kg_tensor_dense(const kg_tensor *t);
+/* Row-major strides for the sizes; KG_EOVERFLOW when the number of elements is out of range. */
+int kg_tensor_set_contiguous(kg_tensor *t);
+
+/* [A-Za-z_][A-Za-z0-9_]* */
+bool kg_is_name(const char *s);
 
 /* One argument of a call, after torch's schema defaults were filled in. */
 typedef struct kg_value {
@@ -90,7 +99,10 @@ typedef struct kg_call {
     uint32_t skip_outputs;            /* bit i: optional output i is not wanted */
     int32_t device;                   /* kg_device */
     int32_t device_index;
-    int32_t precision;                /* kg_precision */
+    int32_t precision; /* kg_precision */
+    /* What align(x) gives where a tensor's data is NULL (a Case's own alignment); 0 stands for 256.
+     */
+    int32_t align[KG_MAX_ARGS];
 } kg_call;
 
 typedef enum kg_precision { KG_PREC_NATIVE = 0, KG_PREC_TF32 = 1, KG_PREC_BF16 = 2 } kg_precision;
