@@ -118,7 +118,7 @@ for key in ("purelib", "platlib"): print(sysconfig.get_paths()[key])' | sort -u 
 
 site_packages() { "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; }
 
-pip_install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+pip_install() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
 
 # PyPI's wheel of torch brings several GB of CUDA packages, so the CPU wheel is asked for by its full name:
 # first of the indexes that pip is configured with, then of PyTorch's own.
