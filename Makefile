@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 JOBS ?= $(shell nproc)
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: demo test test-all build lint bench fuzz wheel clean help ctest
+.PHONY: demo test test-all build lint format bench fuzz wheel clean help ctest
 
 help:
 	@echo "make demo      tune a small GPT on this CPU and show what came of it (about 4 minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-all  the same with the slow ones"
 	@echo "make build     build/libkgen_rt.so, build/libkgen.so, build/kgen-worker"
 	@echo "make lint      formatting, boundaries between modules, what the runtime links"
+	@echo "make format    let clang-format rewrite the C sources"
 	@echo "make bench     the numbers of the README, asserted"
 	@echo "make fuzz      the parsers under libFuzzer, FUZZ_SECONDS=60 each (needs clang)"
 	@echo "make wheel     dist/*.whl"
@@ -41,6 +42,9 @@ ctest: $(VENV)/.kgen-test
 
 lint: $(VENV)/.kgen-test build
 	@tools/lint.sh
+
+format: $(VENV)/.kgen-test
+	@tools/lint.sh --fix
 
 test: $(VENV)/.kgen-test build ctest lint
 	@cmake --build build --target kgen-conformance -- --no-print-directory -s

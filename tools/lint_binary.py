@@ -45,10 +45,10 @@ def main(library: str) -> int:
         print(f"{library}: not there; make build first")
         return 1
     findings = list(check(library))
-    if findings:
-        print("\n".join(findings))
+    for finding in findings:
+        print(finding)
     return 1 if findings else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]) if len(sys.argv) == 2 else __doc__)
+    sys.exit(main(sys.argv[1]) if len(sys.argv) == 2 else __doc__)

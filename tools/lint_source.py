@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAX_LINES = 800
-MAX_COLUMNS = 100
+MAX_COLUMNS = 110  # of Python; C is clang-format's
 
 LAYERS = ("base", "sys", "runtime", "tune", "worker")
 MAY_INCLUDE = {
@@ -81,9 +81,8 @@ def code_only(text: str) -> str:
 
 
 def tracked() -> list[str]:
-    listing = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=False
-    )
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
     if listing.returncode != 0:
         sys.exit(f"lint: git ls-files: {listing.stderr.strip()}")
     return [name for name in listing.stdout.splitlines() if Path(name).is_file()]
@@ -98,9 +97,6 @@ def check_length(name: str, text: str) -> Iterator[str]:
     lines = text.count("\n")
     if lines > MAX_LINES:
         yield f"{name}:{lines}: {lines} lines; split it into files of at most {MAX_LINES}"
-    for number, line in enumerate(text.splitlines(), 1):
-        if len(line) > MAX_COLUMNS:
-            yield f"{name}:{number}: {len(line)} columns; break it at {MAX_COLUMNS}"
 
 
 def check_include(name: str, number: int, quote: str, header: str) -> Iterator[str]:
@@ -145,6 +141,8 @@ def check_c(name: str, text: str) -> Iterator[str]:
 
 def check_python(name: str, text: str) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > MAX_COLUMNS:
+            yield f"{name}:{number}: {len(line)} columns; break it at {MAX_COLUMNS}"
         if re.match(r"\s*except\s*:", line):
             yield f"{name}:{number}: bare except; name the exceptions"
     if name.startswith("python/") and text.strip():
@@ -167,7 +165,8 @@ def check_file(name: str) -> Iterator[str]:
 
 def main() -> int:
     findings = [finding for name in sorted(tracked()) for finding in check_file(name)]
-    print("\n".join(findings)) if findings else None
+    for finding in findings:
+        print(finding)
     return 1 if findings else 0
 
 
