@@ -35,11 +35,11 @@ int kg_registry_find(const kg_registry *r, const char *name, const kg_kernel **o
 int kg_registry_promote(kg_registry *r, const char *op_json, const char *task_dir, const char *source,
                         size_t n, const char *record_json, const char *const *keys, size_t nkeys,
                         int *version, kg_error *err);
-/* Moves every pin of the Op's that points to a later version (or the one replaced) back to `name`; prints
- * nothing; moved counts pins. */
+/* Points every pin that this version was promoted for back at it; what they pointed to becomes `replaced`.
+ * moved counts the pins that changed. */
 int kg_registry_rollback(kg_registry *r, const char *op, const char *version, size_t *moved, kg_error *err);
-/* Removes Candidates that no pin names or has replaced, and cached images that nothing needs. dry: only
- * lists. report: JSON list of what was (or would be) removed with bytes. */
+/* Removes Candidates that no pin names or has replaced. dry: only lists. report: a JSON list of what was (or
+ * would be) removed, with bytes. */
 int kg_registry_gc(kg_registry *r, bool dry, kg_buf *report, kg_error *err);
 
 /* Derives the index of a registry (100 ms for 1,000 Kernels) and writes it atomically. */
