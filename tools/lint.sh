@@ -9,10 +9,8 @@ python=.venv/bin/python
 build=${KGEN_BUILD:-build}
 failed=0
 
-# Of this checkout, new files included, ignored and deleted ones not.
 c_files() {
-    git ls-files -co --exclude-standard 'csrc/*.[ch]' 'csrc/*.cpp' 'tests/c/*.[ch]' 'tests/fuzz/*.c' |
-        while read -r name; do [ -f "$name" ] && echo "$name"; done
+    find csrc tests/c tests/fuzz \( -name '*.[ch]' -o -name '*.cpp' \) 2>/dev/null
 }
 
 if [ "${1:-}" = --fix ]; then
