@@ -67,7 +67,8 @@ typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef uint32_t vu __attribute__((vector_size(4 * VL)));
 typedef uint16_t vh __attribute__((vector_size(2 * VL)));
-typedef float panel[PANEL] __attribute__((aligned(64)));
+typedef float panel[PANEL];
+#define ALIGNED __attribute__((aligned(64)))
 
 struct strides {
     int64_t batch, head, row;
@@ -85,18 +86,18 @@ struct problem {
 
 /* What one item keeps while it walks over the tiles; state of lane i of panel p is at [p][i]. */
 struct item {
-    panel query[PANELS][D_MAX];
-    panel output[PANELS][DV_MAX];
-    panel peak[PANELS]; /* running maximum, times log2(e) */
-    panel sum[PANELS];
-    panel score[BLOCK_N];
+    panel query[PANELS][D_MAX] ALIGNED;
+    panel output[PANELS][DV_MAX] ALIGNED;
+    panel peak[PANELS] ALIGNED; /* running maximum, times log2(e) */
+    panel sum[PANELS] ALIGNED;
+    panel score[BLOCK_N] ALIGNED;
 #if KG_HAS_MASK
-    int32_t keep[BLOCK_N][PANEL] __attribute__((aligned(64)));
+    int32_t keep[BLOCK_N][PANEL] ALIGNED;
 #endif
 #if HALF
-    float key[BLOCK_N * D_MAX] __attribute__((aligned(64)));
+    float key[BLOCK_N * D_MAX] ALIGNED;
 #endif
-    float value[BLOCK_N * DV_MAX] __attribute__((aligned(64)));
+    float value[BLOCK_N * DV_MAX] ALIGNED;
 };
 
 INLINE vf splat(float x) { return x - (vf){0}; }
@@ -160,6 +161,7 @@ INLINE vf exp2_(vf x) {
 #endif
 }
 
+#if HALF
 INLINE vf widen(vh h) {
 #if KG_DTYPE_query == KG_BF16
     return (vf)(__builtin_convertvector(h, vu) << 16);
@@ -195,6 +197,7 @@ INLINE vh narrow(vf f) {
     return __builtin_convertvector(r | sign, vh);
 #endif
 }
+#endif
 
 /* n elements of the tensors' type at p, as floats. */
 INLINE void read_row(float *to, const char *p, int64_t n) {
