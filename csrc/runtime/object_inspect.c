@@ -1,0 +1,249 @@
+/* Reads a compiled Candidate's ELF file and says whether it is what a Candidate may be: code and
+ * constants.
+ *
+ * State between calls, code that runs at load, foreign functions and hidden system calls all show
+ * in the object, whatever the source looked like. Everything is bounded by the bytes given: a
+ * malformed object is refused, never followed. Refuses nothing that a plain loop over arrays
+ * compiles to. */
+#include "runtime/object_inspect.h"
+
+#include <elf.h>
+#include <string.h>
+
+#include "runtime/image.h"
+
+#if defined(__aarch64__)
+enum { MACHINE = EM_AARCH64 };
+#else
+enum { MACHINE = EM_X86_64 };
+#endif
+
+typedef struct elf_view {
+    const unsigned char *bytes;
+    size_t n;
+    Elf64_Ehdr head;
+    const char *names; /* of sections */
+    size_t names_n;
+} elf_view;
+
+static bool inside(const elf_view *e, uint64_t offset, uint64_t size) {
+    return offset <= e->n && size <= e->n - offset;
+}
+
+/* A string of a string table; NULL when it is not wholly inside. */
+static const char *string_at(const char *table, size_t n, uint64_t offset) {
+    if (offset >= n || !memchr(table + offset, '\0', n - offset))
+        return NULL;
+    return table + offset;
+}
+
+static bool section(const elf_view *e, size_t i, Elf64_Shdr *out) {
+    if (i >= e->head.e_shnum)
+        return false;
+    memcpy(out, e->bytes + e->head.e_shoff + i * sizeof *out, sizeof *out);
+    return out->sh_type == SHT_NOBITS || inside(e, out->sh_offset, out->sh_size);
+}
+
+static const char *section_name(const elf_view *e, const Elf64_Shdr *s) {
+    const char *name = string_at(e->names, e->names_n, s->sh_name);
+    return name ? name : "?";
+}
+
+static int refuse(kg_buf *complaint, kg_error *err, const char *what) {
+    kg_buf_puts(complaint, what);
+    return kg_fail(err, KG_EUNSUPPORTED, "%.480s", complaint->data ? complaint->data : what);
+}
+
+static int malformed(kg_buf *complaint, kg_error *err, const char *what) {
+    kg_buf_printf(complaint, "the object is malformed: ");
+    return refuse(complaint, err, what);
+}
+
+static bool magic_fits(const Elf64_Ehdr *h, int type) {
+    return memcmp(h->e_ident, ELFMAG, SELFMAG) == 0 && h->e_ident[EI_CLASS] == ELFCLASS64 &&
+           h->e_ident[EI_DATA] == ELFDATA2LSB && h->e_type == type && h->e_machine == MACHINE;
+}
+
+static int open_view(elf_view *e, const void *bytes, size_t n, int type, kg_buf *complaint,
+                     kg_error *err) {
+    *e = (elf_view){.bytes = bytes, .n = n};
+    if (n < sizeof e->head)
+        return malformed(complaint, err, "it is shorter than an ELF header");
+    memcpy(&e->head, bytes, sizeof e->head);
+    if (!magic_fits(&e->head, type))
+        return malformed(complaint, err, "it is no ELF file of this machine and kind");
+    if (e->head.e_shnum == 0 || e->head.e_shentsize != sizeof(Elf64_Shdr) ||
+        !inside(e, e->head.e_shoff, (uint64_t)e->head.e_shnum * sizeof(Elf64_Shdr)))
+        return malformed(complaint, err, "its section table lies outside");
+    Elf64_Shdr s;
+    if (!section(e, e->head.e_shstrndx, &s) || s.sh_type != SHT_STRTAB)
+        return malformed(complaint, err, "its section names lie outside");
+    e->names = (const char *)e->bytes + s.sh_offset;
+    e->names_n = s.sh_size;
+    return KG_OK;
+}
+
+/* name is `base` or goes on after it with a dot (or, for the names that end so, anything). */
+static bool is_kind(const char *name, const char *base) {
+    size_t n = strlen(base);
+    return strncmp(name, base, n) == 0 && (name[n] == '\0' || name[n] == '.' || name[n] == '_');
+}
+
+static bool loaded_name_allowed(const char *name) {
+    static const char *const allowed[] = {".text", ".rodata", ".eh_frame", ".note", ".comment"};
+    for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++)
+        if (is_kind(name, allowed[i]))
+            return true;
+    return false;
+}
+
+static const char *section_fault(const Elf64_Shdr *s, const char *name) {
+    bool code = is_kind(name, ".text");
+    if (strcmp(name, ".note.GNU-stack") == 0 && (s->sh_flags & SHF_EXECINSTR))
+        return "an executable stack is asked for";
+    if (s->sh_type == SHT_INIT_ARRAY || s->sh_type == SHT_FINI_ARRAY ||
+        s->sh_type == SHT_PREINIT_ARRAY)
+        return "code that runs when the image is loaded is not allowed (constructor, destructor)";
+    if (!(s->sh_flags & SHF_ALLOC) || s->sh_size == 0)
+        return NULL;
+    if (s->sh_flags & SHF_TLS)
+        return "thread-local variables are state, which a Candidate must not keep";
+    if (s->sh_flags & SHF_WRITE)
+        return "writable globals and static variables are state, which a Candidate must not keep "
+               "(tables of pointers count too); use constants, arguments or the workspace";
+    if (!loaded_name_allowed(name))
+        return "only .text, .rodata, .eh_frame, .note and .comment may be loaded";
+    if (code != ((s->sh_flags & SHF_EXECINSTR) != 0))
+        return "code lies in .text alone, and nothing else does";
+    if (s->sh_type == SHT_NOBITS)
+        return "a loaded section without bytes";
+    return NULL;
+}
+
+const char *kg_opcode_fault(const unsigned char *code, size_t n, size_t *offset) {
+    for (size_t i = 0; i + 1 < n; i++) {
+        if (code[i] != 0x0f && code[i] != 0xcd)
+            continue;
+        *offset = i;
+        if (code[i] == 0x0f && code[i + 1] == 0x05)
+            return "syscall (0f 05)";
+        if (code[i] == 0x0f && code[i + 1] == 0x34)
+            return "sysenter (0f 34)";
+        if (code[i] == 0xcd && code[i + 1] == 0x80)
+            return "int 0x80 (cd 80)";
+    }
+    return NULL;
+}
+
+static int check_opcodes(const unsigned char *code, size_t n, const char *where, kg_buf *complaint,
+                         kg_error *err) {
+    size_t offset = 0;
+    const char *what = MACHINE == EM_X86_64 ? kg_opcode_fault(code, n, &offset) : NULL;
+    if (!what)
+        return KG_OK;
+    kg_buf_printf(
+        complaint,
+        "%s holds the bytes of %s at offset 0x%zx; a system call is not allowed, and bytes "
+        "that look like one are not told apart (if it is a constant or a distance, change "
+        "the code around it a little)",
+        where, what, offset);
+    return refuse(complaint, err, "");
+}
+
+static int check_sections(const elf_view *e, kg_buf *complaint, kg_error *err) {
+    for (size_t i = 0; i < e->head.e_shnum; i++) {
+        Elf64_Shdr s;
+        if (!section(e, i, &s))
+            return malformed(complaint, err, "a section lies outside");
+        const char *name = section_name(e, &s), *fault = section_fault(&s, name);
+        if (fault) {
+            kg_buf_printf(complaint, "section %s (%llu bytes): %s", name,
+                          (unsigned long long)s.sh_size, fault);
+            return refuse(complaint, err, "");
+        }
+        if (s.sh_flags & SHF_EXECINSTR) {
+            int rc = check_opcodes(e->bytes + s.sh_offset, s.sh_size, name, complaint, err);
+            if (rc != KG_OK)
+                return rc;
+        }
+    }
+    return KG_OK;
+}
+
+static const char *symbol_fault(const elf_view *e, const Elf64_Sym *s, const char *name) {
+    unsigned type = ELF64_ST_TYPE(s->st_info), bind = ELF64_ST_BIND(s->st_info);
+    if (type == STT_GNU_IFUNC)
+        return "code that chooses a function at load is not allowed (ifunc, target_clones)";
+    if (type == STT_TLS)
+        return "thread-local variables are state, which a Candidate must not keep";
+    if (s->st_shndx == SHN_COMMON || type == STT_COMMON)
+        return "a common symbol is state, which a Candidate must not keep";
+    if (s->st_shndx == SHN_UNDEF)
+        return kg_symbol_allowed(name)
+                   ? NULL
+                   : "only memcpy, memmove, memset, memcmp and the functions of libm may be called";
+    if (bind == STB_WEAK || bind == STB_GNU_UNIQUE)
+        return "weak and unique symbols are not allowed";
+    if (s->st_shndx == SHN_ABS)
+        return type == STT_FILE ? NULL : "absolute symbols are not allowed";
+    Elf64_Shdr in;
+    if (s->st_shndx >= SHN_LORESERVE || !section(e, s->st_shndx, &in))
+        return "it lies in no section";
+    if (type == STT_OBJECT && (in.sh_flags & SHF_EXECINSTR))
+        return "data in an executable section is not allowed";
+    return NULL;
+}
+
+static int check_symbols(const elf_view *e, const Elf64_Shdr *table, kg_buf *complaint,
+                         kg_error *err) {
+    Elf64_Shdr strings;
+    if (table->sh_entsize != sizeof(Elf64_Sym) || !section(e, table->sh_link, &strings) ||
+        strings.sh_type != SHT_STRTAB)
+        return malformed(complaint, err, "its symbol table has no names");
+    const char *names = (const char *)e->bytes + strings.sh_offset;
+    size_t count = table->sh_size / sizeof(Elf64_Sym);
+    for (size_t i = 1; i < count; i++) {
+        Elf64_Sym s;
+        memcpy(&s, e->bytes + table->sh_offset + i * sizeof s, sizeof s);
+        const char *name = string_at(names, strings.sh_size, s.st_name);
+        if (!name)
+            return malformed(complaint, err, "a symbol's name lies outside");
+        const char *fault = symbol_fault(e, &s, name);
+        if (fault) {
+            kg_buf_printf(complaint, "symbol %s: %s", name, fault);
+            return refuse(complaint, err, "");
+        }
+    }
+    return KG_OK;
+}
+
+int kg_object_inspect(const void *object, size_t n, kg_buf *complaint, kg_error *err) {
+    elf_view e;
+    int rc = open_view(&e, object, n, ET_REL, complaint, err);
+    if (rc == KG_OK)
+        rc = check_sections(&e, complaint, err);
+    for (size_t i = 0; rc == KG_OK && i < e.head.e_shnum; i++) {
+        Elf64_Shdr s;
+        if (section(&e, i, &s) && s.sh_type == SHT_SYMTAB)
+            rc = check_symbols(&e, &s, complaint, err);
+    }
+    return rc;
+}
+
+/* Displacements get their values when the object is linked, and these are the author's to choose.
+ */
+int kg_linked_inspect(const void *image, size_t n, kg_buf *complaint, kg_error *err) {
+    elf_view e;
+    int rc = open_view(&e, image, n, ET_DYN, complaint, err);
+    for (size_t i = 0; rc == KG_OK && i < e.head.e_shnum; i++) {
+        Elf64_Shdr s;
+        if (!section(&e, i, &s))
+            return malformed(complaint, err, "a section lies outside");
+        if (s.sh_type == SHT_INIT_ARRAY || s.sh_type == SHT_PREINIT_ARRAY)
+            return refuse(complaint, err, "the image has code that runs when it is loaded");
+        if ((s.sh_flags & SHF_EXECINSTR) && s.sh_type != SHT_NOBITS)
+            rc = check_opcodes(e.bytes + s.sh_offset, s.sh_size, section_name(&e, &s), complaint,
+                               err);
+    }
+    return rc;
+}
