@@ -57,6 +57,17 @@ test-all: $(VENV)/.kgen-test build ctest lint
 bench: $(VENV)/.kgen-test build
 	@$(PY) tests/bench/run.py
 
+# Each fuzzer starts from the golden files; a finding ends it and leaves crash-* in build-fuzz/.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.kgen-demo
+	@$(call configure,fuzz,build-fuzz)
+	@cmake --build build-fuzz -j$(JOBS) --target kgen-fuzz -- --no-print-directory -s
+	@cd build-fuzz && for one in ../tests/fuzz/*.c; do \
+	    name=$$(basename $$one .c); mkdir -p corpus-$$name; echo "$$name, $(FUZZ_SECONDS) s"; \
+	    ./$$name -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -verbosity=0 \
+	        corpus-$$name ../tests/golden || exit 1; \
+	done
+
 wheel: $(VENV)/.kgen-test
 	@$(PY) -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
 
