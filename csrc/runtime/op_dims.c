@@ -5,10 +5,11 @@
 
 #include "runtime/scope.h"
 
-/* What the message of a failing check needs of the references in its expression. */
+/* What the message of a failing check says of the names in its expression. */
 typedef struct mentions {
     const kg_scope *scope;
-    int last; /* the last dim named that a shape binds, or -1 */
+    int last,
+        hide; /* the last dim named that a shape binds; the dim whose value is not listed; or -1 */
     char values[160];
 } mentions;
 
@@ -134,6 +135,7 @@ static int bind_shape(kg_scope *s, size_t i, kg_error *err) {
 static int mention(void *ctx, const kg_ref *ref, kg_error *err) {
     mentions *m = ctx;
     int64_t value = 0;
+    char text[96];
     (void)err;
     if (ref->kind != KG_REF_NAME || kg_scope_resolve((void *)m->scope, ref, &value, NULL) < 0)
         return KG_OK;
@@ -141,26 +143,29 @@ static int mention(void *ctx, const kg_ref *ref, kg_error *err) {
     if (dim >= 0 && m->scope->op->dims[dim].expr == NULL)
         m->last = dim;
     size_t at = strlen(m->values);
-    snprintf(m->values + at, sizeof m->values - at, "%s%s = %lld", at > 0 ? ", " : "", ref->name,
-             (long long)value);
+    snprintf(text, sizeof text, "%s = %lld", ref->name, (long long)value);
+    if ((dim < 0 || dim != m->hide) && strstr(m->values, text) == NULL)
+        snprintf(m->values + at, sizeof m->values - at, "%s%s", at > 0 ? ", " : " (", text);
     return KG_OK;
 }
 
-/* "attention: key has size 3 in dim 1 (HKV), but HQ % HKV == 0 must hold (HQ = 8, HKV = 3): heads
- * ..." */
+/* "attention: key has size 3 in dim 1 (HKV), but HQ % HKV == 0 must hold (HQ = 8): why" */
 static int check_failed(const kg_scope *s, const kg_op_check *check, kg_error *err) {
-    mentions m = {.scope = s, .last = -1};
+    mentions m = {.scope = s, .last = -1, .hide = -1};
     size_t arg = 0, at = 0;
+    char where[256] = "";
     kg_expr_visit(check->expr, mention, &m, NULL);
-    const char *sep = check->message != NULL && *check->message != '\0' ? ": " : "";
+    if (m.last >= 0 && binder(s->op, s->call, m.last, &arg, &at)) {
+        snprintf(where, sizeof where, "%.100s has size %lld in dim %zu (%.100s), but ",
+                 s->op->args[arg].name, (long long)s->call->args[arg].u.t.size[at], at,
+                 s->op->dims[m.last].name);
+        m = (mentions){.scope = s, .last = -1, .hide = m.last};
+        kg_expr_visit(check->expr, mention, &m, NULL);
+    }
     const char *message = check->message != NULL ? check->message : "";
-    if (m.last < 0 || !binder(s->op, s->call, m.last, &arg, &at))
-        return kg_fail(err, KG_EINVAL, "%s: %s must hold (%s)%s%s", s->op->name,
-                       kg_expr_text(check->expr), m.values, sep, message);
-    return kg_fail(err, KG_EINVAL,
-                   "%s: %s has size %lld in dim %zu (%s), but %s must hold (%s)%s%s", s->op->name,
-                   s->op->args[arg].name, (long long)s->call->args[arg].u.t.size[at], at,
-                   s->op->dims[m.last].name, kg_expr_text(check->expr), m.values, sep, message);
+    return kg_fail(err, KG_EINVAL, "%s: %s%s must hold%s%s%s%s", s->op->name, where,
+                   kg_expr_text(check->expr), m.values, *m.values != '\0' ? ")" : "",
+                   *message != '\0' ? ": " : "", message);
 }
 
 static int run_checks(kg_scope *s, kg_error *err) {
