@@ -3,7 +3,8 @@
  * argv is a vector, never a shell string. A child is started in a process group of its own with stdin from
  * /dev/null, its environment replaced when env is given, and every descriptor closed but those in `keep`
  * (which reach the child under the numbers 3, 4, ... in order). It dies with its parent
- * (PR_SET_PDEATHSIG). */
+ * (PR_SET_PDEATHSIG): with the thread that started it, so that thread must outlive it. When the child ends,
+ * what it left in its group is killed. Waits end with KG_EINTR once kg_stop_wanted() (base/stop.h). */
 #ifndef KG_SYS_PROC_H
 #define KG_SYS_PROC_H
 
@@ -16,7 +17,8 @@
 #include "base/error.h"
 
 typedef struct kg_limits {
-    int64_t wall_ms;      /* 0: none; the whole group gets SIGKILL when it is over */
+    int64_t wall_ms;      /* 0: none; the whole group gets SIGKILL when it is over. Of a child that
+                             kg_proc_start started this happens in kg_proc_wait */
     int64_t cpu_s;        /* RLIMIT_CPU; 0: none */
     int64_t memory;       /* RLIMIT_AS in bytes; 0: none */
     int64_t file_size;    /* RLIMIT_FSIZE in bytes; 0: none */
@@ -36,8 +38,9 @@ int kg_proc_run(const char *const argv[], const char *const env[], const char *c
                 const kg_limits *limits, kg_buf *out, kg_exit *ex, kg_error *err);
 
 typedef struct kg_proc {
-    pid_t pid;
-    int pidfd;
+    pid_t pid; /* 0 once it is reaped */
+    int pidfd; /* becomes readable when the child ends; -1 once it is reaped */
+    int64_t start_ns, deadline_ns; /* kg_now_ns; no deadline: 0 */
 } kg_proc;
 
 /* Starts and returns; stdout and stderr are /dev/null unless log_fd >= 0. */
