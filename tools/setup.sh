@@ -75,8 +75,15 @@ install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     # The lists of a fresh machine are empty or old, so they are fetched first.
     apt-get update -qq || say "apt-get update failed, trying with the lists that are here"
+    local log
+    log=$(mktemp)
     # shellcheck disable=SC2086
-    $line -qq >/dev/null || lack "apt-get failed; run it by hand: $line"
+    if ! $line -qq >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        rm -f "$log"
+        lack "apt-get failed; run it by hand: $line"
+    fi
+    rm -f "$log"
     absent=$(absent_packages | tr '\n' ' ')
     [ -z "$absent" ] || lack "still not here after apt-get: $absent"
 }
