@@ -237,8 +237,10 @@ static int compare_keys(const void *a, const void *b) {
 
 /* Sorted, not compared pair by pair: an object of a million keys must not take an hour. */
 static bool no_duplicates(parser *p, size_t base) {
-    key_at *keys = p->keys + base, *first = NULL;
     size_t n = p->nkeys - base;
+    if (n == 0)
+        return true;
+    key_at *keys = p->keys + base, *first = NULL;
     if (n > 1)
         qsort(keys, n, sizeof *keys, compare_keys);
     for (size_t i = 1; i < n; i++)
