@@ -1,0 +1,297 @@
+"""Puts Ops in place of recognised subgraphs, and checks on real values that nothing changed.
+
+A graph is changed only after all of a Match was checked; one that fails its check is left alone with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from .graphs import Graph, bind, extract, op_name
+from .recognise import CAUSAL, Attention, Match, Operand, Softmax
+
+aten = torch.ops.aten
+
+
+def materialise(g: fx.Graph, x: Operand) -> fx.Node:
+    """Adds the layout operations that make an operand; views alone unless it must be contiguous."""
+    node, value = x.node, x.node.meta["val"]
+
+    def call(target: Any, *args: Any) -> None:
+        nonlocal node, value
+        node = g.call_function(target, (node, *args))
+        # Only sizes and strides matter here: an empty tensor on the meta device carries both.
+        value = target(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta"), *args)
+        node.meta["val"] = value
+
+    if not x.dims:
+        if tuple(value.shape) != x.shape:
+            call(aten.reshape.default, list(x.shape))
+        return node
+    used = [d for d in x.dims if d is not None]
+    rest = [d for d in range(value.ndim) if d not in used]
+    if rest:
+        call(aten.squeeze.dims, rest)
+        kept = sorted(used)
+        used = [kept.index(d) for d in used]
+    if used != sorted(used):
+        call(aten.permute.default, used)
+    for axis, d in enumerate(x.dims):
+        if d is None:
+            call(aten.unsqueeze.default, axis)
+    if tuple(value.shape) != x.shape:
+        call(aten.expand.default, list(x.shape))
+    if x.contiguous:
+        call(aten.contiguous.default)
+    return node
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one Op is called with, in a graph: nodes for tensors, numbers and text for the rest."""
+
+    op: str
+    tensors: tuple[fx.Node, ...]
+    captured: tuple[fx.Node, ...]
+    attributes: dict[str, Any]
+
+
+Emit = Callable[[fx.Graph, Call], fx.Node]
+
+
+def torch_ops(g: fx.Graph, call: Call) -> fx.Node:
+    """The node that runs the Op through torch.ops.kgen."""
+    import kgen  # noqa: F401  (registers the ops)
+
+    ops = torch.ops.kgen
+    if call.op == "softmax":
+        return g.call_function(ops.softmax.default, (*call.tensors, call.attributes["dim"]))
+    a = call.attributes
+    options = {"scale": a["scale"], "enable_gqa": a["enable_gqa"]}
+    if a["program"] in (None, CAUSAL):
+        return g.call_function(ops.attention.default, (*call.tensors, None, 0.0, a["program"] == CAUSAL), options)
+    both = g.call_function(
+        ops.attention_mod.default, (*call.tensors, list(call.captured), [], a["program"]), options
+    )
+    return g.call_function(__import__("operator").getitem, (both, 0))
+
+
+def emit_match(g: fx.Graph, match: Match, emit: Emit) -> fx.Node:
+    """Adds the nodes that compute what match.out is, in its layout and dtype."""
+    if isinstance(match.detail, Softmax):
+        return _emit_softmax(g, match, match.detail, emit)
+    a: Attention = match.detail
+    tensors = tuple(materialise(g, x) for x in (a.query, a.key, a.value))
+    captured = tuple(materialise(g, x) for x in a.captured)
+    attributes = {"scale": a.scale, "enable_gqa": a.enable_gqa, "program": a.program}
+    node = emit(g, Call("attention", tensors, captured, attributes))
+    shape = [*a.query.shape[:3], a.value.shape[3]]
+    if a.order != (0, 1, 2, 3):
+        node = g.call_function(aten.permute.default, (node, list(a.order)))
+        shape = [shape[i] for i in a.order]
+    wanted = list(match.out.meta["val"].shape)
+    if shape != wanted:
+        node = g.call_function(aten.reshape.default, (node, wanted))
+    return node
+
+
+def _emit_softmax(g: fx.Graph, match: Match, detail: Softmax, emit: Emit) -> fx.Node:
+    source = detail.input
+    if source.meta["val"].dtype != detail.dtype:
+        source = g.call_function(aten.to.dtype, (source, detail.dtype))
+    return emit(g, Call("softmax", (source,), (), {"dim": detail.dim}))
+
+
+def apply(graph: Graph, matches: list[Match], emit: Emit) -> fx.GraphModule:
+    """A copy of the graph with Ops in place of the matches. Returns it; the graph itself stays."""
+    copies: dict[fx.Node, fx.Node] = {}
+    new = fx.Graph()
+    by_out = {m.out: m for m in matches}
+    for node in graph.module.graph.nodes:
+        if node.op == "output":
+            new.output(fx.node.map_arg(node.args[0], lambda n: copies[n]))
+            continue
+        if node in by_out:
+            moved = _moved(by_out[node], copies)
+            copies[node] = emit_match(new, moved, emit)
+            copies[node].meta = dict(node.meta)
+        else:
+            copies[node] = new.node_copy(node, lambda n: copies[n])
+    new.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    new.lint()
+    return fx.GraphModule(graph.module, new)
+
+
+def _moved(match: Match, copies: dict[fx.Node, fx.Node]) -> Match:
+    """The match with its operands in the copied graph; out stays, for its shape."""
+    d = match.detail
+    if isinstance(d, Softmax):
+        return Match(match.op, match.out, match.core, Softmax(copies[d.input], d.dim, d.dtype), match.notes)
+
+    def move(x: Operand) -> Operand:
+        return Operand(copies[x.node], x.dims, x.shape, x.contiguous)
+
+    detail = Attention(
+        move(d.query), move(d.key), move(d.value), d.scale, d.enable_gqa, d.program,
+        tuple(move(x) for x in d.captured), d.order,
+    )  # fmt: skip
+    return Match(match.op, match.out, match.core, detail, match.notes)
+
+
+def inputs_of(match: Match) -> list[fx.Node]:
+    """The nodes whose values a match computes from, without repeats."""
+    d = match.detail
+    if isinstance(d, Softmax):
+        return [d.input]
+    return list(dict.fromkeys(x.node for x in (d.query, d.key, d.value, *d.captured)))
+
+
+def still_needed(graph: Graph, match: Match) -> str | None:
+    """Why the original subgraph would have to run beside the Op: its weights are used elsewhere."""
+    if match.op != "attention":
+        return None
+    dead = {match.out}
+    for node in reversed(list(graph.module.graph.nodes)):
+        if node.op == "call_function" and node.users and all(u in dead for u in node.users):
+            dead.add(node)
+    for node in match.core:
+        if node not in dead:
+            return f"the attention weights are used elsewhere ({op_name(node)} has other users)"
+    return None
+
+
+class Wide(fx.Interpreter):
+    """Runs a graph in fp64: floating inputs upcast, casts and new tensors below fp64 lifted to it.
+
+    narrow collects the operations that gave a floating result below fp64 all the same.
+    """
+
+    def __init__(self, gm: fx.GraphModule):
+        super().__init__(gm)
+        self.narrow: set[str] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_function":
+            self._lift(n)
+        value = super().run_node(n)
+        for v in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(v, torch.Tensor) and v.dtype.is_floating_point and v.dtype != torch.float64:
+                self.narrow.add(str(n.target))
+        return value
+
+    def _lift(self, n: fx.Node) -> None:
+        name = op_name(n)
+        if not name or name == "getitem":
+            return
+        for i, arg in enumerate(n.args):
+            if isinstance(arg, torch.dtype) and arg.is_floating_point:
+                n.args = (*n.args[:i], torch.float64, *n.args[i + 1 :])
+        dtype = n.kwargs.get("dtype")
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            n.kwargs = {**n.kwargs, "dtype": torch.float64}
+        elif "dtype" in (a.name for a in n.target._schema.arguments) and _makes_float(n):
+            if bind(n).get("dtype") is None:
+                n.kwargs = {**n.kwargs, "dtype": torch.float64}
+
+
+_CREATION = {"full", "ones", "zeros", "rand", "randn", "scalar_tensor", "arange", "linspace", "logspace", "eye", "empty"}
+
+
+def _makes_float(n: fx.Node) -> bool:
+    value = n.meta.get("val")
+    return op_name(n) in _CREATION and isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+
+
+def widen(x: Any) -> Any:
+    return x.double() if isinstance(x, torch.Tensor) and x.dtype.is_floating_point else x
+
+
+def copy_module(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose nodes can be changed; meta is kept."""
+    new = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for n in gm.graph.nodes:
+        copies[n] = new.node_copy(n, lambda x: copies[x])
+    return fx.GraphModule(gm, new)
+
+
+def original(match: Match) -> tuple[fx.GraphModule, list[fx.Node]]:
+    """The recognised subgraph as a function of the match's inputs."""
+    return extract(inputs_of(match), match.out)
+
+
+def verify(match: Match, values: dict[fx.Node, torch.Tensor]) -> str | None:
+    """Why a match differs from what it stands for, in fp64, on these values and on others of the same shapes.
+
+    values: for each node that the extracted subgraph reads, its value in a run of the model.
+    """
+    gm, order = original(match)
+    new, node_of = fx.Graph(), {}
+    for n in order:
+        node_of[n] = new.placeholder(n.name)
+        node_of[n].meta = dict(n.meta)
+    new.output(emit_match(new, _moved(match, node_of), _reference_node))
+    rewritten = fx.GraphModule(torch.nn.Module(), new)
+    generator = torch.Generator().manual_seed(20261)
+    for trial in (0, 1):
+        inputs = [widen(values[n]) for n in order]
+        if trial:
+            inputs = [_redraw(x, generator) for x in inputs]
+        with torch.no_grad():
+            want = Wide(copy_module(gm)).run(*inputs)
+            got = rewritten(*inputs)
+        reason = _difference(got, want)
+        if reason:
+            return reason
+    return None
+
+
+def _redraw(x: Any, generator: torch.Generator) -> Any:
+    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or not torch.isfinite(x).all():
+        return x
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    return torch.empty_like(x).copy_(noise * (x.std(correction=0) + 0.5))
+
+
+def _difference(got: torch.Tensor, want: torch.Tensor) -> str | None:
+    if got.shape != want.shape:
+        return f"the rewritten subgraph gives {tuple(got.shape)}, the original {tuple(want.shape)}"
+    got, want = got.double(), want.double()
+    # Rows that are masked throughout are NaN in the original; the Op gives 0 there.
+    known = torch.isfinite(want)
+    if not known.any():
+        return "the original gives no finite value on the captured inputs"
+    error = (got - want)[known].abs().max().item() / max(want[known].abs().max().item(), 1e-30)
+    # fp64 throughout, but for casts inside that cannot be lifted.
+    if not error <= 1e-6:
+        return f"the rewritten subgraph differs from the original by {error:.2g} of the largest value"
+    return None
+
+
+def _reference_node(g: fx.Graph, call: Call) -> fx.Node:
+    if call.op == "softmax":
+        return g.call_function(torch.softmax, (*call.tensors, call.attributes["dim"]))
+    a = call.attributes
+    return g.call_function(
+        reference_attention,
+        (*call.tensors, list(call.captured), [], a["program"]),
+        {"scale": a["scale"], "enable_gqa": a["enable_gqa"]},
+    )
+
+
+def reference_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, captured: list[torch.Tensor], scalars: list[float],
+    program: str | None, *, scale: float | None = None, enable_gqa: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """Attention by formula in the dtype of the query, a Program read by the interpreter."""
+    from .attention import reference_attention_mod
+
+    out, _ = reference_attention_mod(
+        query, key, value, captured, scalars, program or "", scale=scale, enable_gqa=enable_gqa
+    )
+    return out
