@@ -1,0 +1,172 @@
+"""libkgen.so through ctypes: registry, Candidates and Runs (csrc/kgen_tune.h).
+
+Status codes become kgen's errors; nothing else is decided here. Loaded at first use, so that serving never
+pays for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ._paths import binary
+from .errors import BadInput, EnvironmentLacks, KgenError
+
+ERROR_BYTES = 2048
+
+# Status of csrc/base/error.h to the error that the user meets; what is not here is a plain KgenError.
+_BAD_INPUT = {-3, -4, -5, -6, -7, -8, -9, -17}
+_ENVIRONMENT = {-11}
+EINTR = -14
+
+
+class Interrupted(KgenError):
+    """The work was stopped on request and can be resumed."""
+
+    code = 130
+
+
+@functools.cache
+def lib() -> ctypes.CDLL:
+    """The library, with the types of its functions declared. EnvironmentLacks when it does not load."""
+    try:
+        so = ctypes.CDLL(str(binary("libkgen.so")))
+    except (OSError, FileNotFoundError) as e:
+        raise EnvironmentLacks(f"libkgen.so cannot be loaded: {e}") from e
+    text, out, size = ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t
+    err = [text, size]
+    so.kgen_free.argtypes = [ctypes.c_void_p]
+    so.kgen_free.restype = None
+    for name, args in {
+        "kgen_registry_list": [text, out],
+        "kgen_registry_find": [text, text, out],
+        "kgen_registry_promote": [
+            text,
+            text,
+            text,
+            text,
+            size,
+            text,
+            text,
+            ctypes.POINTER(ctypes.c_int),
+        ],
+        "kgen_registry_rollback": [text, text, text, ctypes.POINTER(size)],
+        "kgen_registry_gc": [text, ctypes.c_int, out],
+        "kgen_index_build": [text, text],
+        "kgen_case_key": [text, text, out],
+        "kgen_candidate_check": [text, text, size, text, text, out],
+    }.items():
+        function = getattr(so, name)
+        function.argtypes = args + err
+        function.restype = ctypes.c_int
+    return so
+
+
+def raise_status(status: int, message: str) -> None:
+    """Raises the error that a negative status stands for."""
+    if status == EINTR:
+        raise Interrupted(message)
+    if status in _BAD_INPUT:
+        raise BadInput(message)
+    if status in _ENVIRONMENT:
+        raise EnvironmentLacks(message)
+    raise KgenError(message)
+
+
+def call(function: Callable[..., int], *args: Any) -> None:
+    """Calls a function that ends in (err, nerr) and raises what it reports."""
+    err = ctypes.create_string_buffer(ERROR_BYTES)
+    status = function(*args, err, ERROR_BYTES)
+    if status:
+        raise_status(status, err.value.decode(errors="replace"))
+
+
+def call_json(function: Callable[..., int], *args: Any) -> Any:
+    """The same for one that gives back a JSON text before (err, nerr)."""
+    out = ctypes.c_void_p()
+    call(function, *args, ctypes.byref(out))
+    try:
+        return json.loads(ctypes.string_at(out))
+    finally:
+        lib().kgen_free(out)
+
+
+def _path(path: str | Path) -> bytes:
+    return str(Path(path).absolute()).encode()
+
+
+def registry_list(registry: str | Path) -> list[dict[str, Any]]:
+    """Every Kernel of a registry: op, arch, id, version, ambiguous, path, verdict, created, proposer, pins."""
+    return call_json(lib().kgen_registry_list, _path(registry))
+
+
+def registry_find(registry: str | Path, name: str) -> dict[str, Any]:
+    """One Kernel by OP/vN, OP/vN-3fa2 or OP/<id prefix>."""
+    return call_json(lib().kgen_registry_find, _path(registry), name.encode())
+
+
+def registry_promote(
+    registry: str | Path,
+    op_json: str,
+    task_dir: str | Path | None,
+    source: bytes,
+    record: dict[str, Any],
+    keys: list[dict[str, Any]],
+) -> int:
+    """Promotes a passed Candidate for the Cases that the keys name; its version."""
+    version = ctypes.c_int()
+    call(
+        lib().kgen_registry_promote,
+        _path(registry),
+        op_json.encode(),
+        _path(task_dir) if task_dir else None,
+        source,
+        len(source),
+        json.dumps(record).encode(),
+        json.dumps(keys).encode(),
+        ctypes.byref(version),
+    )
+    return version.value
+
+
+def registry_rollback(registry: str | Path, op: str, version: str) -> int:
+    """Points the pins of a version back at it; how many moved."""
+    moved = ctypes.c_size_t()
+    call(
+        lib().kgen_registry_rollback,
+        _path(registry),
+        op.encode(),
+        version.encode(),
+        ctypes.byref(moved),
+    )
+    return moved.value
+
+
+def registry_gc(registry: str | Path, dry: bool) -> list[dict[str, Any]]:
+    """Removes what no pin names or has replaced; what it was (dry: would be)."""
+    return call_json(lib().kgen_registry_gc, _path(registry), int(dry))
+
+
+def index_build(registry: str | Path, index: str | Path) -> None:
+    """Derives the index of a registry."""
+    call(lib().kgen_index_build, _path(registry), _path(index))
+
+
+def case_key(op_json: str, case: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The key of a Case's exact pin, and the pin's name."""
+    found = call_json(lib().kgen_case_key, op_json.encode(), json.dumps(case).encode())
+    return found["key"], found["hash"]
+
+
+def candidate_check(
+    op_json: str, source: bytes, name: str, tunables: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """Checks a Candidate's plan: op, target, min_arch, tunables, holes, id. BadInput names what is wrong."""
+    given = json.dumps(tunables).encode() if tunables is not None else None
+    return call_json(
+        lib().kgen_candidate_check, op_json.encode(), source, len(source), name.encode(), given
+    )
