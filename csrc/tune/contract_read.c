@@ -38,6 +38,8 @@ int kg_read_array(const kg_json *j, const char *at, size_t min, size_t max, kg_e
     if (!kg_json_is_array(j))
         return kg_fail(err, KG_EFORMAT, "%s must be an array, found %s", at, kg_json_type(j));
     size_t n = kg_json_size(j);
+    if (min == max && n != min)
+        return kg_fail(err, KG_EFORMAT, "%s has %zu elements; it must have %zu", at, n, min);
     if (n < min || n > max)
         return kg_fail(err, KG_EFORMAT, "%s has %zu elements; it may have %zu to %zu", at, n, min,
                        max);
