@@ -5,6 +5,7 @@
 #include <locale.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,13 +36,33 @@ double kg_json_to_double(const char *digits) {
     return v;
 }
 
-/* The fewest significant digits that read back as v, as "d.ddde[+-]xx". */
+static bool reads_back(const char *text, double v) {
+    double back = strtod(text, NULL);
+    return memcmp(&back, &v, sizeof v) == 0;
+}
+
+/* The next decimal of as many digits; false when all are nines, for then fewer digits have done. */
+static bool step_up(char *text) {
+    for (char *s = strchr(text, 'e') - 1; s >= text; s--) {
+        if (*s == '.' || *s == '-')
+            continue;
+        if (*s != '9') {
+            ++*s;
+            return true;
+        }
+        *s = '0';
+    }
+    return false;
+}
+
+/* The fewest significant digits that read back as v, as "d.ddde[+-]xx". At a power of two the gap
+ * below is half of the one above, so the nearest decimal may miss where the next one up does not.
+ */
 static void shortest(double v, char out[40]) {
     locale_t before = enter_c_locale();
     for (int digits = 1; digits <= 17; digits++) {
         snprintf(out, 40, "%.*e", digits - 1, v);
-        double back = strtod(out, NULL);
-        if (memcmp(&back, &v, sizeof v) == 0)
+        if (reads_back(out, v) || (digits < 17 && step_up(out) && reads_back(out, v)))
             break;
     }
     leave_c_locale(before);
