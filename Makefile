@@ -62,10 +62,10 @@ FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.kgen-demo
 	@$(call configure,fuzz,build-fuzz)
 	@cmake --build build-fuzz -j$(JOBS) --target kgen-fuzz -- --no-print-directory -s
-	@cd build-fuzz && for one in ../tests/fuzz/*.c; do \
+	@cd build-fuzz && seeds=$$(find ../tests/golden ../kernels -mindepth 1 -type d) && for one in ../tests/fuzz/*.c; do \
 	    name=$$(basename $$one .c); mkdir -p corpus-$$name; echo "$$name, $(FUZZ_SECONDS) s"; \
 	    ./$$name -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -verbosity=0 \
-	        corpus-$$name ../tests/golden || exit 1; \
+	        corpus-$$name $$seeds >$$name.log 2>&1 || { tail -n 30 $$name.log; exit 1; }; \
 	done
 
 wheel: $(VENV)/.kgen-test
