@@ -13,7 +13,6 @@
  * overwritten. Longer rows go block by block with a running maximum and are read twice.
  *
  * Traffic: 2 * M * N elements for rows that fit. Floor: that over the rate of a copy.
- * Exponentials are 2^(x * log2e - m): the rounding of m is common to a row and cancels.
  *
  * A row with NaN or +inf, and a row of -inf, comes out as NaN. Refuses strided rows: columns.c is for those. */
 #include <math.h>
@@ -51,7 +50,9 @@ typedef uint16_t vh __attribute__((vector_size(2 * VL)));
 
 INLINE vf splat(float x) { return x - (vf){0}; }
 
+#if VL == 4
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+#endif
 
 INLINE vf fma_(vf a, vf b, vf c) {
 #if VL == 16
@@ -130,6 +131,16 @@ INLINE vf exp2_(vf x) {
     vi e = __builtin_convertvector(pick(n == n, n, (vf){0}), vi);
 #endif
     return poly(x - n) * (vf)((e + 127) << 23);
+#endif
+}
+
+/* e^(x - peak) for x <= peak. With FMA as 2^(x * log2e - m), m = peak * log2e: the rounding of m is common to a
+ * row and cancels. Without, x * log2e would be rounded too, so the difference comes first. */
+INLINE vf exp_below(vf x, float peak) {
+#if VL > 4
+    return exp2_(fma_(x, splat(LOG2E), splat(-(peak * LOG2E))));
+#else
+    return exp2_((x - peak) * LOG2E);
 #endif
 }
 
@@ -237,21 +248,20 @@ INLINE float row_peak(const char *x, int64_t n) {
     return peak_of(top[0]);
 }
 
-/* e[i] = 2^(x[i] * log2e - m), when e is not NULL; returns the sum. ahead is prefetched alongside. */
-INLINE float row_exp(const char *x, float *e, int64_t n, float m, const char *ahead) {
+/* e[i] = e^(x[i] - peak), when e is not NULL; returns the sum. ahead is prefetched alongside. */
+INLINE float row_exp(const char *x, float *e, int64_t n, float peak, const char *ahead) {
     vf part[UNROLL];
-    const vf low = splat(-m);
     int64_t i = 0;
     FULLY for (int u = 0; u < UNROLL; u++) part[u] = (vf){0};
     for (; i + UNROLL * VL <= n; i += UNROLL * VL) FULLY for (int u = 0; u < UNROLL; u++) {
-        vf p = exp2_(fma_(load(x, i + u * VL), splat(LOG2E), low));
+        vf p = exp_below(load(x, i + u * VL), peak);
         if (AHEAD && ahead && (i + u * VL) * SIZE % 64 == 0)
             __builtin_prefetch(ahead + (i + u * VL) * SIZE, 0, AHEAD == 1 ? 3 : 2);
         if (e) memcpy(e + i + u * VL, &p, sizeof p);
         part[u] += p;
     }
     for (; i < n; i += VL) {
-        vf p = exp2_(fma_(i + VL <= n ? load(x, i) : load_tail(x, i, n), splat(LOG2E), low));
+        vf p = exp_below(i + VL <= n ? load(x, i) : load_tail(x, i, n), peak);
         if (e) memcpy(e + i, &p, sizeof p);
         part[0] += p;
     }
@@ -281,21 +291,30 @@ INLINE void row_write(char *y, const float *e, int64_t n, float scale, int strea
     if (i < n) store_tail(y, i, n, scratch(e, i) * s);
 }
 
+/* What a sum against the maximum `from` is multiplied with to stand against `to`: the quotient of exp_below's. */
+INLINE double rescale(float from, float to) {
+#if VL > 4
+    return exp2((double)(from * LOG2E) - (double)(to * LOG2E));
+#else
+    return exp2((double)(from - to) * (double)LOG2E);
+#endif
+}
+
 /* Rows that do not fit: blocks with a running maximum, then a second reading. */
 static __attribute__((noinline)) void long_row(const char *x, char *y, int64_t n, float *e, int streamed) {
-    float m = -INFINITY;
+    float peak = -INFINITY;
     double sum = 0;
     for (int64_t i = 0; i < n; i += FIT) {
         const int64_t part = n - i < FIT ? n - i : FIT;
-        const float top = row_peak(x + i * SIZE, part) * LOG2E, now = top > m ? top : m;
+        const float top = row_peak(x + i * SIZE, part), now = top > peak ? top : peak;
         const float low = now == -INFINITY ? 0 : now;
-        sum = sum * exp2((double)m - (double)low) + (double)row_exp(x + i * SIZE, 0, part, low, 0);
-        m = now;
+        sum = sum * rescale(peak, low) + (double)row_exp(x + i * SIZE, 0, part, low, 0);
+        peak = now;
     }
     const float scale = (float)(1 / sum);
     for (int64_t i = 0; i < n; i += FIT) {
         const int64_t part = n - i < FIT ? n - i : FIT;
-        row_exp(x + i * SIZE, e, part, m, 0);
+        row_exp(x + i * SIZE, e, part, peak, 0);
         row_write(y + i * SIZE, e, part, scale, streamed);
     }
 }
@@ -314,7 +333,7 @@ void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_outp
         if (n > FIT) {
             long_row(x, y, n, e, streamed);
         } else {
-            const float peak = row_peak(x, n) * LOG2E;
+            const float peak = row_peak(x, n);
             const float sum = row_exp(x, e, n, peak, i + 1 < end ? x + n * SIZE : 0);
             row_write(y, e, n, 1 / sum, streamed);
         }
