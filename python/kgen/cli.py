@@ -1,0 +1,230 @@
+"""The command line: `kgen` and `python -m kgen`. Help lists only what works.
+
+Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 the environment lacks something, 130 interrupted (and
+resumable). An error is one message on stderr; --debug shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from .errors import KgenError
+
+Command = Callable[[argparse.Namespace], "int | None"]
+
+
+def _lazy(module: str, name: str) -> Command:
+    """A command whose module is imported when it runs: `kgen list` need not import torch."""
+
+    def run(args: argparse.Namespace) -> int | None:
+        return getattr(importlib.import_module(f".{module}", __package__), name)(args)
+
+    return run
+
+
+def _registry_option(p: argparse.ArgumentParser, what: str) -> None:
+    p.add_argument("--registry", metavar="DIR", help=what)
+
+
+def _model_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a KernelBench-style file (Model, get_inputs, get_init_inputs), a script, or "
+        "package.module:callable",
+    )
+    p.add_argument("--module", metavar="NAME", help="a script's global: the module, or a callable giving it")
+    p.add_argument(
+        "--inputs", metavar="NAME", help="a script's global: a tuple, a dict, or a callable giving one"
+    )
+    p.add_argument(
+        "--target",
+        metavar="PATTERN",
+        action="append",
+        help="what to tune: names of Ops or submodules, with * and ?; default: every subgraph that is a "
+        "canonical Op",
+    )
+    mode = p.add_mutually_exclusive_group()
+    mode.add_argument("--eval", action="store_const", dest="mode", const="eval", help="call eval() first")
+    mode.add_argument("--train", action="store_const", dest="mode", const="train", help="call train() first")
+    p.add_argument("--precision", default="native", choices=["native", "fp32", "tf32", "bf16"])
+
+
+def _add_tune(sub: argparse._SubParsersAction) -> None:
+    p = sub.add_parser("tune", help="capture a model's shapes, search, judge and promote kernels")
+    _model_options(p)
+    p.add_argument("--proposer", default="builtin", choices=["builtin"])
+    p.add_argument("--budget", default="15m", help="time for the search: 90s, 15m, 1h (default 15m)")
+    p.add_argument("--device", default="cpu", help="cpu")
+    p.add_argument("--run", metavar="DIR", help="the Run's folder (default: runs/<model>-<time> in the cache)")
+    p.add_argument("--resume", action="store_true", help="go on with the Run in --run")
+    _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
+    p.add_argument("--no-promote", action="store_true", help="judge and gate only")
+    p.add_argument("--min-speedup", type=float, default=1.05, help="lower bound that a promotion needs")
+    p.add_argument("--json", action="store_true", help="the result as JSON, on stdout")
+    p.set_defaults(run_command=_lazy("tune", "run_tune"))
+
+
+def _add_capture(sub: argparse._SubParsersAction) -> None:
+    p = sub.add_parser("capture", help="write a model's Tasks to a folder that another machine can judge")
+    _model_options(p)
+    p.add_argument("-o", "--output", metavar="TASK_DIR", required=True)
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run_command=_lazy("tune", "run_capture"))
+
+
+def _add_judge(sub: argparse._SubParsersAction) -> None:
+    p = sub.add_parser("judge", help="judge candidate files against a Task")
+    p.add_argument("task", metavar="TASK_DIR")
+    p.add_argument("files", metavar="FILE", nargs="+")
+    p.add_argument("--tunables", metavar="JSON", help='values, such as {"BLOCK_M": 64}; default: the first of each')
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--no-timing", action="store_true", help="correctness alone")
+    p.add_argument("--json", action="store_true", help="one Record a line")
+    p.set_defaults(run_command=_lazy("tune", "run_judge"))
+
+
+def _add_registry_commands(sub: argparse._SubParsersAction) -> None:
+    everywhere = "this registry alone (default: all that `import kgen` reads)"
+    p = sub.add_parser("list", help="every promoted kernel")
+    _registry_option(p, everywhere)
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run_command=_lazy("commands", "run_list"))
+
+    p = sub.add_parser("show", help="an Op, or one kernel and its evidence")
+    p.add_argument("name", metavar="OP[/vN]")
+    p.add_argument("--source", action="store_true", help="print its source")
+    p.add_argument("--json", action="store_true")
+    _registry_option(p, everywhere)
+    p.set_defaults(run_command=_lazy("commands", "run_show"))
+
+    p = sub.add_parser("diff", help="what differs between two versions")
+    p.add_argument("op", metavar="OP")
+    p.add_argument("a", metavar="vA")
+    p.add_argument("b", metavar="vB")
+    _registry_option(p, everywhere)
+    p.set_defaults(run_command=_lazy("commands", "run_diff"))
+
+    p = sub.add_parser("rollback", help="make an earlier version active again")
+    p.add_argument("op", metavar="OP")
+    p.add_argument("version", metavar="vN")
+    _registry_option(p, everywhere)
+    p.set_defaults(run_command=_lazy("commands", "run_rollback"))
+
+    p = sub.add_parser("gc", help="remove kernels that nothing points to")
+    p.add_argument("--dry-run", action="store_true", help="only say what would go")
+    _registry_option(p, everywhere)
+    p.set_defaults(run_command=_lazy("commands", "run_gc"))
+
+    p = sub.add_parser("verify", help="judge active kernels again on this machine and renew their evidence")
+    p.add_argument("op", metavar="OP", nargs="?")
+    _registry_option(p, everywhere)
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run_command=_lazy("verify", "run_verify"))
+
+    p = sub.add_parser("why", help="which kernel serves a call, and why not another")
+    p.add_argument("op", metavar="OP")
+    p.add_argument(
+        "args",
+        metavar="ARG",
+        nargs="*",
+        help="tensors as float32[1,8,1024,64], attributes as name=value or plain numbers",
+    )
+    p.set_defaults(run_command=_lazy("verify", "run_why"))
+
+    p = sub.add_parser("build", help="compile active kernels into the cache, to ship it")
+    p.add_argument("--arch", metavar="A", help="x86-64-v3, x86-64-v4 ...; default: this machine's")
+    _registry_option(p, everywhere)
+    p.set_defaults(run_command=_lazy("verify", "run_build"))
+
+
+def _add_others(sub: argparse._SubParsersAction) -> None:
+    p = sub.add_parser("report", help="draw what a Run found, as one HTML page")
+    p.add_argument("run_dir", metavar="RUN_DIR")
+    p.add_argument("-o", "--output", metavar="F.html")
+    p.set_defaults(run_command=_lazy("report", "run_report"))
+
+    p = sub.add_parser("doctor", help="what is found, what is not, what to do")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run_command=_lazy("doctor", "run_doctor"))
+
+    p = sub.add_parser("demo", help="tune the example model and show what came of it")
+    p.add_argument("--budget", default="2m", help="time for the search (default 2m)")
+    p.add_argument("--run", metavar="DIR", help="keep the Run here (default: a new folder in the cache)")
+    p.set_defaults(run_command=_lazy("demo", "run_demo"))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="kgen", description="PyTorch kernels that are generated, judged and promoted."
+    )
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    top.add_argument("--version", action="store_true", help="print the version")
+    sub = top.add_subparsers(metavar="COMMAND", title="commands")
+    _add_tune(sub)
+    _add_capture(sub)
+    _add_judge(sub)
+    _add_registry_commands(sub)
+    _add_others(sub)
+    for p in sub.choices.values():
+        p.add_argument("--debug", action="store_true", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    return top
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is kgen's, and what stands behind -- for the script."""
+    words = list(argv)
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("kgen")
+    except metadata.PackageNotFoundError:
+        return "0.1.0"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    ours, theirs = _split(sys.argv[1:] if argv is None else argv)
+    top = parser()
+    try:
+        args = top.parse_args(ours)
+    except SystemExit as e:
+        return int(e.code or 0)
+    if args.version:
+        print(f"kgen {_version()}")
+        return 0
+    if not hasattr(args, "run_command"):
+        top.print_help()
+        return 2
+    args.script_args = theirs
+    try:
+        return args.run_command(args) or 0
+    except KgenError as e:
+        if args.debug:
+            traceback.print_exc()
+        print(f"kgen: {e}", file=sys.stderr)
+        return e.code
+    except KeyboardInterrupt:
+        if args.debug:
+            traceback.print_exc()
+        run = getattr(args, "run", None)
+        tail = f"; `--run {run} --resume` goes on" if run else ""
+        print(f"kgen: interrupted{tail}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except OSError as e:
+        if args.debug:
+            traceback.print_exc()
+        print(f"kgen: {e.strerror}: {e.filename}" if e.filename else f"kgen: {e}", file=sys.stderr)
+        return 3
