@@ -1,0 +1,77 @@
+/* The judge's side of worker/protocol.h: one worker, from its start to its death.
+ *
+ * A worker is for one Candidate and one Case and is never used again after it: what a Candidate
+ * spoils dies with it. All calls are of one thread. Nothing that a worker sends is believed beyond
+ * its numbers. */
+#ifndef KG_TUNE_WORKER_CLIENT_H
+#define KG_TUNE_WORKER_CLIENT_H
+
+#include <sys/types.h>
+
+#include "runtime/plan.h"
+#include "tune/slots.h"
+#include "worker/protocol.h"
+
+typedef struct kg_worker kg_worker;
+
+typedef struct kg_worker_options {
+    const char *path; /* kgen-worker; NULL: $KGEN_WORKER, else beside this library */
+    uint32_t threads;
+    uint64_t stack; /* bytes a thread */
+    int64_t cpu_s;  /* the most processor time of the process; 0: none */
+} kg_worker_options;
+
+/* How a worker ended. */
+typedef struct kg_death {
+    bool timed_out; /* it did not answer in time and was killed */
+    bool reported;  /* it said what happened (the fields up to `system_call`) */
+    uint32_t signal, code, access, stack_guard, system_call;
+    uint64_t address;
+    int exit_signal, exit_code; /* as the kernel tells */
+} kg_death;
+
+typedef struct kg_run_arg {
+    uint8_t kind; /* KG_WA_* */
+    uint32_t buffer;
+    int64_t i;
+    double f;
+} kg_run_arg;
+
+typedef struct kg_run_launch {
+    uint32_t entry;
+    int64_t range, grain;
+    size_t nargs;
+    kg_run_arg args[KG_MAX_LAUNCH_ARGS];
+} kg_run_launch;
+
+typedef struct kg_run {
+    uint32_t split, warm, timed;
+    size_t nclear;
+    uint32_t clear[KG_W_MAX_BUFFERS];
+    size_t programs_bytes;
+    const void *programs;
+    size_t nlaunches;
+    kg_run_launch launches[KG_MAX_LAUNCHES];
+} kg_run;
+
+/* Starts a worker and waits until its first locks are set. KG_EENV names what is missing. */
+int kg_worker_open(const kg_worker_options *options, kg_worker **out, kg_error *err);
+void kg_worker_close(kg_worker *w); /* kills it when it still runs */
+
+/* addresses: of each buffer's data in the worker. */
+int kg_worker_map(kg_worker *w, const kg_slot *const *slots, size_t n, uint64_t *addresses,
+                  kg_error *err);
+/* KG_EIO, KG_EFORMAT: the image does not load; the message says why. */
+int kg_worker_load(kg_worker *w, const void *image, size_t n, size_t nentries, kg_error *err);
+/* ns: timed calls' times. KG_ECHILD: the worker died or was killed at the limit, see
+ * kg_worker_death. KG_EINTR: kg_stop_wanted. */
+int kg_worker_run(kg_worker *w, const kg_run *run, int64_t limit_ms, uint64_t *ns, kg_error *err);
+/* Bytes a second, three numbers (read, write, copy) a size. */
+int kg_worker_rates(kg_worker *w, const uint64_t *sizes, size_t n, double *rates, kg_error *err);
+int kg_worker_ping(kg_worker *w, kg_error *err);
+
+const kg_death *kg_worker_death(const kg_worker *w);
+uint32_t kg_worker_landlock(const kg_worker *w); /* 0: the kernel has none */
+pid_t kg_worker_pid(const kg_worker *w);
+
+#endif
