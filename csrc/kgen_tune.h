@@ -1,9 +1,10 @@
-/* The public C API of libkgen.so: registry, Candidates, Runs. The judge's part is kgen_judge.h; the runtime's is
- * kgen.h.
+/* The public C API of libkgen.so: registry, Candidates, Runs. The judge's part is kgen_judge.h; the
+ * runtime's is kgen.h.
  *
- * Texts are UTF-8 and end in NUL; what a call gives back through char ** is freed with kgen_free. Functions
- * return 0, or a negative status (base/error.h) with a message in err (at most nerr bytes; may be NULL). Out
- * parameters are written only on success. Calls on one registry may come from any thread or process. */
+ * Texts are UTF-8 and end in NUL; what a call gives back through char ** is freed with kgen_free.
+ * Functions return 0, or a negative status (base/error.h) with a message in err (at most nerr
+ * bytes; may be NULL). Out parameters are written only on success. Calls on one registry may come
+ * from any thread or process. */
 #ifndef KGEN_TUNE_H
 #define KGEN_TUNE_H
 
@@ -14,7 +15,8 @@
 
 KGEN_API void kgen_free(void *p);
 
-/* A JSON list of objects: op, arch, id, version, ambiguous, path, verdict, created, proposer, pins. */
+/* A JSON list of objects: op, arch, id, version, ambiguous, path, verdict, created, proposer, pins.
+ */
 KGEN_API int kgen_registry_list(const char *registry, char **json, char *err, size_t nerr);
 /* One such object. name: OP/vN, OP/vN-3fa2, OP/<id prefix>. */
 KGEN_API int kgen_registry_find(const char *registry, const char *name, char **json, char *err,
@@ -33,9 +35,10 @@ KGEN_API int kgen_index_build(const char *registry, const char *index_path, char
 /* {"key": {...}, "hash": "<32 hex>"} of a Case's exact pin. */
 KGEN_API int kgen_case_key(const char *op_json, const char *case_json, char **json, char *err,
                            size_t nerr);
-/* Checks the plan against the contract: {"op", "target", "min_arch", "tunables": {...}, "holes": [...],
- * "id": "<64 hex>"}; tunables_json NULL takes the defaults, and the id is of that choice. */
-KGEN_API int kgen_candidate_check(const char *op_json, const char *source, size_t n, const char *name,
-                                  const char *tunables_json, char **json, char *err, size_t nerr);
+/* Checks the plan against the contract: {"op", "target", "min_arch", "tunables": {...}, "holes":
+ * [...], "id": "<64 hex>"}; tunables_json NULL takes the defaults, and the id is of that choice. */
+KGEN_API int kgen_candidate_check(const char *op_json, const char *source, size_t n,
+                                  const char *name, const char *tunables_json, char **json,
+                                  char *err, size_t nerr);
 
 #endif

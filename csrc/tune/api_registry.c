@@ -23,14 +23,18 @@ static int give_json(int rc, kg_json *json, char **out, kg_error *e) {
         rc = kg_buf_check(&text, "result", e);
     }
     char *taken = rc ? NULL : kg_buf_take(&text);
-    if (!rc && !taken) rc = kg_fail(e, KG_ENOMEM, "result");
-    if (!rc) *out = taken;
+    if (!rc && !taken)
+        rc = kg_fail(e, KG_ENOMEM, "result");
+    if (!rc)
+        *out = taken;
     kg_buf_free(&text);
     kg_json_free(json);
     return rc;
 }
 
-void kgen_free(void *p) { free(p); }
+void kgen_free(void *p) {
+    free(p);
+}
 
 static kg_json *kernel_json(const kg_kernel *k) {
     kg_json *o = kg_json_new_object();
@@ -43,7 +47,8 @@ static kg_json *kernel_json(const kg_kernel *k) {
     kg_json_set_str(o, "verdict", k->verdict);
     kg_json_set_str(o, "created", k->created);
     kg_json_set_str(o, "proposer", k->proposer);
-    if (kg_json_set_int(o, "pins", (int64_t)k->pins)) return o;
+    if (kg_json_set_int(o, "pins", (int64_t)k->pins))
+        return o;
     kg_json_free(o);
     return NULL;
 }
@@ -66,16 +71,19 @@ int kgen_registry_list(const char *registry, char **json, char *err, size_t nerr
     return give(rc, &e, err, nerr);
 }
 
-int kgen_registry_find(const char *registry, const char *name, char **json, char *err, size_t nerr) {
+int kgen_registry_find(const char *registry, const char *name, char **json, char *err,
+                       size_t nerr) {
     kg_error e = {0};
     kg_registry *r = NULL;
     const kg_kernel *k = NULL;
     kg_json *o = NULL;
     int rc = kg_registry_open(registry, false, &r, &e);
-    if (!rc) rc = kg_registry_find(r, name, &k, &e);
+    if (!rc)
+        rc = kg_registry_find(r, name, &k, &e);
     if (!rc) {
         o = kernel_json(k);
-        if (!o) rc = kg_fail(&e, KG_ENOMEM, "kernel %s", name);
+        if (!o)
+            rc = kg_fail(&e, KG_ENOMEM, "kernel %s", name);
     }
     rc = give_json(rc, o, json, &e);
     kg_registry_close(r);
@@ -86,10 +94,12 @@ int kgen_registry_find(const char *registry, const char *name, char **json, char
 static int element_texts(const char *keys, char ***out, size_t *n, kg_error *e) {
     kg_json *list = NULL;
     int rc = kg_json_parse(keys, strlen(keys), "keys", &list, e);
-    if (!rc && !kg_json_is_array(list)) rc = kg_fail(e, KG_EFORMAT, "keys: a list is needed");
+    if (!rc && !kg_json_is_array(list))
+        rc = kg_fail(e, KG_EFORMAT, "keys: a list is needed");
     size_t size = rc ? 0 : kg_json_size(list);
     char **texts = rc ? NULL : calloc(size ? size : 1, sizeof *texts);
-    if (!rc && !texts) rc = kg_fail(e, KG_ENOMEM, "%zu keys", size);
+    if (!rc && !texts)
+        rc = kg_fail(e, KG_ENOMEM, "%zu keys", size);
     for (size_t i = 0; !rc && i < size; i++) {
         kg_buf text;
         kg_buf_init(&text, 0);
@@ -107,7 +117,8 @@ static int element_texts(const char *keys, char ***out, size_t *n, kg_error *e) 
 }
 
 static void free_texts(char **texts, size_t n) {
-    for (size_t i = 0; i < n; i++) free(texts[i]);
+    for (size_t i = 0; i < n; i++)
+        free(texts[i]);
     free(texts);
 }
 
@@ -119,7 +130,8 @@ int kgen_registry_promote(const char *registry, const char *op_json, const char 
     char **texts = NULL;
     size_t ntexts = 0;
     int rc = element_texts(keys, &texts, &ntexts, &e);
-    if (!rc) rc = kg_registry_open(registry, true, &r, &e);
+    if (!rc)
+        rc = kg_registry_open(registry, true, &r, &e);
     if (!rc)
         rc = kg_registry_promote(r, op_json, task_dir, source, n, record_json,
                                  (const char *const *)texts, ntexts, version, &e);
@@ -133,7 +145,8 @@ int kgen_registry_rollback(const char *registry, const char *op, const char *ver
     kg_error e = {0};
     kg_registry *r = NULL;
     int rc = kg_registry_open(registry, false, &r, &e);
-    if (!rc) rc = kg_registry_rollback(r, op, version, moved, &e);
+    if (!rc)
+        rc = kg_registry_rollback(r, op, version, moved, &e);
     kg_registry_close(r);
     return give(rc, &e, err, nerr);
 }
@@ -144,10 +157,13 @@ int kgen_registry_gc(const char *registry, int dry, char **json, char *err, size
     kg_buf report;
     kg_buf_init(&report, 0);
     int rc = kg_registry_open(registry, false, &r, &e);
-    if (!rc) rc = kg_registry_gc(r, dry != 0, &report, &e);
+    if (!rc)
+        rc = kg_registry_gc(r, dry != 0, &report, &e);
     char *text = rc ? NULL : kg_buf_take(&report);
-    if (!rc && !text) rc = kg_fail(&e, KG_ENOMEM, "report of gc");
-    if (!rc) *json = text;
+    if (!rc && !text)
+        rc = kg_fail(&e, KG_ENOMEM, "report of gc");
+    if (!rc)
+        *json = text;
     kg_buf_free(&report);
     kg_registry_close(r);
     return give(rc, &e, err, nerr);
@@ -164,11 +180,13 @@ int kgen_case_key(const char *op_json, const char *case_json, char **json, char 
     kg_case *c = NULL;
     kg_json *o = NULL;
     int rc = kg_op_from_json(op_json, strlen(op_json), "op.json", &op, &e);
-    if (!rc) rc = kg_case_from_json(case_json, strlen(case_json), "Case", op, &c, &e);
+    if (!rc)
+        rc = kg_case_from_json(case_json, strlen(case_json), "Case", op, &c, &e);
     if (!rc) {
         o = kg_json_new_object();
         kg_json_set(o, "key", kg_key_to_json(op, &c->key));
-        if (!kg_json_set_str(o, "hash", c->hash)) rc = kg_fail(&e, KG_ENOMEM, "key of a Case");
+        if (!kg_json_set_str(o, "hash", c->hash))
+            rc = kg_fail(&e, KG_ENOMEM, "key of a Case");
     }
     rc = give_json(rc, o, json, &e);
     kg_case_free(c);
@@ -182,9 +200,11 @@ static kg_json *plan_summary(const kg_plan *p, const kg_tuning *t, const char *i
     kg_json_set_str(o, "target", p->target == KG_CUDA ? "cuda" : "cpu");
     kg_json_set_str(o, "min_arch", p->min_arch);
     kg_json_set(o, "tunables", kg_tuning_to_json(p, t));
-    for (size_t i = 0; i < p->nholes; i++) kg_json_push_str(holes, p->holes[i]);
+    for (size_t i = 0; i < p->nholes; i++)
+        kg_json_push_str(holes, p->holes[i]);
     kg_json_set(o, "holes", holes);
-    if (kg_json_set_str(o, "id", id)) return o;
+    if (kg_json_set_str(o, "id", id))
+        return o;
     kg_json_free(o);
     return NULL;
 }
@@ -198,15 +218,20 @@ int kgen_candidate_check(const char *op_json, const char *source, size_t n, cons
     kg_tuning tuning;
     char id[65];
     int rc = kg_op_from_json(op_json, strlen(op_json), "op.json", &op, &e);
-    if (!rc) rc = kg_plan_from_source(source, n, name, op, &plan, &e);
+    if (!rc)
+        rc = kg_plan_from_source(source, n, name, op, &plan, &e);
     if (!rc && tunables_json)
         rc = kg_json_parse(tunables_json, strlen(tunables_json), "tunables", &given, &e);
-    if (!rc && given) rc = kg_tuning_from_json(plan, given, "tunables", &tuning, &e);
-    if (!rc && !given) kg_tuning_default(plan, &tuning);
-    if (!rc) rc = kg_candidate_id(source, n, plan, &tuning, id, &e);
+    if (!rc && given)
+        rc = kg_tuning_from_json(plan, given, "tunables", &tuning, &e);
+    if (!rc && !given)
+        kg_tuning_default(plan, &tuning);
+    if (!rc)
+        rc = kg_candidate_id(source, n, plan, &tuning, id, &e);
     if (!rc) {
         o = plan_summary(plan, &tuning, id);
-        if (!o) rc = kg_fail(&e, KG_ENOMEM, "summary of %s", name);
+        if (!o)
+            rc = kg_fail(&e, KG_ENOMEM, "summary of %s", name);
     }
     rc = give_json(rc, o, json, &e);
     kg_json_free(given);

@@ -1,5 +1,5 @@
-/* JSON into the shared types: contracts, plans, Cases. The runtime never sees JSON; tuning and the index
- * builder come through here. All strings are copied. */
+/* JSON into the shared types: contracts, plans, Cases. The runtime never sees JSON; tuning and the
+ * index builder come through here. All strings are copied. */
 #ifndef KG_TUNE_CONTRACT_H
 #define KG_TUNE_CONTRACT_H
 
@@ -13,13 +13,13 @@
 int kg_op_from_json(const char *text, size_t n, const char *what, kg_op **out, kg_error *err);
 
 /* Reads the plan in a Candidate's opening comment and checks every name against the contract. */
-int kg_plan_from_source(const char *text, size_t n, const char *what, const kg_op *op, kg_plan **out,
-                        kg_error *err);
+int kg_plan_from_source(const char *text, size_t n, const char *what, const kg_op *op,
+                        kg_plan **out, kg_error *err);
 /* The name of the Op alone, before its contract is known. */
 int kg_source_op(const char *text, size_t n, const char *what, char op[128], kg_error *err);
 
-/* Defaults: the first value of each. json: {"VEC": 16}; every tunable must be named and the value be one of
- * the plan's. */
+/* Defaults: the first value of each. json: {"VEC": 16}; every tunable must be named and the value
+ * be one of the plan's. */
 void kg_tuning_default(const kg_plan *p, kg_tuning *out);
 int kg_tuning_from_json(const kg_plan *p, const kg_json *json, const char *what, kg_tuning *out,
                         kg_error *err);
@@ -27,7 +27,12 @@ kg_json *kg_tuning_to_json(const kg_plan *p, const kg_tuning *t); /* NULL: out o
 int kg_candidate_id(const char *text, size_t n, const kg_plan *p, const kg_tuning *t, char id[65],
                     kg_error *err);
 
-typedef enum kg_fill_kind { KG_FILL_NORMAL, KG_FILL_UNIFORM, KG_FILL_INTEGERS, KG_FILL_VALUES } kg_fill_kind;
+typedef enum kg_fill_kind {
+    KG_FILL_NORMAL,
+    KG_FILL_UNIFORM,
+    KG_FILL_INTEGERS,
+    KG_FILL_VALUES
+} kg_fill_kind;
 
 typedef struct kg_fill {
     kg_fill_kind kind;
@@ -35,7 +40,8 @@ typedef struct kg_fill {
     char *file;  /* KG_FILL_VALUES */
 } kg_fill;
 
-/* One Case. call.args' tensors have data NULL: sizes, strides and dtypes only; align is what the Case saw. */
+/* One Case. call.args' tensors have data NULL: sizes, strides and dtypes only; align is what the
+ * Case saw. */
 typedef struct kg_case {
     kg_call call;
     kg_program *program;
@@ -54,7 +60,8 @@ void kg_case_free(kg_case *c);
 
 /* Keys and pins. */
 kg_json *kg_key_to_json(const kg_op *op, const kg_key *key);
-int kg_key_from_json(const kg_op *op, const kg_json *json, const char *what, kg_key *out, kg_error *err);
+int kg_key_from_json(const kg_op *op, const kg_json *json, const char *what, kg_key *out,
+                     kg_error *err);
 int kg_key_hash(const kg_op *op, const kg_key *key, char hash[33], kg_error *err);
 
 #endif

@@ -1,6 +1,6 @@
-/* Derives the index of a registry from its files. Every Candidate's id is checked against its bytes and every
- * pin's name against its key, so that what the runtime serves is what was promoted; what does not hold is left
- * out with a warning. Nothing in the registry is changed. */
+/* Derives the index of a registry from its files. Every Candidate's id is checked against its bytes
+ * and every pin's name against its key, so that what the runtime serves is what was promoted; what
+ * does not hold is left out with a warning. Nothing in the registry is changed. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,10 +29,12 @@ typedef struct draft {
 } draft;
 
 static int grow(void **items, size_t *cap, size_t n, size_t size, kg_error *err) {
-    if (n < *cap) return KG_OK;
+    if (n < *cap)
+        return KG_OK;
     size_t want = *cap ? 2 * *cap : 16;
     void *grown = realloc(*items, want * size);
-    if (!grown) return kg_fail(err, KG_ENOMEM, "index of %zu entries", want);
+    if (!grown)
+        return kg_fail(err, KG_ENOMEM, "index of %zu entries", want);
     *items = grown;
     *cap = want;
     return KG_OK;
@@ -63,8 +65,10 @@ static void draft_free(draft *d) {
         kg_plan_free(d->plans[i]);
         free((void *)d->kernels[i].programs);
     }
-    for (size_t i = 0; i < d->ntexts; i++) free(d->texts[i]);
-    for (size_t i = 0; i < d->nroots; i++) kg_json_free(d->roots[i]);
+    for (size_t i = 0; i < d->ntexts; i++)
+        free(d->texts[i]);
+    for (size_t i = 0; i < d->nroots; i++)
+        kg_json_free(d->roots[i]);
     free(d->kernels);
     free(d->plans);
     free(d->pins);
@@ -92,7 +96,8 @@ static const char *env_text(const kg_json *env, const char *key) {
 
 static int hash_from_hex(const char *hex, kg_hash128 *out) {
     char part[17];
-    if (!kg_is_hex(hex, 32)) return KG_EFORMAT;
+    if (!kg_is_hex(hex, 32))
+        return KG_EFORMAT;
     memcpy(part, hex, 16);
     part[16] = '\0';
     out->hi = strtoull(part, NULL, 16);
@@ -104,9 +109,11 @@ static int hash_from_hex(const char *hex, kg_hash128 *out) {
 static int read_programs(const kg_json *record, kg_index_kernel *k, kg_error *err) {
     const kg_json *list = kg_json_get(record, "programs");
     size_t n = kg_json_size(list);
-    if (!n) return KG_OK;
+    if (!n)
+        return KG_OK;
     kg_hash128 *hashes = calloc(n, sizeof *hashes);
-    if (!hashes) return kg_fail(err, KG_ENOMEM, "%zu Programs", n);
+    if (!hashes)
+        return kg_fail(err, KG_ENOMEM, "%zu Programs", n);
     for (size_t i = 0; i < n; i++) {
         const char *hex = "";
         if (kg_json_str(kg_json_at(list, i), "programs", &hex, NULL) ||
@@ -130,14 +137,18 @@ static int read_source(draft *d, const char *dir, const char *file, const kg_jso
     char *path = kg_path_join(dir, file);
     int rc = path ? read_text(path, MAX_SOURCE, &text, &n, err)
                   : kg_fail(err, KG_ENOMEM, "path of a source");
-    if (!rc) rc = kg_plan_from_source(text, n, path, d->op, plan, err);
     if (!rc)
-        rc = kg_tuning_from_json(*plan, kg_json_get(record, "tunables"), "tunables", &k->tuning, err);
-    if (!rc) rc = kg_candidate_id(text, n, *plan, &k->tuning, id, err);
+        rc = kg_plan_from_source(text, n, path, d->op, plan, err);
+    if (!rc)
+        rc = kg_tuning_from_json(*plan, kg_json_get(record, "tunables"), "tunables", &k->tuning,
+                                 err);
+    if (!rc)
+        rc = kg_candidate_id(text, n, *plan, &k->tuning, id, err);
     if (!rc && strcmp(id, k->id) != 0)
         rc = kg_fail(err, KG_ECORRUPT, "%s: its bytes and tunables do not give the id %.12s", path,
                      k->id);
-    if (!rc) k->source_hash = kg_xxh128(text, n);
+    if (!rc)
+        k->source_hash = kg_xxh128(text, n);
     free(text);
     free(path);
     return rc;
@@ -158,9 +169,12 @@ static int parse_record(draft *d, const char *dir, kg_json **record, kg_error *e
     size_t n = 0;
     int rc = path ? read_text(path, KG_MAX_RECORD, &text, &n, err)
                   : kg_fail(err, KG_ENOMEM, "path of a record");
-    if (!rc) rc = kg_json_parse(text, n, path, record, err);
-    if (!rc) rc = keep_root(d, *record, err);
-    if (!rc) rc = kg_json_format(*record, path, 1, err);
+    if (!rc)
+        rc = kg_json_parse(text, n, path, record, err);
+    if (!rc)
+        rc = keep_root(d, *record, err);
+    if (!rc)
+        rc = kg_json_format(*record, path, 1, err);
     free(text);
     free(path);
     return rc;
@@ -173,9 +187,12 @@ static int read_kernel(draft *d, const char *arch, const char *id, const char *d
     int64_t version = 0;
     kg_index_kernel k = {0};
     int rc = parse_record(d, dir, &record, err);
-    if (!rc) rc = kg_json_str(kg_json_get(record, "source"), "source", &file, err);
-    if (!rc) rc = kg_json_str(kg_json_get(record, "id"), "id", &rid, err);
-    if (!rc) rc = kg_json_int(kg_json_get(record, "version"), "version", &version, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(record, "source"), "source", &file, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(record, "id"), "id", &rid, err);
+    if (!rc)
+        rc = kg_json_int(kg_json_get(record, "version"), "version", &version, err);
     if (!rc && (strcmp(rid, id) != 0 || version < 1 || version > 1 << 30))
         rc = kg_fail(err, KG_ECORRUPT, "%s: id or version of its Record is wrong", dir);
     if (!rc) {
@@ -188,9 +205,12 @@ static int read_kernel(draft *d, const char *arch, const char *id, const char *d
         k.arch = own;
         rc = keep_text(d, own, err);
     }
-    if (!rc) rc = read_source(d, dir, file, record, &k, &plan, err);
-    if (!rc) rc = relative_source(d, arch, id, file, &k, err);
-    if (!rc) rc = read_programs(record, &k, err);
+    if (!rc)
+        rc = read_source(d, dir, file, record, &k, &plan, err);
+    if (!rc)
+        rc = relative_source(d, arch, id, file, &k, err);
+    if (!rc)
+        rc = read_programs(record, &k, err);
     if (!rc && d->nkernels == d->cap_kernels) {
         size_t cap = d->cap_kernels;
         rc = grow((void **)&d->plans, &cap, d->nkernels, sizeof *d->plans, err);
@@ -210,7 +230,8 @@ static int read_kernel(draft *d, const char *arch, const char *id, const char *d
 
 static int kernel_index(const draft *d, const char *arch, const char *id) {
     for (size_t i = 0; i < d->nkernels; i++)
-        if (!strcmp(d->kernels[i].id, id) && !strcmp(d->kernels[i].arch, arch)) return (int)i;
+        if (!strcmp(d->kernels[i].id, id) && !strcmp(d->kernels[i].arch, arch))
+            return (int)i;
     return -1;
 }
 
@@ -219,13 +240,16 @@ static int read_pin(draft *d, const char *arch, const char *path, const char *na
     kg_index_pin out = {0};
     char hash[33];
     int rc = kg_pin_read(path, &pin, err), at = -1;
-    if (!rc) rc = kg_key_from_json(d->op, pin.key, path, &out.key, err);
-    if (!rc) rc = kg_key_hash(d->op, &out.key, hash, err);
+    if (!rc)
+        rc = kg_key_from_json(d->op, pin.key, path, &out.key, err);
+    if (!rc)
+        rc = kg_key_hash(d->op, &out.key, hash, err);
     if (!rc && strcmp(hash, name) != 0)
         rc = kg_fail(err, KG_ECORRUPT, "%s: its key does not give its name", path);
     if (!rc && (at = kernel_index(d, arch, pin.kernel)) < 0)
         rc = kg_fail(err, KG_ENOTFOUND, "%s: kernel %.12s is not there", path, pin.kernel);
-    if (!rc) rc = grow((void **)&d->pins, &d->cap_pins, d->npins, sizeof *d->pins, err);
+    if (!rc)
+        rc = grow((void **)&d->pins, &d->cap_pins, d->npins, sizeof *d->pins, err);
     if (!rc) {
         out.kernel = (uint32_t)at;
         d->pins[d->npins++] = out;
@@ -239,7 +263,8 @@ static int read_pin(draft *d, const char *arch, const char *path, const char *na
 typedef int (*entry_reader)(draft *d, const char *arch, const char *name, const char *path,
                             kg_error *err);
 
-static int as_kernel(draft *d, const char *arch, const char *name, const char *path, kg_error *err) {
+static int as_kernel(draft *d, const char *arch, const char *name, const char *path,
+                     kg_error *err) {
     return kg_is_hex(name, 64) ? read_kernel(d, arch, name, path, err) : KG_OK;
 }
 
@@ -272,7 +297,8 @@ static int each(draft *d, const char *arch, const char *dir, entry_reader read, 
 static int read_arch(draft *d, const char *arch, const char *dir, kg_error *err) {
     char *pins = kg_path_join(dir, "pins");
     int rc = pins ? each(d, arch, dir, as_kernel, err) : kg_fail(err, KG_ENOMEM, "path of pins");
-    if (!rc) rc = each(d, arch, pins, as_pin, err);
+    if (!rc)
+        rc = each(d, arch, pins, as_pin, err);
     free(pins);
     return rc;
 }
@@ -287,7 +313,8 @@ static void mark_ambiguous(draft *d) {
 
 static int read_task(draft *d, kg_error *err) {
     char *task = kg_path_join(d->dir, "task");
-    if (!task) return kg_fail(err, KG_ENOMEM, "path of a Task");
+    if (!task)
+        return kg_fail(err, KG_ENOMEM, "path of a Task");
     d->task = kg_is_dir(task) ? kg_path_join(d->name, "task") : strdup("");
     free(task);
     return d->task ? KG_OK : kg_fail(err, KG_ENOMEM, "path of a Task");
@@ -299,7 +326,8 @@ static int read_archs(draft *d, kg_error *err) {
     int rc = kg_list_dir(d->dir, &archs, &n, err);
     for (size_t i = 0; !rc && i < n; i++) {
         char *dir = kg_path_join(d->dir, archs[i]);
-        if (!dir) rc = kg_fail(err, KG_ENOMEM, "path of %s", archs[i]);
+        if (!dir)
+            rc = kg_fail(err, KG_ENOMEM, "path of %s", archs[i]);
         if (!rc && strcmp(archs[i], "task") != 0 && kg_is_dir(dir))
             rc = read_arch(d, archs[i], dir, err);
         free(dir);
@@ -313,12 +341,16 @@ static int read_op(draft *d, kg_error *err) {
     size_t n = 0;
     int rc = path ? read_text(path, KG_MAX_RECORD, &text, &n, err)
                   : kg_fail(err, KG_ENOMEM, "path of op.json");
-    if (!rc) rc = kg_op_from_json(text, n, path, &d->op, err);
+    if (!rc)
+        rc = kg_op_from_json(text, n, path, &d->op, err);
     if (!rc && strcmp(d->op->name, d->name) != 0)
         rc = kg_fail(err, KG_EFORMAT, "%s: the Op's name differs from its folder's", path);
-    if (!rc) rc = read_task(d, err);
-    if (!rc) rc = read_archs(d, err);
-    if (!rc) mark_ambiguous(d);
+    if (!rc)
+        rc = read_task(d, err);
+    if (!rc)
+        rc = read_archs(d, err);
+    if (!rc)
+        mark_ambiguous(d);
     free(text);
     free(path);
     return rc;
@@ -330,14 +362,16 @@ static int read_ops(const char *registry, char **names, size_t n, draft *drafts,
         kg_error bad = {0};
         draft *d = &drafts[*ndrafts];
         *d = (draft){.name = names[i], .dir = kg_path_join(registry, names[i])};
-        if (!d->dir) return kg_fail(err, KG_ENOMEM, "path of %s", names[i]);
+        if (!d->dir)
+            return kg_fail(err, KG_ENOMEM, "path of %s", names[i]);
         bool folder = names[i][0] != '.' && kg_is_dir(d->dir);
         int rc = folder ? read_op(d, &bad) : KG_OK;
         if (rc == KG_ENOMEM) {
             (*ndrafts)++;
             return kg_fail(err, rc, "%s", bad.msg);
         }
-        if (rc) kg_log(KG_LOG_WARNING, "Op left out: %s", bad.msg);
+        if (rc)
+            kg_log(KG_LOG_WARNING, "Op left out: %s", bad.msg);
         if (rc || !folder)
             draft_free(d);
         else
@@ -349,7 +383,8 @@ static int read_ops(const char *registry, char **names, size_t n, draft *drafts,
 static int write_index(const char *registry, const char *index_path, uint64_t fingerprint,
                        const draft *drafts, size_t n, kg_error *err) {
     kg_index_op *ops = calloc(n ? n : 1, sizeof *ops);
-    if (!ops) return kg_fail(err, KG_ENOMEM, "index of %zu Ops", n);
+    if (!ops)
+        return kg_fail(err, KG_ENOMEM, "index of %zu Ops", n);
     for (size_t i = 0; i < n; i++)
         ops[i] = (kg_index_op){.op = drafts[i].op,
                                .task = drafts[i].task,
@@ -369,10 +404,14 @@ int kg_index_build(const char *registry, const char *index_path, kg_error *err) 
     uint64_t fingerprint = kg_registry_fingerprint(registry);
     int rc = kg_list_dir(registry, &names, &n, err);
     draft *drafts = rc ? NULL : calloc(n ? n : 1, sizeof *drafts);
-    if (!rc && !drafts) rc = kg_fail(err, KG_ENOMEM, "index of %zu Ops", n);
-    if (!rc) rc = read_ops(registry, names, n, drafts, &ndrafts, err);
-    if (!rc) rc = write_index(registry, index_path, fingerprint, drafts, ndrafts, err);
-    for (size_t i = 0; i < ndrafts; i++) draft_free(&drafts[i]);
+    if (!rc && !drafts)
+        rc = kg_fail(err, KG_ENOMEM, "index of %zu Ops", n);
+    if (!rc)
+        rc = read_ops(registry, names, n, drafts, &ndrafts, err);
+    if (!rc)
+        rc = write_index(registry, index_path, fingerprint, drafts, ndrafts, err);
+    for (size_t i = 0; i < ndrafts; i++)
+        draft_free(&drafts[i]);
     free(drafts);
     kg_free_names(names, n);
     return rc;

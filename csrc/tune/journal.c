@@ -1,5 +1,5 @@
-/* The journal of a Run. It holds facts, never state that must be changed: whoever resumes reads it from the
- * start. It refuses to guess about a damaged file: only a torn last line is repaired. */
+/* The journal of a Run. It holds facts, never state that must be changed: whoever resumes reads it
+ * from the start. It refuses to guess about a damaged file: only a torn last line is repaired. */
 #include "tune/journal.h"
 
 #include <errno.h>
@@ -26,7 +26,8 @@ static int keep(kg_journal *j, kg_json *entry, kg_error *err) {
     if (j->n == j->cap) {
         size_t cap = j->cap ? 2 * j->cap : 64;
         kg_json **grown = realloc(j->entries, cap * sizeof *grown);
-        if (!grown) return kg_fail(err, KG_ENOMEM, "journal of %zu entries", cap);
+        if (!grown)
+            return kg_fail(err, KG_ENOMEM, "journal of %zu entries", cap);
         j->entries = grown;
         j->cap = cap;
     }
@@ -38,9 +39,12 @@ static int check_entry(const kg_journal *j, const kg_json *entry, const char *wh
     int64_t n;
     const char *kind;
     int rc = kg_json_format(entry, what, 1, err);
-    if (!rc) rc = kg_json_int(kg_json_get(entry, "n"), "n", &n, err);
-    if (!rc) rc = kg_json_str(kg_json_get(entry, "kind"), "kind", &kind, err);
-    if (rc) return err ? kg_fail_prefix(err, rc, "%s", what) : rc;
+    if (!rc)
+        rc = kg_json_int(kg_json_get(entry, "n"), "n", &n, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(entry, "kind"), "kind", &kind, err);
+    if (rc)
+        return err ? kg_fail_prefix(err, rc, "%s", what) : rc;
     if (n != (int64_t)j->n)
         return kg_fail(err, KG_EFORMAT, "%s: entry has n = %lld where %zu must follow", what,
                        (long long)n, j->n);
@@ -52,9 +56,12 @@ static int read_line(kg_journal *j, const char *line, size_t n, size_t number, k
     kg_json *entry = NULL;
     snprintf(what, sizeof what, "%s line %zu", j->path, number);
     int rc = kg_json_parse(line, n, what, &entry, err);
-    if (!rc) rc = check_entry(j, entry, what, err);
-    if (!rc) rc = keep(j, entry, err);
-    if (rc) kg_json_free(entry);
+    if (!rc)
+        rc = check_entry(j, entry, what, err);
+    if (!rc)
+        rc = keep(j, entry, err);
+    if (rc)
+        kg_json_free(entry);
     return rc;
 }
 
@@ -66,7 +73,8 @@ static int read_all(kg_journal *j, size_t *good, kg_error *err) {
     int rc = kg_read_file(j->path, MAX_BYTES, &text, err);
     while (!rc && pos < text.len) {
         const char *end = memchr(text.data + pos, '\n', text.len - pos);
-        if (!end) break;
+        if (!end)
+            break;
         size_t n = (size_t)(end - (text.data + pos));
         rc = read_line(j, text.data + pos, n, number++, err);
         pos += n + 1;
@@ -78,23 +86,29 @@ static int read_all(kg_journal *j, size_t *good, kg_error *err) {
 
 static int open_files(kg_journal *j, const char *run_dir, kg_error *err) {
     char *lock = kg_path_join(run_dir, ".lock");
-    int rc = lock ? kg_lock_file(lock, 0, &j->lock, err) : kg_fail(err, KG_ENOMEM, "path of a lock");
+    int rc =
+        lock ? kg_lock_file(lock, 0, &j->lock, err) : kg_fail(err, KG_ENOMEM, "path of a lock");
     free(lock);
-    if (rc) return rc == KG_EBUSY ? kg_fail_prefix(err, rc, "Run %s", run_dir) : rc;
+    if (rc)
+        return rc == KG_EBUSY ? kg_fail_prefix(err, rc, "Run %s", run_dir) : rc;
     j->fd = open(j->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (j->fd < 0) return kg_fail(err, KG_EIO, "open %s: %s", j->path, strerror(errno));
+    if (j->fd < 0)
+        return kg_fail(err, KG_EIO, "open %s: %s", j->path, strerror(errno));
     return KG_OK;
 }
 
 int kg_journal_open(const char *run_dir, kg_journal **out, kg_error *err) {
     size_t good = 0;
     kg_journal *j = calloc(1, sizeof *j);
-    if (!j) return kg_fail(err, KG_ENOMEM, "journal of %s", run_dir);
+    if (!j)
+        return kg_fail(err, KG_ENOMEM, "journal of %s", run_dir);
     j->fd = j->lock = -1;
     j->path = kg_path_join(run_dir, "journal.jsonl");
     int rc = j->path ? kg_mkdirs(run_dir, err) : kg_fail(err, KG_ENOMEM, "path of a journal");
-    if (!rc) rc = open_files(j, run_dir, err);
-    if (!rc) rc = read_all(j, &good, err);
+    if (!rc)
+        rc = open_files(j, run_dir, err);
+    if (!rc)
+        rc = read_all(j, &good, err);
     if (!rc && ftruncate(j->fd, (off_t)good))
         rc = kg_fail(err, KG_EIO, "truncate %s: %s", j->path, strerror(errno));
     if (rc) {
@@ -106,18 +120,26 @@ int kg_journal_open(const char *run_dir, kg_journal **out, kg_error *err) {
 }
 
 void kg_journal_close(kg_journal *j) {
-    if (!j) return;
-    for (size_t i = 0; i < j->n; i++) kg_json_free(j->entries[i]);
+    if (!j)
+        return;
+    for (size_t i = 0; i < j->n; i++)
+        kg_json_free(j->entries[i]);
     free(j->entries);
-    if (j->fd >= 0) close(j->fd);
-    if (j->lock >= 0) kg_unlock_file(j->lock);
+    if (j->fd >= 0)
+        close(j->fd);
+    if (j->lock >= 0)
+        kg_unlock_file(j->lock);
     free(j->path);
     free(j);
 }
 
-size_t kg_journal_size(const kg_journal *j) { return j->n; }
+size_t kg_journal_size(const kg_journal *j) {
+    return j->n;
+}
 
-const kg_json *kg_journal_at(const kg_journal *j, size_t i) { return i < j->n ? j->entries[i] : NULL; }
+const kg_json *kg_journal_at(const kg_journal *j, size_t i) {
+    return i < j->n ? j->entries[i] : NULL;
+}
 
 static int append(kg_journal *j, const kg_json *entry, kg_error *err) {
     kg_buf line;
@@ -125,7 +147,8 @@ static int append(kg_journal *j, const kg_json *entry, kg_error *err) {
     kg_json_canonical(entry, &line);
     kg_buf_putc(&line, '\n');
     int rc = kg_buf_check(&line, "journal entry", err);
-    if (!rc) rc = kg_append_sync(j->fd, line.data, line.len, j->path, err);
+    if (!rc)
+        rc = kg_append_sync(j->fd, line.data, line.len, j->path, err);
     kg_buf_free(&line);
     return rc;
 }
@@ -136,7 +159,8 @@ int kg_journal_add(kg_journal *j, const char *kind, kg_json *fields, kg_error *e
     kg_json_set_int(fields, "format", 1);
     kg_json_set_int(fields, "n", (int64_t)j->n);
     kg_json_set_str(fields, "kind", kind);
-    if (!kg_json_set_double(fields, "t", (double)now.tv_sec + (double)(now.tv_nsec / 1000000) * 1e-3)) {
+    if (!kg_json_set_double(fields, "t",
+                            (double)now.tv_sec + (double)(now.tv_nsec / 1000000) * 1e-3)) {
         kg_json_free(fields);
         return kg_fail(err, KG_ENOMEM, "journal entry %s", kind);
     }

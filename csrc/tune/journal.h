@@ -1,8 +1,8 @@
 /* The journal of a Run: append-only, one JSON object a line, synced a line (docs/formats.md).
  *
- * Opening takes the Run's lock for the life of the journal, so that two tuners never share a Run, cuts off a
- * last line that a crash tore, and refuses any other bad line by its number. An entry that was added is on
- * disk when the call returns; when it fails, the file is as before. */
+ * Opening takes the Run's lock for the life of the journal, so that two tuners never share a Run,
+ * cuts off a last line that a crash tore, and refuses any other bad line by its number. An entry
+ * that was added is on disk when the call returns; when it fails, the file is as before. */
 #ifndef KG_TUNE_JOURNAL_H
 #define KG_TUNE_JOURNAL_H
 
@@ -10,15 +10,16 @@
 
 typedef struct kg_journal kg_journal;
 
-/* Creates <run_dir> and its journal.jsonl when absent. KG_EBUSY names the process that has the Run. */
+/* Creates <run_dir> and its journal.jsonl when absent. KG_EBUSY names the process that has the Run.
+ */
 int kg_journal_open(const char *run_dir, kg_journal **out, kg_error *err);
 void kg_journal_close(kg_journal *j);
 
 size_t kg_journal_size(const kg_journal *j);
 const kg_json *kg_journal_at(const kg_journal *j, size_t i); /* borrowed */
 
-/* Takes fields (an object, also when the call fails) and adds "format", "n", "kind" and "t" (seconds since the
- * epoch). */
+/* Takes fields (an object, also when the call fails) and adds "format", "n", "kind" and "t"
+ * (seconds since the epoch). */
 int kg_journal_add(kg_journal *j, const char *kind, kg_json *fields, kg_error *err);
 
 #endif

@@ -1,5 +1,5 @@
-/* The built-in proposer: templates from kernels/<family>/ and the grid of their tunables. It needs no network
- * and invents nothing: an Op that no template is for gets no Candidate. */
+/* The built-in proposer: templates from kernels/<family>/ and the grid of their tunables. It needs
+ * no network and invents nothing: an Op that no template is for gets no Candidate. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +17,8 @@ static void source_free(kg_source *s) {
 }
 
 void kg_sources_free(kg_sources *s) {
-    for (size_t i = 0; i < s->n; i++) source_free(&s->items[i]);
+    for (size_t i = 0; i < s->n; i++)
+        source_free(&s->items[i]);
     free(s->items);
     *s = (kg_sources){0};
 }
@@ -26,7 +27,8 @@ static int push(kg_sources *s, const kg_source *item, kg_error *err) {
     if (s->n == s->cap) {
         size_t cap = s->cap ? 2 * s->cap : 8;
         kg_source *grown = realloc(s->items, cap * sizeof *grown);
-        if (!grown) return kg_fail(err, KG_ENOMEM, "%zu sources", cap);
+        if (!grown)
+            return kg_fail(err, KG_ENOMEM, "%zu sources", cap);
         s->items = grown;
         s->cap = cap;
     }
@@ -41,7 +43,8 @@ static int read_text(const char *path, kg_source *s, kg_error *err) {
     s->n = text.len;
     s->text = rc ? NULL : kg_buf_take(&text);
     kg_buf_free(&text);
-    if (!rc && !s->text) rc = kg_fail(err, KG_ENOMEM, "text of %s", path);
+    if (!rc && !s->text)
+        rc = kg_fail(err, KG_ENOMEM, "text of %s", path);
     return rc;
 }
 
@@ -49,17 +52,22 @@ int kg_sources_add_file(kg_sources *s, const char *path, const char *name, const
                         kg_error *err) {
     kg_source item = {.name = strdup(name)};
     int rc = item.name ? read_text(path, &item, err) : kg_fail(err, KG_ENOMEM, "name %s", name);
-    if (!rc) rc = kg_plan_from_source(item.text, item.n, name, op, &item.plan, err);
-    if (!rc) rc = push(s, &item, err);
-    if (rc) source_free(&item);
+    if (!rc)
+        rc = kg_plan_from_source(item.text, item.n, name, op, &item.plan, err);
+    if (!rc)
+        rc = push(s, &item, err);
+    if (rc)
+        source_free(&item);
     return rc;
 }
 
 bool kg_arch_fits(const char *min_arch, int target, const kg_constants *constants) {
     static const char cpu[] = "x86-64-v", cuda[] = "sm_";
     const char *prefix = target == KG_CUDA ? cuda : cpu;
-    if (!min_arch) return true;
-    if (strncmp(min_arch, prefix, strlen(prefix)) != 0) return false;
+    if (!min_arch)
+        return true;
+    if (strncmp(min_arch, prefix, strlen(prefix)) != 0)
+        return false;
     return constants->arch >= strtol(min_arch + strlen(prefix), NULL, 10);
 }
 
@@ -74,11 +82,14 @@ static int consider(const char *path, const char *name, const kg_op *op, int tar
     kg_source item = {0};
     char op_name[128];
     int rc = read_text(path, &item, err);
-    if (!rc) rc = kg_source_op(item.text, item.n, name, op_name, err);
+    if (!rc)
+        rc = kg_source_op(item.text, item.n, name, op_name, err);
     source_free(&item);
-    if (rc || strcmp(op_name, op->name) != 0) return rc;
+    if (rc || strcmp(op_name, op->name) != 0)
+        return rc;
     rc = kg_sources_add_file(out, path, name, op, err);
-    if (rc) return rc;
+    if (rc)
+        return rc;
     kg_source *added = &out->items[out->n - 1];
     if (added->plan->target == target && kg_arch_fits(added->plan->min_arch, target, constants))
         return KG_OK;
@@ -93,7 +104,8 @@ static int scan_family(const char *dir, const char *family, const kg_op *op, int
     size_t n = 0;
     int rc = kg_list_dir(dir, &names, &n, err);
     for (size_t i = 0; !rc && i < n; i++) {
-        if (!has_suffix(names[i], target == KG_CUDA ? ".cu" : ".c")) continue;
+        if (!has_suffix(names[i], target == KG_CUDA ? ".cu" : ".c"))
+            continue;
         char *path = kg_path_join(dir, names[i]), *name = kg_path_join(family, names[i]);
         rc = path && name ? consider(path, name, op, target, constants, out, err)
                           : kg_fail(err, KG_ENOMEM, "path of %s", names[i]);
@@ -136,7 +148,8 @@ int kg_tunings(const kg_plan *plan, size_t most, kg_tuning **out, size_t *n, kg_
             return kg_fail(err, KG_EOVERFLOW, "the tunables have more than 2^64 combinations");
     size_t take = total < most ? total : most;
     kg_tuning *list = calloc(take ? take : 1, sizeof *list);
-    if (!list) return kg_fail(err, KG_ENOMEM, "%zu combinations of tunables", take);
+    if (!list)
+        return kg_fail(err, KG_ENOMEM, "%zu combinations of tunables", take);
     /* 128 bits: i * total stays exact whatever the grid. */
     for (size_t i = 0; i < take; i++)
         tuning_at(plan, (size_t)((wide)i * total / take), &list[i]);

@@ -1,4 +1,5 @@
-/* Reading the registry. A bad entry costs a warning and itself, never the rest; nothing is changed here. */
+/* Reading the registry. A bad entry costs a warning and itself, never the rest; nothing is changed
+ * here. */
 #include "tune/registry.h"
 
 #include <stdlib.h>
@@ -23,7 +24,8 @@ static int read_json(const char *path, size_t max, kg_json **out, kg_error *err)
     kg_buf text;
     kg_buf_init(&text, max);
     int rc = kg_read_file(path, max, &text, err);
-    if (!rc) rc = kg_json_parse(text.data ? text.data : "", text.len, path, out, err);
+    if (!rc)
+        rc = kg_json_parse(text.data ? text.data : "", text.len, path, out, err);
     kg_buf_free(&text);
     return rc;
 }
@@ -39,12 +41,14 @@ static void entry_free(kg_kernel_entry *e) {
 }
 
 static void drop_all(kg_registry *r) {
-    for (size_t i = 0; i < r->n; i++) entry_free(&r->owned[i]);
+    for (size_t i = 0; i < r->n; i++)
+        entry_free(&r->owned[i]);
     r->n = 0;
 }
 
 void kg_registry_close(kg_registry *r) {
-    if (!r) return;
+    if (!r)
+        return;
     drop_all(r);
     free(r->owned);
     free(r->kernels);
@@ -53,13 +57,17 @@ void kg_registry_close(kg_registry *r) {
 }
 
 static int grow(kg_registry *r, kg_error *err) {
-    if (r->n < r->cap) return KG_OK;
+    if (r->n < r->cap)
+        return KG_OK;
     size_t cap = r->cap ? 2 * r->cap : 32;
     kg_kernel_entry *owned = realloc(r->owned, cap * sizeof *owned);
-    if (owned) r->owned = owned;
+    if (owned)
+        r->owned = owned;
     kg_kernel *kernels = realloc(r->kernels, cap * sizeof *kernels);
-    if (kernels) r->kernels = kernels;
-    if (!owned || !kernels) return kg_fail(err, KG_ENOMEM, "registry of %zu kernels", cap);
+    if (kernels)
+        r->kernels = kernels;
+    if (!owned || !kernels)
+        return kg_fail(err, KG_ENOMEM, "registry of %zu kernels", cap);
     r->cap = cap;
     return KG_OK;
 }
@@ -67,7 +75,8 @@ static int grow(kg_registry *r, kg_error *err) {
 /* Takes e also when it fails. */
 static int add(kg_registry *r, kg_kernel_entry *e, int64_t version, kg_error *err) {
     int rc = grow(r, err);
-    if (!rc && (!e->op || !e->arch || !e->id || !e->path || !e->verdict || !e->created || !e->proposer))
+    if (!rc &&
+        (!e->op || !e->arch || !e->id || !e->path || !e->verdict || !e->created || !e->proposer))
         rc = kg_fail(err, KG_ENOMEM, "kernel entry");
     if (rc) {
         entry_free(e);
@@ -96,10 +105,13 @@ static int read_kernel(kg_registry *r, const char *op, const char *arch, const c
     kg_json *record = NULL;
     int64_t version = 0;
     char *file = kg_path_join(path, "record.json");
-    if (!file) return kg_fail(err, KG_ENOMEM, "path of a record");
+    if (!file)
+        return kg_fail(err, KG_ENOMEM, "path of a record");
     int rc = read_json(file, KG_MAX_RECORD, &record, err);
-    if (!rc) rc = kg_json_format(record, file, 1, err);
-    if (!rc) rc = kg_json_int(kg_json_get(record, "version"), "version", &version, err);
+    if (!rc)
+        rc = kg_json_format(record, file, 1, err);
+    if (!rc)
+        rc = kg_json_int(kg_json_get(record, "version"), "version", &version, err);
     if (!rc && (version < 1 || version > 1 << 30))
         rc = kg_fail(err, KG_EFORMAT, "%s: version %lld is no promoted version", file,
                      (long long)version);
@@ -127,7 +139,8 @@ static int read_arch(kg_registry *r, const char *op, const char *arch, const cha
     size_t n = 0;
     int rc = kg_list_dir(dir, &ids, &n, err);
     for (size_t i = 0; !rc && i < n; i++) {
-        if (!kg_is_hex(ids[i], 64)) continue;
+        if (!kg_is_hex(ids[i], 64))
+            continue;
         kg_error bad = {0};
         char *path = kg_path_join(dir, ids[i]);
         rc = path ? read_kernel(r, op, arch, ids[i], path, &bad) : KG_ENOMEM;
@@ -150,7 +163,8 @@ static int read_op(kg_registry *r, const char *op, const char *dir, kg_error *er
     int rc = kg_list_dir(dir, &archs, &n, err);
     for (size_t i = 0; !rc && i < n; i++) {
         char *path = kg_path_join(dir, archs[i]);
-        if (!path) rc = kg_fail(err, KG_ENOMEM, "path of %s", archs[i]);
+        if (!path)
+            rc = kg_fail(err, KG_ENOMEM, "path of %s", archs[i]);
         if (!rc && strcmp(archs[i], "task") != 0 && kg_is_dir(path))
             rc = read_arch(r, op, archs[i], path, err);
         free(path);
@@ -162,17 +176,19 @@ static int read_op(kg_registry *r, const char *op, const char *dir, kg_error *er
 static int by_version(const void *pa, const void *pb) {
     const kg_kernel *a = pa, *b = pb;
     int c = strcmp(a->op, b->op);
-    if (!c) c = a->version - b->version;
+    if (!c)
+        c = a->version - b->version;
     return c ? c : strcmp(a->id, b->id);
 }
 
-static int count_pin(void *ctx, const char *op, const char *arch, const char *path, const kg_pin *pin,
-                     kg_error *err) {
+static int count_pin(void *ctx, const char *op, const char *arch, const char *path,
+                     const kg_pin *pin, kg_error *err) {
     kg_registry *r = ctx;
     (void)path, (void)err;
     for (size_t i = 0; i < r->n; i++) {
         kg_kernel *k = &r->kernels[i];
-        if (!strcmp(k->id, pin->kernel) && !strcmp(k->op, op) && !strcmp(k->arch, arch)) k->pins++;
+        if (!strcmp(k->id, pin->kernel) && !strcmp(k->op, op) && !strcmp(k->arch, arch))
+            k->pins++;
     }
     return KG_OK;
 }
@@ -184,13 +200,17 @@ int kg_registry_read(kg_registry *r, kg_error *err) {
     int rc = kg_list_dir(r->path, &ops, &n, err);
     for (size_t i = 0; !rc && i < n; i++) {
         char *dir = kg_path_join(r->path, ops[i]);
-        if (!dir) rc = kg_fail(err, KG_ENOMEM, "path of %s", ops[i]);
-        if (!rc && ops[i][0] != '.' && kg_is_dir(dir)) rc = read_op(r, ops[i], dir, err);
+        if (!dir)
+            rc = kg_fail(err, KG_ENOMEM, "path of %s", ops[i]);
+        if (!rc && ops[i][0] != '.' && kg_is_dir(dir))
+            rc = read_op(r, ops[i], dir, err);
         free(dir);
     }
     kg_free_names(ops, n);
-    if (rc) return rc;
-    if (r->n) qsort(r->kernels, r->n, sizeof *r->kernels, by_version);
+    if (rc)
+        return rc;
+    if (r->n)
+        qsort(r->kernels, r->n, sizeof *r->kernels, by_version);
     for (size_t i = 1; i < r->n; i++) {
         kg_kernel *a = &r->kernels[i - 1], *b = &r->kernels[i];
         if (!strcmp(a->op, b->op) && a->version == b->version && strcmp(a->id, b->id) != 0)
@@ -201,11 +221,15 @@ int kg_registry_read(kg_registry *r, kg_error *err) {
 
 int kg_registry_open(const char *path, bool create, kg_registry **out, kg_error *err) {
     int rc = KG_OK;
-    if (create) rc = kg_mkdirs(path, err);
-    if (!rc && !kg_is_dir(path)) rc = kg_fail(err, KG_ENOTFOUND, "registry %s: no such folder", path);
-    if (rc) return rc;
+    if (create)
+        rc = kg_mkdirs(path, err);
+    if (!rc && !kg_is_dir(path))
+        rc = kg_fail(err, KG_ENOTFOUND, "registry %s: no such folder", path);
+    if (rc)
+        return rc;
     kg_registry *r = calloc(1, sizeof *r);
-    if (r) r->path = strdup(path);
+    if (r)
+        r->path = strdup(path);
     if (!r || !r->path) {
         free(r);
         return kg_fail(err, KG_ENOMEM, "registry %s", path);
@@ -229,7 +253,8 @@ static bool names(const kg_kernel *k, const char *which) {
     size_t len = strlen(which);
     if (which[0] == 'v' && which[1] >= '0' && which[1] <= '9') {
         long version = strtol(which + 1, &end, 10);
-        if (version != k->version) return false;
+        if (version != k->version)
+            return false;
         return *end == '\0' || (*end == '-' && strncmp(k->id, end + 1, strlen(end + 1)) == 0);
     }
     return len >= 4 && len <= 64 && strncmp(k->id, which, len) == 0;
@@ -246,15 +271,17 @@ int kg_registry_find(const kg_registry *r, const char *name, const kg_kernel **o
         if (strlen(k->op) != (size_t)(slash - name) || strncmp(k->op, name, strlen(k->op)) != 0)
             continue;
         op_known = true;
-        if (!names(k, slash + 1)) continue;
+        if (!names(k, slash + 1))
+            continue;
         if (hit && strcmp(hit->id, k->id) != 0)
             return kg_fail(err, KG_EAMBIGUOUS, "%s fits v%d-%.4s and v%d-%.4s: give more", name,
                            hit->version, hit->id, k->version, k->id);
         hit = k;
     }
     if (!hit)
-        return kg_fail(err, KG_ENOTFOUND, op_known ? "%s: no such version in %s (see `kgen list`)"
-                                                   : "%s: no kernel of that Op in %s",
+        return kg_fail(err, KG_ENOTFOUND,
+                       op_known ? "%s: no such version in %s (see `kgen list`)"
+                                : "%s: no kernel of that Op in %s",
                        name, r->path);
     *out = hit;
     return KG_OK;
@@ -269,9 +296,12 @@ int kg_pin_read(const char *path, kg_pin *out, kg_error *err) {
     static const char *const keys[] = {"format", "key", "kernel", "replaced", NULL};
     kg_pin pin = {0};
     int rc = read_json(path, KG_MAX_PIN, &pin.json, err);
-    if (!rc) rc = kg_json_format(pin.json, path, 1, err);
-    if (!rc) rc = kg_json_only(pin.json, path, keys, err);
-    if (!rc) rc = kg_json_str(kg_json_get(pin.json, "kernel"), "kernel", &pin.kernel, err);
+    if (!rc)
+        rc = kg_json_format(pin.json, path, 1, err);
+    if (!rc)
+        rc = kg_json_only(pin.json, path, keys, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(pin.json, "kernel"), "kernel", &pin.kernel, err);
     if (!rc && !kg_is_hex(pin.kernel, 64))
         rc = kg_fail(err, KG_EFORMAT, "%s: kernel is not an id of 64 hex digits", path);
     if (rc) {
@@ -314,7 +344,8 @@ static int pins_of_op(const kg_registry *r, const char *op, kg_pin_visit visit, 
     size_t n = 0;
     char *dir = kg_path_join(r->path, op);
     int rc = dir ? KG_OK : kg_fail(err, KG_ENOMEM, "path of %s", op);
-    if (!rc && kg_is_dir(dir)) rc = kg_list_dir(dir, &archs, &n, err);
+    if (!rc && kg_is_dir(dir))
+        rc = kg_list_dir(dir, &archs, &n, err);
     for (size_t i = 0; !rc && i < n; i++) {
         char *pins = kg_path_join3(dir, archs[i], "pins");
         rc = pins ? pins_of(pins, op, archs[i], visit, ctx, err)
@@ -330,10 +361,12 @@ int kg_registry_pins(const kg_registry *r, const char *op, kg_pin_visit visit, v
                      kg_error *err) {
     char **ops = NULL;
     size_t n = 0;
-    if (op) return pins_of_op(r, op, visit, ctx, err);
+    if (op)
+        return pins_of_op(r, op, visit, ctx, err);
     int rc = kg_list_dir(r->path, &ops, &n, err);
     for (size_t i = 0; !rc && i < n; i++)
-        if (ops[i][0] != '.') rc = pins_of_op(r, ops[i], visit, ctx, err);
+        if (ops[i][0] != '.')
+            rc = pins_of_op(r, ops[i], visit, ctx, err);
     kg_free_names(ops, n);
     return rc;
 }

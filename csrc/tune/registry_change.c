@@ -1,6 +1,6 @@
-/* Changing the registry: promote, roll back, remove what nothing needs. Each step is one rename, in an order
- * that leaves a registry which serves either what it served or the new state: contract, Task, Candidate, and
- * the pin last. */
+/* Changing the registry: promote, roll back, remove what nothing needs. Each step is one rename, in
+ * an order that leaves a registry which serves either what it served or the new state: contract,
+ * Task, Candidate, and the pin last. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,27 +27,31 @@ static int write_pretty(const char *path, const kg_json *json, kg_error *err) {
     kg_buf_init(&text, 0);
     kg_json_pretty(json, &text);
     int rc = kg_buf_check(&text, path, err);
-    if (!rc) rc = kg_write_atomic(path, text.data, text.len, err);
+    if (!rc)
+        rc = kg_write_atomic(path, text.data, text.len, err);
     kg_buf_free(&text);
     return rc;
 }
 
 /* Whether two JSON texts are one value. */
-static int same_value(const char *a, size_t na, const char *b, size_t nb, const char *what, bool *same,
-                      kg_error *err) {
+static int same_value(const char *a, size_t na, const char *b, size_t nb, const char *what,
+                      bool *same, kg_error *err) {
     kg_json *ja = NULL, *jb = NULL;
     kg_buf ta, tb;
     kg_buf_init(&ta, 0);
     kg_buf_init(&tb, 0);
     int rc = kg_json_parse(a, na, what, &ja, err);
-    if (!rc) rc = kg_json_parse(b, nb, what, &jb, err);
+    if (!rc)
+        rc = kg_json_parse(b, nb, what, &jb, err);
     if (!rc) {
         kg_json_canonical(ja, &ta);
         kg_json_canonical(jb, &tb);
         rc = kg_buf_check(&ta, what, err);
-        if (!rc) rc = kg_buf_check(&tb, what, err);
+        if (!rc)
+            rc = kg_buf_check(&tb, what, err);
     }
-    if (!rc) *same = ta.len == tb.len && memcmp(ta.data, tb.data, ta.len) == 0;
+    if (!rc)
+        *same = ta.len == tb.len && memcmp(ta.data, tb.data, ta.len) == 0;
     kg_buf_free(&ta);
     kg_buf_free(&tb);
     kg_json_free(ja);
@@ -68,8 +72,9 @@ static int put_contract(const char *dir, const char *op_json, kg_error *err) {
         if (!rc)
             rc = same_value(there.data, there.len, op_json, strlen(op_json), path, &same, err);
         if (!rc && !same)
-            rc = kg_fail(err, KG_EEXIST, "%s differs from the contract of this Op: use another "
-                                         "registry, or another name for the Op",
+            rc = kg_fail(err, KG_EEXIST,
+                         "%s differs from the contract of this Op: use another "
+                         "registry, or another name for the Op",
                          path);
     }
     kg_buf_free(&there);
@@ -81,7 +86,8 @@ static int copy_file(const char *from, const char *to, kg_error *err) {
     kg_buf bytes;
     kg_buf_init(&bytes, (size_t)4 << 30);
     int rc = kg_read_file(from, (size_t)4 << 30, &bytes, err);
-    if (!rc) rc = kg_write_atomic(to, bytes.data ? bytes.data : "", bytes.len, err);
+    if (!rc)
+        rc = kg_write_atomic(to, bytes.data ? bytes.data : "", bytes.len, err);
     kg_buf_free(&bytes);
     return rc;
 }
@@ -90,9 +96,11 @@ static int copy_file(const char *from, const char *to, kg_error *err) {
 static int copy_tree(const char *from, const char *to, int depth, kg_error *err) {
     char **names = NULL;
     size_t n = 0;
-    if (depth > 4) return kg_fail(err, KG_EINVAL, "%s is nested deeper than a Task can be", from);
+    if (depth > 4)
+        return kg_fail(err, KG_EINVAL, "%s is nested deeper than a Task can be", from);
     int rc = kg_mkdirs(to, err);
-    if (!rc) rc = kg_list_dir(from, &names, &n, err);
+    if (!rc)
+        rc = kg_list_dir(from, &names, &n, err);
     for (size_t i = 0; !rc && i < n; i++) {
         char *a = kg_path_join(from, names[i]), *b = kg_path_join(to, names[i]);
         if (!a || !b)
@@ -113,7 +121,8 @@ static int rename_dir(const char *aside, const char *path, const char *parent, k
     int rc = kg_sync_dir(aside, err);
     if (!rc && rename(aside, path))
         rc = kg_fail(err, KG_EIO, "rename %s to %s: %s", aside, path, strerror(errno));
-    if (!rc) rc = kg_sync_dir(parent, err);
+    if (!rc)
+        rc = kg_sync_dir(parent, err);
     return rc;
 }
 
@@ -128,9 +137,12 @@ static int put_task(const char *dir, const char *task_dir, kg_error *err) {
     int rc = path && aside ? KG_OK : kg_fail(err, KG_ENOMEM, "path of a Task");
     if (!rc && !kg_is_dir(path)) {
         rc = kg_remove_tree(aside, err);
-        if (!rc) rc = copy_tree(task_dir, aside, 0, err);
-        if (!rc) rc = rename_dir(aside, path, dir, err);
-        if (rc) kg_remove_tree(aside, NULL);
+        if (!rc)
+            rc = copy_tree(task_dir, aside, 0, err);
+        if (!rc)
+            rc = rename_dir(aside, path, dir, err);
+        if (rc)
+            kg_remove_tree(aside, NULL);
     }
     free(path);
     free(aside);
@@ -145,14 +157,16 @@ static int note_pins(kg_json *record, const char *const *hashes, size_t n, kg_er
         bool there = false;
         for (size_t k = 0; k < kg_json_size(pins); k++) {
             const char *s;
-            if (!kg_json_str(kg_json_at(pins, k), "", &s, NULL) && !strcmp(s, hashes[i])) there = true;
+            if (!kg_json_str(kg_json_at(pins, k), "", &s, NULL) && !strcmp(s, hashes[i]))
+                there = true;
         }
         if (!there && !kg_json_push_str(pins, hashes[i])) {
             kg_json_free(pins);
             return kg_fail(err, KG_ENOMEM, "pins of a Record");
         }
     }
-    if (!kg_json_set(record, "pins", pins)) return kg_fail(err, KG_ENOMEM, "pins of a Record");
+    if (!kg_json_set(record, "pins", pins))
+        return kg_fail(err, KG_ENOMEM, "pins of a Record");
     return KG_OK;
 }
 
@@ -160,9 +174,12 @@ static int next_version(const kg_registry *r, const char *op, const char *arch, 
     int next = 1;
     for (size_t i = 0; i < r->n; i++) {
         const kg_kernel *k = &r->kernels[i];
-        if (strcmp(k->op, op) != 0) continue;
-        if (!strcmp(k->id, id) && !strcmp(k->arch, arch)) return k->version;
-        if (k->version >= next) next = k->version + 1;
+        if (strcmp(k->op, op) != 0)
+            continue;
+        if (!strcmp(k->id, id) && !strcmp(k->arch, arch))
+            return k->version;
+        if (k->version >= next)
+            next = k->version + 1;
     }
     return next;
 }
@@ -178,16 +195,24 @@ typedef struct promotion {
 static int read_record(promotion *p, const char *record_json, kg_error *err) {
     const char *verdict = "";
     int rc = kg_json_parse(record_json, strlen(record_json), "Record", &p->record, err);
-    if (!rc) rc = kg_json_format(p->record, "Record", 1, err);
-    if (!rc) rc = kg_json_str(kg_json_get(p->record, "op"), "Record: op", &p->op, err);
-    if (!rc) rc = kg_json_str(kg_json_get(p->record, "arch"), "Record: arch", &p->arch, err);
-    if (!rc) rc = kg_json_str(kg_json_get(p->record, "id"), "Record: id", &p->id, err);
-    if (!rc) rc = kg_json_str(kg_json_get(p->record, "source"), "Record: source", &p->file, err);
-    if (!rc) rc = kg_json_str(kg_json_get(p->record, "verdict"), "Record: verdict", &verdict, err);
-    if (rc) return rc;
+    if (!rc)
+        rc = kg_json_format(p->record, "Record", 1, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(p->record, "op"), "Record: op", &p->op, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(p->record, "arch"), "Record: arch", &p->arch, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(p->record, "id"), "Record: id", &p->id, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(p->record, "source"), "Record: source", &p->file, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(p->record, "verdict"), "Record: verdict", &verdict, err);
+    if (rc)
+        return rc;
     if (strcmp(verdict, "pass") != 0)
         return kg_fail(err, KG_EINVAL, "a Candidate with verdict %s cannot be promoted", verdict);
-    if (!kg_is_hex(p->id, 64)) return kg_fail(err, KG_EFORMAT, "Record: id is not 64 hex digits");
+    if (!kg_is_hex(p->id, 64))
+        return kg_fail(err, KG_EFORMAT, "Record: id is not 64 hex digits");
     if (strchr(p->op, '/') || strchr(p->arch, '/') || strchr(p->file, '/') || p->op[0] == '.' ||
         p->arch[0] == '.' || p->file[0] == '.')
         return kg_fail(err, KG_EFORMAT, "Record: op, arch and source are plain names");
@@ -223,19 +248,26 @@ static void promotion_free(promotion *p) {
     free(p->hash_names);
 }
 
-/* A Candidate that is there already keeps its folder and version; its Record is replaced by the newer one. */
+/* A Candidate that is there already keeps its folder and version; its Record is replaced by the
+ * newer one. */
 static int put_kernel(promotion *p, const char *source, size_t n, kg_error *err) {
     bool there = kg_is_dir(p->kernel_dir);
     char *aside = there ? strdup(p->kernel_dir) : aside_name(p->arch_dir);
     char *code = aside ? kg_path_join(aside, p->file) : NULL;
     char *record = aside ? kg_path_join(aside, "record.json") : NULL;
     int rc = code && record ? KG_OK : kg_fail(err, KG_ENOMEM, "paths of a kernel");
-    if (!rc && !there) rc = kg_remove_tree(aside, err);
-    if (!rc) rc = kg_mkdirs(aside, err);
-    if (!rc) rc = kg_write_atomic(code, source, n, err);
-    if (!rc) rc = write_pretty(record, p->record, err);
-    if (!rc && !there) rc = rename_dir(aside, p->kernel_dir, p->arch_dir, err);
-    if (rc && aside && !there) kg_remove_tree(aside, NULL);
+    if (!rc && !there)
+        rc = kg_remove_tree(aside, err);
+    if (!rc)
+        rc = kg_mkdirs(aside, err);
+    if (!rc)
+        rc = kg_write_atomic(code, source, n, err);
+    if (!rc)
+        rc = write_pretty(record, p->record, err);
+    if (!rc && !there)
+        rc = rename_dir(aside, p->kernel_dir, p->arch_dir, err);
+    if (rc && aside && !there)
+        kg_remove_tree(aside, NULL);
     free(aside);
     free(code);
     free(record);
@@ -266,34 +298,45 @@ static int put_pins(const promotion *p, const char *const *keys, size_t nkeys, k
         char *path = kg_path_join(p->pins_dir, p->hash_names[i]);
         rc = path ? kg_json_parse(keys[i], strlen(keys[i]), "key of a pin", &key, err)
                   : kg_fail(err, KG_ENOMEM, "path of a pin");
-        if (!rc) rc = put_pin(path, key, p->id, err);
+        if (!rc)
+            rc = put_pin(path, key, p->id, err);
         kg_json_free(key);
         free(path);
     }
     return rc;
 }
 
-int kg_registry_promote(kg_registry *r, const char *op_json, const char *task_dir, const char *source,
-                        size_t n, const char *record_json, const char *const *keys, size_t nkeys,
-                        int *version, kg_error *err) {
+int kg_registry_promote(kg_registry *r, const char *op_json, const char *task_dir,
+                        const char *source, size_t n, const char *record_json,
+                        const char *const *keys, size_t nkeys, int *version, kg_error *err) {
     int fd = -1, number = 0;
     promotion p = {0};
     int rc = read_record(&p, record_json, err);
-    if (!rc) rc = lock(r, &fd, err);
-    if (!rc) rc = kg_registry_read(r, err);
-    if (!rc) rc = make_paths(&p, r, keys, nkeys, err);
-    if (!rc) rc = put_contract(p.op_dir, op_json, err);
-    if (!rc && task_dir) rc = put_task(p.op_dir, task_dir, err);
+    if (!rc)
+        rc = lock(r, &fd, err);
+    if (!rc)
+        rc = kg_registry_read(r, err);
+    if (!rc)
+        rc = make_paths(&p, r, keys, nkeys, err);
+    if (!rc)
+        rc = put_contract(p.op_dir, op_json, err);
+    if (!rc && task_dir)
+        rc = put_task(p.op_dir, task_dir, err);
     if (!rc) {
         number = next_version(r, p.op, p.arch, p.id);
         kg_json_set_int(p.record, "version", number);
         rc = note_pins(p.record, p.hash_names, nkeys, err);
     }
-    if (!rc) rc = put_kernel(&p, source, n, err);
-    if (!rc) rc = put_pins(&p, keys, nkeys, err);
-    if (!rc) rc = kg_registry_read(r, err);
-    if (!rc) *version = number;
-    if (fd >= 0) kg_unlock_file(fd);
+    if (!rc)
+        rc = put_kernel(&p, source, n, err);
+    if (!rc)
+        rc = put_pins(&p, keys, nkeys, err);
+    if (!rc)
+        rc = kg_registry_read(r, err);
+    if (!rc)
+        *version = number;
+    if (fd >= 0)
+        kg_unlock_file(fd);
     promotion_free(&p);
     return rc;
 }
@@ -307,19 +350,23 @@ typedef struct rollback {
 static bool lists(const kg_json *pins, const char *path) {
     const char *name = strrchr(path, '/') + 1, *s;
     for (size_t i = 0; i < kg_json_size(pins); i++)
-        if (!kg_json_str(kg_json_at(pins, i), "", &s, NULL) && !strcmp(s, name)) return true;
+        if (!kg_json_str(kg_json_at(pins, i), "", &s, NULL) && !strcmp(s, name))
+            return true;
     return false;
 }
 
-static int roll_pin(void *ctx, const char *op, const char *arch, const char *path, const kg_pin *pin,
-                    kg_error *err) {
+static int roll_pin(void *ctx, const char *op, const char *arch, const char *path,
+                    const kg_pin *pin, kg_error *err) {
     rollback *b = ctx;
     (void)op;
-    if (strcmp(arch, b->to->arch) != 0 || !lists(b->pins, path)) return KG_OK;
+    if (strcmp(arch, b->to->arch) != 0 || !lists(b->pins, path))
+        return KG_OK;
     b->fitting++;
-    if (!strcmp(pin->kernel, b->to->id)) return KG_OK;
+    if (!strcmp(pin->kernel, b->to->id))
+        return KG_OK;
     int rc = put_pin(path, pin->key, b->to->id, err);
-    if (!rc) b->moved++;
+    if (!rc)
+        b->moved++;
     return rc;
 }
 
@@ -329,7 +376,8 @@ static int read_pins_of_record(const kg_kernel *k, kg_json **record, kg_error *e
     char *path = kg_path_join(k->path, "record.json");
     int rc = path ? kg_read_file(path, KG_MAX_RECORD, &text, err)
                   : kg_fail(err, KG_ENOMEM, "path of a record");
-    if (!rc) rc = kg_json_parse(text.data, text.len, path, record, err);
+    if (!rc)
+        rc = kg_json_parse(text.data, text.len, path, record, err);
     free(path);
     kg_buf_free(&text);
     return rc;
@@ -343,9 +391,12 @@ int kg_registry_rollback(kg_registry *r, const char *op, const char *version, si
     rollback b = {0};
     snprintf(name, sizeof name, "%s/%s", op, version);
     int rc = lock(r, &fd, err);
-    if (!rc) rc = kg_registry_read(r, err);
-    if (!rc) rc = kg_registry_find(r, name, &b.to, err);
-    if (!rc) rc = read_pins_of_record(b.to, &record, err);
+    if (!rc)
+        rc = kg_registry_read(r, err);
+    if (!rc)
+        rc = kg_registry_find(r, name, &b.to, err);
+    if (!rc)
+        rc = read_pins_of_record(b.to, &record, err);
     if (!rc) {
         b.pins = kg_json_get(record, "pins");
         rc = kg_registry_pins(r, op, roll_pin, &b, err);
@@ -353,9 +404,12 @@ int kg_registry_rollback(kg_registry *r, const char *op, const char *version, si
     if (!rc && !b.fitting)
         rc = kg_fail(err, KG_ENOTFOUND, "%s: it was promoted for no Case that has a pin", name);
     kg_json_free(record);
-    if (!rc) rc = kg_registry_read(r, err);
-    if (!rc) *moved = b.moved;
-    if (fd >= 0) kg_unlock_file(fd);
+    if (!rc)
+        rc = kg_registry_read(r, err);
+    if (!rc)
+        *moved = b.moved;
+    if (fd >= 0)
+        kg_unlock_file(fd);
     return rc;
 }
 
@@ -368,7 +422,8 @@ static int need(needed *s, const char *id, kg_error *err) {
     if (s->n == s->cap) {
         size_t cap = s->cap ? 2 * s->cap : 64;
         void *grown = realloc(s->ids, cap * sizeof *s->ids);
-        if (!grown) return kg_fail(err, KG_ENOMEM, "ids of %zu pins", cap);
+        if (!grown)
+            return kg_fail(err, KG_ENOMEM, "ids of %zu pins", cap);
         s->ids = grown;
         s->cap = cap;
     }
@@ -377,17 +432,19 @@ static int need(needed *s, const char *id, kg_error *err) {
     return KG_OK;
 }
 
-static int need_pin(void *ctx, const char *op, const char *arch, const char *path, const kg_pin *pin,
-                    kg_error *err) {
+static int need_pin(void *ctx, const char *op, const char *arch, const char *path,
+                    const kg_pin *pin, kg_error *err) {
     (void)op, (void)arch, (void)path;
     int rc = need(ctx, pin->kernel, err);
-    if (!rc && pin->replaced && kg_is_hex(pin->replaced, 64)) rc = need(ctx, pin->replaced, err);
+    if (!rc && pin->replaced && kg_is_hex(pin->replaced, 64))
+        rc = need(ctx, pin->replaced, err);
     return rc;
 }
 
 static bool is_needed(const needed *s, const char *id) {
     for (size_t i = 0; i < s->n; i++)
-        if (!strcmp(s->ids[i], id)) return true;
+        if (!strcmp(s->ids[i], id))
+            return true;
     return false;
 }
 
@@ -395,11 +452,13 @@ static int64_t folder_bytes(const char *dir) {
     char **names = NULL;
     size_t n = 0;
     int64_t sum = 0;
-    if (kg_list_dir(dir, &names, &n, NULL)) return 0;
+    if (kg_list_dir(dir, &names, &n, NULL))
+        return 0;
     for (size_t i = 0; i < n; i++) {
         struct stat st;
         char *path = kg_path_join(dir, names[i]);
-        if (path && !stat(path, &st)) sum += st.st_size;
+        if (path && !stat(path, &st))
+            sum += st.st_size;
         free(path);
     }
     kg_free_names(names, n);
@@ -413,7 +472,8 @@ static int report_removed(kg_json *list, const kg_kernel *k, kg_error *err) {
     kg_json_set_str(row, "id", k->id);
     kg_json_set_int(row, "version", k->version);
     kg_json_set_int(row, "bytes", folder_bytes(k->path));
-    if (!kg_json_push(list, row)) return kg_fail(err, KG_ENOMEM, "report of gc");
+    if (!kg_json_push(list, row))
+        return kg_fail(err, KG_ENOMEM, "report of gc");
     return KG_OK;
 }
 
@@ -422,17 +482,24 @@ int kg_registry_gc(kg_registry *r, bool dry, kg_buf *report, kg_error *err) {
     needed keep = {0};
     kg_json *list = kg_json_new_array();
     int rc = list ? lock(r, &fd, err) : kg_fail(err, KG_ENOMEM, "report of gc");
-    if (!rc) rc = kg_registry_read(r, err);
-    if (!rc) rc = kg_registry_pins(r, NULL, need_pin, &keep, err);
+    if (!rc)
+        rc = kg_registry_read(r, err);
+    if (!rc)
+        rc = kg_registry_pins(r, NULL, need_pin, &keep, err);
     for (size_t i = 0; !rc && i < r->n; i++) {
-        if (is_needed(&keep, r->kernels[i].id)) continue;
+        if (is_needed(&keep, r->kernels[i].id))
+            continue;
         rc = report_removed(list, &r->kernels[i], err);
-        if (!rc && !dry) rc = kg_remove_tree(r->kernels[i].path, err);
+        if (!rc && !dry)
+            rc = kg_remove_tree(r->kernels[i].path, err);
     }
-    if (!rc) rc = kg_json_canonical(list, report) ? kg_buf_check(report, "report of gc", err) : KG_OK;
-    if (!rc && !dry) rc = kg_registry_read(r, err);
+    if (!rc)
+        rc = kg_json_canonical(list, report) ? kg_buf_check(report, "report of gc", err) : KG_OK;
+    if (!rc && !dry)
+        rc = kg_registry_read(r, err);
     kg_json_free(list);
     free(keep.ids);
-    if (fd >= 0) kg_unlock_file(fd);
+    if (fd >= 0)
+        kg_unlock_file(fd);
     return rc;
 }

@@ -1,4 +1,5 @@
-/* What the two halves of the registry share: reading (registry.c) and changing (registry_change.c). */
+/* What the two halves of the registry share: reading (registry.c) and changing (registry_change.c).
+ */
 #ifndef KG_TUNE_REGISTRY_INTERNAL_H
 #define KG_TUNE_REGISTRY_INTERNAL_H
 
@@ -31,8 +32,8 @@ typedef struct kg_pin {
 int kg_pin_read(const char *path, kg_pin *out, kg_error *err);
 void kg_pin_free(kg_pin *pin);
 
-/* Calls visit for every readable pin of the Op (NULL: of all); unreadable ones are logged. A negative return
- * stops. */
+/* Calls visit for every readable pin of the Op (NULL: of all); unreadable ones are logged. A
+ * negative return stops. */
 typedef int (*kg_pin_visit)(void *ctx, const char *op, const char *arch, const char *path,
                             const kg_pin *pin, kg_error *err);
 int kg_registry_pins(const kg_registry *r, const char *op, kg_pin_visit visit, void *ctx,

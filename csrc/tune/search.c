@@ -1,0 +1,398 @@
+/* Successive halving. Each rung judges what is left, longer than the one before, and keeps the best
+ * third for each Case; the last rung judges fully and gives the Records. It refuses to look at a
+ * Candidate twice: what the journal has is taken from there. */
+#define _GNU_SOURCE /* the affinity of this process */
+#include "tune/search.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sys/proc.h"
+
+/* A third goes on: with the noise of a shared machine (a few percent) the best of a hundred is
+ * among the best thirty-three of a short timing. */
+#define KEEP_ONE_IN 3
+/* Fully judged for each Case at most. */
+#define FINALISTS 2
+#define DEFAULT_CANDIDATES 96
+/* Compiled ahead of being judged: enough to fill the pool, few enough that a budget is not spent on
+ * it. */
+#define BATCH 16
+
+typedef struct candidate {
+    int source;
+    kg_tuning tuning;
+    char id[65];
+    bool dropped; /* for no Case */
+    bool failed;  /* judged, and not `pass` */
+    bool alive;   /* in the present rung */
+    double time_ns[KG_MAX_CASES];
+    int record; /* index in the result's records, or -1 */
+} candidate;
+
+typedef struct search {
+    const char *op;
+    const kg_sources *sources;
+    const kg_evaluator *evaluator;
+    kg_journal *journal;
+    const kg_search_options *options;
+    kg_search_result *result;
+    candidate *all;
+    size_t n;
+    int64_t deadline_ns;
+    size_t journal_before; /* entries that were there when the search began */
+} search;
+
+static bool stopped(const search *s) {
+    return s->options->stop && atomic_load(s->options->stop);
+}
+
+static bool late(const search *s) {
+    return kg_now_ns() >= s->deadline_ns;
+}
+
+static void tell(const search *s, const kg_json *entry) {
+    kg_buf text;
+    if (!s->options->progress)
+        return;
+    kg_buf_init(&text, 0);
+    kg_json_canonical(entry, &text);
+    if (!text.status && text.data)
+        s->options->progress(s->options->progress_ctx, text.data);
+    kg_buf_free(&text);
+}
+
+/* Takes fields. */
+static int note(search *s, const char *kind, kg_json *fields, kg_error *err) {
+    kg_json_set_str(fields, "op", s->op);
+    int rc = kg_journal_add(s->journal, kind, fields, err);
+    if (!rc)
+        tell(s, kg_journal_at(s->journal, kg_journal_size(s->journal) - 1));
+    return rc;
+}
+
+/* --- the list of Candidates --- */
+
+static int add_source(search *s, int source, kg_error *err) {
+    const kg_source *src = &s->sources->items[source];
+    size_t most = s->options->max_candidates ? s->options->max_candidates : DEFAULT_CANDIDATES;
+    kg_tuning *list = NULL;
+    size_t n = 0;
+    int rc = kg_tunings(src->plan, most, &list, &n, err);
+    candidate *grown = rc ? NULL : realloc(s->all, (s->n + n + 1) * sizeof *grown);
+    if (!rc && !grown)
+        rc = kg_fail(err, KG_ENOMEM, "%zu Candidates", s->n + n);
+    if (grown)
+        s->all = grown;
+    for (size_t i = 0; !rc && i < n; i++) {
+        candidate *c = &s->all[s->n];
+        *c = (candidate){.source = source, .tuning = list[i], .record = -1, .alive = true};
+        rc = kg_candidate_id(src->text, src->n, src->plan, &c->tuning, c->id, err);
+        for (size_t k = 0; !rc && k < s->n; k++)
+            if (!strcmp(s->all[k].id, c->id))
+                c->alive = false;
+        if (!rc && c->alive)
+            s->n++;
+    }
+    free(list);
+    return rc;
+}
+
+/* --- compiling ahead --- */
+
+typedef struct pool {
+    search *s;
+    candidate **work;
+    size_t n;
+    atomic_size_t next;
+} pool;
+
+static void *prepare_some(void *arg) {
+    pool *p = arg;
+    for (;;) {
+        size_t i = atomic_fetch_add(&p->next, 1);
+        if (i >= p->n || stopped(p->s))
+            return NULL;
+        candidate *c = p->work[i];
+        const kg_evaluator *e = p->s->evaluator;
+        kg_error err;
+        if (e->prepare(e->ctx, &p->s->sources->items[c->source], &c->tuning, &err) == KG_ENOTFOUND)
+            c->dropped = true;
+    }
+}
+
+static int jobs(const search *s) {
+    cpu_set_t set;
+    if (s->options->compile_jobs > 0)
+        return s->options->compile_jobs;
+    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+}
+
+/* Ends when every job has ended, so that nothing of it runs while something is timed. */
+static void prepare(search *s, candidate **work, size_t n) {
+    pthread_t threads[64];
+    pool p = {.s = s, .work = work, .n = n};
+    int want = jobs(s) < 64 ? jobs(s) : 64, started = 0;
+    while (started < want - 1 && (size_t)started + 1 < n &&
+           !pthread_create(&threads[started], NULL, prepare_some, &p))
+        started++;
+    prepare_some(&p);
+    for (int i = 0; i < started; i++)
+        pthread_join(threads[i], NULL);
+}
+
+/* --- judging one, or taking it from the journal --- */
+
+static void take_times(candidate *c, const kg_json *times, size_t ncases) {
+    for (size_t i = 0; i < ncases; i++) {
+        double t = 0;
+        if (kg_json_double(kg_json_at(times, i), "time_ns", &t, NULL))
+            t = 0;
+        c->time_ns[i] = t;
+    }
+}
+
+static int keep_record(search *s, candidate *c, kg_json *record, kg_error *err) {
+    kg_search_result *r = s->result;
+    kg_json **grown = realloc(r->records, (r->nrecords + 1) * sizeof *grown);
+    if (!grown) {
+        kg_json_free(record);
+        return kg_fail(err, KG_ENOMEM, "%zu Records", r->nrecords + 1);
+    }
+    r->records = grown;
+    c->record = (int)r->nrecords;
+    r->records[r->nrecords++] = record;
+    return KG_OK;
+}
+
+static bool text_is(const kg_json *entry, const char *key, const char *want) {
+    const char *s;
+    return !kg_json_str(kg_json_get(entry, key), key, &s, NULL) && !strcmp(s, want);
+}
+
+/* The verdict that an earlier life of this Run gave at this level. */
+static const kg_json *remembered(const search *s, const candidate *c, kg_level level) {
+    for (size_t i = 0; i < s->journal_before; i++) {
+        const kg_json *e = kg_journal_at(s->journal, i);
+        int64_t l;
+        if (text_is(e, "kind", "verdict") && text_is(e, "op", s->op) && text_is(e, "id", c->id) &&
+            !kg_json_int(kg_json_get(e, "level"), "level", &l, NULL) && l == (int64_t)level)
+            return e;
+    }
+    return NULL;
+}
+
+static int resume(search *s, candidate *c, const kg_json *entry, kg_error *err) {
+    const char *name = "";
+    kg_json_str(kg_json_get(entry, "verdict"), "verdict", &name, NULL);
+    int v = kg_verdict_parse(name);
+    if (v < 0)
+        return kg_fail(err, KG_EFORMAT, "journal: verdict \"%s\" is none", name);
+    s->result->resumed++;
+    s->result->verdicts[v]++;
+    c->failed = v != KG_VERDICT_PASS;
+    take_times(c, kg_json_get(entry, "time_ns"), s->evaluator->ncases);
+    tell(s, entry);
+    const kg_json *record = kg_json_get(entry, "record");
+    if (!kg_json_is_object(record))
+        return KG_OK;
+    kg_json *copy = kg_json_copy(record);
+    return copy ? keep_record(s, c, copy, err) : kg_fail(err, KG_ENOMEM, "Record");
+}
+
+static kg_json *verdict_entry(const search *s, const candidate *c, kg_level level,
+                              const kg_outcome *o, int64_t took_ns) {
+    const kg_source *src = &s->sources->items[c->source];
+    kg_json *e = kg_json_new_object(), *times = kg_json_new_array();
+    kg_json_set_str(e, "id", c->id);
+    kg_json_set_str(e, "source", src->name);
+    kg_json_set(e, "tunables", kg_tuning_to_json(src->plan, &c->tuning));
+    kg_json_set_int(e, "level", (int64_t)level);
+    kg_json_set_str(e, "verdict", kg_verdict_name((int)o->verdict));
+    kg_json_set_str(e, "message", o->message);
+    kg_json_set_double(e, "took_s", (double)took_ns * 1e-9);
+    for (size_t i = 0; i < s->evaluator->ncases; i++)
+        kg_json_push_double(times, o->time_ns[i]);
+    kg_json_set(e, "time_ns", times);
+    if (o->record)
+        kg_json_set(e, "record", kg_json_copy(o->record));
+    return e;
+}
+
+static int judge(search *s, candidate *c, kg_level level, kg_error *err) {
+    const kg_json *before = remembered(s, c, level);
+    if (before)
+        return resume(s, c, before, err);
+    kg_outcome o = {0};
+    int64_t start = kg_now_ns();
+    int rc = s->evaluator->judge(s->evaluator->ctx, &s->sources->items[c->source], &c->tuning,
+                                 level, &o, err);
+    if (rc)
+        return rc;
+    rc = note(s, "verdict", verdict_entry(s, c, level, &o, kg_now_ns() - start), err);
+    if (rc) {
+        kg_json_free(o.record);
+        return rc;
+    }
+    s->result->judged++;
+    s->result->verdicts[o.verdict]++;
+    c->failed = o.verdict != KG_VERDICT_PASS;
+    memcpy(c->time_ns, o.time_ns, sizeof c->time_ns);
+    return o.record ? keep_record(s, c, o.record, err) : KG_OK;
+}
+
+/* --- rungs --- */
+
+static size_t alive_list(search *s, candidate **list) {
+    size_t n = 0;
+    for (size_t i = 0; i < s->n; i++)
+        if (s->all[i].alive && !s->all[i].dropped && !s->all[i].failed)
+            list[n++] = &s->all[i];
+    return n;
+}
+
+/* Judges what is alive; what was not reached when the time was up is alive no more. */
+static int run_rung(search *s, kg_level level, candidate **list, bool must_finish, kg_error *err) {
+    size_t n = alive_list(s, list);
+    int rc = KG_OK;
+    for (size_t from = 0; !rc && from < n; from += BATCH) {
+        size_t batch = n - from < BATCH ? n - from : BATCH;
+        /* The first batch is judged whatever the clock says: a budget too short still gives an
+         * answer. */
+        if (from > 0 && !must_finish && late(s)) {
+            for (size_t i = from; i < n; i++)
+                list[i]->alive = false;
+            s->result->out_of_time = true;
+            break;
+        }
+        prepare(s, list + from, batch);
+        for (size_t i = from; !rc && i < from + batch; i++) {
+            if (stopped(s))
+                return kg_fail(err, KG_EINTR, "search over %s stopped", s->op);
+            if (list[i]->dropped)
+                s->result->dropped++;
+            else
+                rc = judge(s, list[i], level, err);
+        }
+    }
+    return rc;
+}
+
+static _Thread_local size_t sort_case;
+
+static int by_time(const void *a, const void *b) {
+    double x = (*(candidate *const *)a)->time_ns[sort_case];
+    double y = (*(candidate *const *)b)->time_ns[sort_case];
+    /* 0 is "no time": last. */
+    if (x <= 0 || y <= 0)
+        return (x <= 0) - (y <= 0);
+    return (x > y) - (x < y);
+}
+
+/* Leaves alive the best `keep` for each Case. */
+static void thin(search *s, candidate **list, size_t keep) {
+    size_t n = alive_list(s, list);
+    for (size_t i = 0; i < n; i++)
+        list[i]->alive = false;
+    for (size_t k = 0; k < s->evaluator->ncases; k++) {
+        sort_case = k;
+        qsort(list, n, sizeof *list, by_time);
+        for (size_t i = 0; i < n && i < keep; i++)
+            if (list[i]->time_ns[k] > 0)
+                list[i]->alive = true;
+    }
+}
+
+static size_t keep_of(size_t n) {
+    size_t keep = (n + KEEP_ONE_IN - 1) / KEEP_ONE_IN;
+    return keep < FINALISTS ? FINALISTS : keep;
+}
+
+static void choose(search *s) {
+    kg_search_result *r = s->result;
+    for (size_t k = 0; k < s->evaluator->ncases; k++) {
+        kg_winner *w = &r->winners[k];
+        *w = (kg_winner){.source = -1};
+        for (size_t i = 0; i < s->n; i++) {
+            const candidate *c = &s->all[i];
+            if (c->failed || c->record < 0 || c->time_ns[k] <= 0)
+                continue;
+            if (w->source >= 0 && c->time_ns[k] >= w->time_ns)
+                continue;
+            *w = (kg_winner){.source = c->source,
+                             .tuning = c->tuning,
+                             .time_ns = c->time_ns[k],
+                             .record = r->records[c->record]};
+            memcpy(w->id, c->id, sizeof w->id);
+        }
+    }
+}
+
+static int note_rung(search *s, const char *name, size_t n, kg_error *err) {
+    kg_json *e = kg_json_new_object();
+    kg_json_set_str(e, "rung", name);
+    kg_json_set_int(e, "candidates", (int64_t)n);
+    return note(s, "rung", e, err);
+}
+
+static int run(search *s, candidate **list, kg_error *err) {
+    int rc = note_rung(s, "quick", s->n, err);
+    if (!rc)
+        rc = run_rung(s, KG_LEVEL_QUICK, list, false, err);
+    size_t n = rc ? 0 : alive_list(s, list);
+    if (!rc && n > KEEP_ONE_IN * FINALISTS) {
+        thin(s, list, keep_of(n));
+        n = alive_list(s, list);
+        rc = note_rung(s, "long", n, err);
+        if (!rc)
+            rc = run_rung(s, KG_LEVEL_LONG, list, false, err);
+    }
+    if (rc)
+        return rc;
+    thin(s, list, FINALISTS);
+    n = alive_list(s, list);
+    rc = note_rung(s, "full", n, err);
+    return rc ? rc : run_rung(s, KG_LEVEL_FULL, list, true, err);
+}
+
+int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *evaluator,
+              kg_journal *journal, const kg_search_options *options, kg_search_result *out,
+              kg_error *err) {
+    search s = {.op = op,
+                .sources = sources,
+                .evaluator = evaluator,
+                .journal = journal,
+                .options = options,
+                .result = out,
+                .deadline_ns = kg_now_ns() + options->budget_ms * 1000000,
+                .journal_before = kg_journal_size(journal)};
+    *out = (kg_search_result){.ncases = evaluator->ncases};
+    for (size_t i = 0; i < KG_MAX_CASES; i++)
+        out->winners[i].source = -1;
+    if (evaluator->ncases > KG_MAX_CASES)
+        return kg_fail(err, KG_EINVAL, "%s has %zu Cases; %d at most", op, evaluator->ncases,
+                       KG_MAX_CASES);
+    int rc = KG_OK;
+    for (size_t i = 0; !rc && i < sources->n; i++)
+        rc = add_source(&s, (int)i, err);
+    candidate **list = rc ? NULL : calloc(s.n ? s.n : 1, sizeof *list);
+    if (!rc && !list)
+        rc = kg_fail(err, KG_ENOMEM, "%zu Candidates", s.n);
+    if (!rc && s.n)
+        rc = run(&s, list, err);
+    if (!rc || rc == KG_EINTR)
+        choose(&s);
+    free(list);
+    free(s.all);
+    return rc;
+}
+
+void kg_search_result_free(kg_search_result *r) {
+    for (size_t i = 0; i < r->nrecords; i++)
+        kg_json_free(r->records[i]);
+    free(r->records);
+    *r = (kg_search_result){0};
+}

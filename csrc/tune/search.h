@@ -1,0 +1,78 @@
+/* The search over one Op's Cases: numbers by successive halving over the tunables of the sources at
+ * hand.
+ *
+ * The engine knows neither device nor judge: it asks an evaluator, so that the same code drives CPU
+ * and GPU and is tested against a made-up one. Everything that was learnt is in the journal before
+ * it is used; a Run that was killed goes on from there and asks nothing twice. */
+#ifndef KG_TUNE_SEARCH_H
+#define KG_TUNE_SEARCH_H
+
+#include <stdatomic.h>
+
+#include "tune/journal.h"
+#include "tune/propose.h"
+#include "tune/verdict.h"
+
+#define KG_MAX_CASES 64
+
+typedef enum kg_level {
+    KG_LEVEL_QUICK, /* one input set, and a short timing: enough to drop the slow half */
+    KG_LEVEL_LONG,  /* one input set, and a longer timing */
+    KG_LEVEL_FULL   /* every input set, and the timing that the Record shows */
+} kg_level;
+
+/* What the evaluator found. Everything but verdict may be absent. */
+typedef struct kg_outcome {
+    kg_verdict verdict;
+    double time_ns[KG_MAX_CASES]; /* median a Case; 0: not for this Case, or not timed */
+    kg_json *record;              /* at KG_LEVEL_FULL: a Record without version; the caller's */
+    char message[512];
+} kg_outcome;
+
+typedef struct kg_evaluator {
+    void *ctx;
+    size_t ncases;
+    /* Compiles ahead; several threads call it at once. Failure shows again when it is judged.
+     * KG_ENOTFOUND: `require` holds for no Case, and the Candidate is dropped without a verdict. */
+    int (*prepare)(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_error *err);
+    int (*judge)(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_level level,
+                 kg_outcome *out, kg_error *err);
+} kg_evaluator;
+
+typedef struct kg_search_options {
+    int64_t budget_ms;      /* wall clock for this Op; what is under way is finished */
+    size_t max_candidates;  /* a source; 0: 96 */
+    int compile_jobs;       /* threads that prepare; 0: the CPUs of this process */
+    const atomic_int *stop; /* not NULL and not 0: end after the present Candidate with KG_EINTR */
+    /* Every journal entry of this search, as canonical JSON; also what was resumed. May be NULL. */
+    void (*progress)(void *ctx, const char *entry);
+    void *progress_ctx;
+} kg_search_options;
+
+/* The best Candidate for one Case; source < 0: none passed. */
+typedef struct kg_winner {
+    int source;
+    kg_tuning tuning;
+    char id[65];
+    double time_ns;
+    kg_json *record; /* borrowed from the result */
+} kg_winner;
+
+typedef struct kg_search_result {
+    size_t ncases;
+    kg_winner winners[KG_MAX_CASES];
+    size_t judged, resumed,
+        dropped; /* Candidates judged now, taken from the journal, not for any Case */
+    size_t verdicts[KG_VERDICT_COUNT];
+    bool out_of_time;
+    kg_json **records;
+    size_t nrecords;
+} kg_search_result;
+
+/* op names the Op in the journal. KG_EINTR leaves *out as far as it came. */
+int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *evaluator,
+              kg_journal *journal, const kg_search_options *options, kg_search_result *out,
+              kg_error *err);
+void kg_search_result_free(kg_search_result *r);
+
+#endif
