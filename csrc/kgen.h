@@ -1,0 +1,70 @@
+/* The public C API of libkgen_rt.so: what a process that serves kgen's ops calls. Tuning's is
+ * kgen_tune.h, the judge's kgen_judge.h.
+ *
+ * Texts are UTF-8 and end in NUL; what a call gives back through char ** is freed with
+ * kgen_rt_free. Functions return 0, or a negative status (base/error.h) with a message in err (at
+ * most nerr bytes; may be NULL). Out-parameters are written only on success. Everything is
+ * thread-safe. */
+#ifndef KGEN_H
+#define KGEN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef KGEN_API
+#define KGEN_API __attribute__((visibility("default")))
+#endif
+
+KGEN_API const char *kgen_rt_version(void);
+KGEN_API void kgen_rt_free(void *p);
+
+/* Finds torch in this process and defines the canonical ops of the namespace kgen:
+ * torch.ops.kgen.attention, attention_mod and softmax, served by the reference until a registry is
+ * added. libtorch_cpu: the path of the loaded library, or NULL; torch_version: torch.__version__,
+ * or NULL. Reads KGEN_POLICY, KGEN_PRECISION and KGEN_DISABLE. Once; later calls return 0. A
+ * process without Python calls this after it has loaded libtorch. */
+KGEN_API int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err,
+                           size_t nerr);
+
+/* Adds a registry before (front != 0) or behind the others, or refreshes it in its place; its index
+ * is derived by the libkgen.so beside this library when it is absent or stale. -7: there is no such
+ * folder. */
+KGEN_API int kgen_rt_add(const char *registry, int front, char *err, size_t nerr);
+/* Looks at every registry again. */
+KGEN_API int kgen_rt_reload(char *err, size_t nerr);
+
+/* "arch", "strict" or "off"; NULL leaves it. Returns the policy in force through *now (static; may
+ * be NULL). */
+KGEN_API int kgen_rt_policy(const char *policy, const char **now, char *err, size_t nerr);
+/* The precision class of this thread's fp32 calls: 0 native, 1 tf32, 2 bf16; -1 only asks. Returns
+ * the one before. */
+KGEN_API int kgen_rt_precision(int precision);
+
+/* Defines torch.ops.kgen.NAME for an Op that a registry has; 0 also when it is there already. -7:
+ * no registry has it; the message names what there is. */
+KGEN_API int kgen_rt_define(const char *name, char *err, size_t nerr);
+/* An Op's contract, for fake kernels: JSON {"name", "schema", "registry", "task", "args": [{"name",
+ * "type", "shape": [EXPR] or null, "dtype_as": ARG or null}], "dims": [{"name", "expr" or null}],
+ * "outputs": [{"name", "dtype" or null, "dtype_as" or null, "like" or null, "shape"}]}. */
+KGEN_API int kgen_rt_contract(const char *name, char **json, char *err, size_t nerr);
+
+/* Every open registry: JSON [{"path", "ops": [{"name", "schema", "kernels": [{"id", "version",
+ * "arch", "pins": [TEXT]}]
+ * }]}]. */
+KGEN_API int kgen_rt_describe(char **json, char *err, size_t nerr);
+
+/* Between the two, each call of this thread writes down what served it: JSON [{"op", "kind":
+ * "exact" | "dynamic" | "instantiated" | "fallback", "kernel": "softmax/v3" or null, "id", "arch",
+ * "registry", "verified": bool, "reason": TEXT, "nearest": ..., "differs": TEXT}]. */
+KGEN_API void kgen_rt_explain_begin(void);
+KGEN_API int kgen_rt_explain_end(char **json, char *err, size_t nerr);
+
+/* What a kgen::_fallback under way must compute: JSON {"op", "args", "program"}. For the Python
+ * side alone. */
+KGEN_API int kgen_rt_fallback(int64_t call, char **json, char *err, size_t nerr);
+
+/* Of this process: calls served by Kernels, calls that fell back, call classes resolved, classes
+ * now cached. */
+KGEN_API void kgen_rt_count(uint64_t out[4]);
+
+#endif

@@ -1,0 +1,229 @@
+/* Runs a resolved call on its device. The CPU is the one device here; CUDA's row of `launchers`
+ * joins with sys/cuda.c. It never allocates but outputs and declared workspace, and it compiles
+ * nothing. */
+#include "runtime/launch.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Workspace up to this size lives on the stack, where a small call saves an allocation. */
+#define SMALL_WORKSPACE 16384
+/* Chunks a thread: enough that threads whose rows cost less (causal masks) take over others' work.
+ */
+#define CHUNKS 16
+#define ALIGN 64
+
+int kg_ready_make(const kg_plan *plan, const kg_instance *inst, const kg_entry *entries,
+                  const kg_call *call, kg_ready *out, kg_error *err) {
+    kg_ready r = {.noutputs = inst->noutputs,
+                  .skip = call->skip_outputs,
+                  .zero = plan->zero_outputs,
+                  .nworkspace = inst->nworkspace,
+                  .nlaunches = inst->nlaunches};
+    memcpy(r.outputs, inst->outputs, sizeof(r.outputs));
+    for (size_t i = 0; i < inst->nworkspace; i++) {
+        r.workspace_bytes[i] = inst->workspace_bytes[i];
+        r.zero_workspace |= plan->workspace[i].zero ? 1U << i : 0;
+    }
+    if (call->program != NULL)
+        r.programs_bytes = kg_program_args_size(call->program);
+    for (size_t i = 0; i < inst->nlaunches; i++) {
+        const kg_launch *from = &inst->launches[i];
+        kg_ready_launch *to = &r.launches[i];
+        *to = (kg_ready_launch){.entry = entries[from->plan_launch],
+                                .range = from->range,
+                                .grain = from->grain,
+                                .nargs = from->nargs};
+        to->args = malloc((from->nargs > 0 ? from->nargs : 1) * sizeof(*to->args));
+        if (to->args == NULL) {
+            kg_ready_clear(&r);
+            return kg_fail(err, KG_ENOMEM, "no memory for a launch");
+        }
+        memcpy(to->args, from->args, from->nargs * sizeof(*to->args));
+    }
+    *out = r;
+    return KG_OK;
+}
+
+void kg_ready_clear(kg_ready *r) {
+    for (size_t i = 0; i < r->nlaunches; i++)
+        free(r->launches[i].args);
+    r->nlaunches = 0;
+}
+
+/* ---- outputs and workspace ---- */
+
+static size_t tensor_bytes(const kg_tensor *t) {
+    return (size_t)kg_tensor_numel(t) * kg_dtype_size(t->dtype);
+}
+
+static void release(const kg_ready *r, const kg_host *host, void **handles) {
+    for (size_t i = 0; i < r->noutputs; i++)
+        if (handles[i] != NULL)
+            host->release(handles[i]);
+}
+
+static int make_outputs(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
+                        kg_tensor *outs, kg_error *err) {
+    for (size_t i = 0; i < r->noutputs; i++)
+        handles[i] = NULL;
+    for (size_t i = 0; i < r->noutputs; i++) {
+        outs[i] = r->outputs[i];
+        outs[i].data = NULL;
+        if ((r->skip >> i & 1) != 0)
+            continue;
+        int rc = host->empty(&outs[i], call->device, call->device_index, &handles[i], err);
+        if (rc != KG_OK) {
+            release(r, host, handles);
+            return rc;
+        }
+        if ((r->zero >> i & 1) != 0)
+            memset(outs[i].data, 0, tensor_bytes(&outs[i]));
+    }
+    return KG_OK;
+}
+
+typedef struct workspace {
+    void *handle; /* the host's, when it did not fit the stack */
+    void *at[KG_MAX_WORKSPACE];
+} workspace;
+
+static int64_t workspace_total(const kg_ready *r) {
+    int64_t total = 0;
+    for (size_t i = 0; i < r->nworkspace; i++)
+        total += (r->workspace_bytes[i] + ALIGN - 1) / ALIGN * ALIGN;
+    return total;
+}
+
+static void place_workspace(const kg_ready *r, unsigned char *base, workspace *w) {
+    for (size_t i = 0; i < r->nworkspace; i++) {
+        w->at[i] = base;
+        if ((r->zero_workspace >> i & 1) != 0)
+            memset(base, 0, (size_t)r->workspace_bytes[i]);
+        base += (r->workspace_bytes[i] + ALIGN - 1) / ALIGN * ALIGN;
+    }
+}
+
+static int big_workspace(const kg_ready *r, const kg_call *call, const kg_host *host, int64_t total,
+                         workspace *w, kg_error *err) {
+    kg_tensor t = {.dtype = KG_U8, .ndim = 1, .size = {total + ALIGN}, .stride = {1}};
+    int rc = host->empty(&t, call->device, call->device_index, &w->handle, err);
+    if (rc != KG_OK)
+        return rc;
+    uintptr_t skew = (ALIGN - (uintptr_t)t.data % ALIGN) % ALIGN;
+    place_workspace(r, (unsigned char *)t.data + skew, w);
+    return KG_OK;
+}
+
+/* ---- launches ---- */
+
+typedef struct chunked {
+    kg_entry entry;
+    void *const *args;
+    int64_t range, chunk;
+    _Atomic int64_t next;
+} chunked;
+
+/* One lane a thread; each takes the next chunk until none is left. */
+static void lane(int64_t begin, int64_t end, void *ctx) {
+    chunked *c = ctx;
+    (void)begin;
+    (void)end;
+    for (;;) {
+        int64_t at = atomic_fetch_add_explicit(&c->next, c->chunk, memory_order_relaxed);
+        if (at >= c->range)
+            return;
+        c->entry(at, at + c->chunk < c->range ? at + c->chunk : c->range, c->args);
+    }
+}
+
+static int run_range(const kg_ready_launch *l, void *const *args, const kg_host *host,
+                     kg_error *err) {
+    if (l->range <= 0)
+        return KG_OK;
+    int64_t threads = l->range > l->grain ? host->threads() : 1;
+    if (threads <= 1) {
+        l->entry(0, l->range, args);
+        return KG_OK;
+    }
+    int64_t pieces = threads * CHUNKS, chunk = (l->range + pieces - 1) / pieces;
+    chunked c = {.entry = l->entry, .args = args, .range = l->range};
+    c.chunk = chunk > l->grain ? chunk : l->grain;
+    int64_t lanes = (l->range + c.chunk - 1) / c.chunk;
+    return host->parallel(lanes < threads ? lanes : threads, 1, lane, &c, err);
+}
+
+static int launch_one(const kg_ready_launch *l, const kg_call *call, const kg_tensor *outs,
+                      const workspace *w, void *programs, const kg_host *host, kg_error *err) {
+    void *args[KG_MAX_LAUNCH_ARGS];
+    for (size_t i = 0; i < l->nargs; i++) {
+        const kg_launch_arg *a = &l->args[i];
+        switch (a->kind) {
+        case KG_PA_TENSOR:
+            args[i] = call->args[a->index].present ? call->args[a->index].u.t.data : NULL;
+            break;
+        case KG_PA_OUTPUT:
+            args[i] = outs[a->index].data;
+            break;
+        case KG_PA_WORKSPACE:
+            args[i] = w->at[a->index];
+            break;
+        case KG_PA_PROGRAMS:
+            args[i] = programs;
+            break;
+        case KG_PA_SCALAR:
+            args[i] = (void *)(uintptr_t)&a->u;
+            break;
+        case KG_PA_MAP:
+            return kg_fail(err, KG_EUNSUPPORTED, "a tensor map has no meaning on the CPU");
+        }
+    }
+    return run_range(l, args, host, err);
+}
+
+static int run_launches(const kg_ready *r, const kg_call *call, const kg_host *host,
+                        const kg_tensor *outs, const workspace *w, kg_error *err) {
+    /* 16 captured tensors of rank 6 and 32 scalars take less. */
+    _Alignas(16) unsigned char programs[4096];
+    int rc = KG_OK;
+    if (r->programs_bytes > sizeof(programs))
+        return kg_fail(err, KG_EOVERFLOW, "a Program's arguments take %zu bytes",
+                       r->programs_bytes);
+    if (r->programs_bytes > 0)
+        rc = kg_program_args(call->program, call, programs, r->programs_bytes, err);
+    for (size_t i = 0; rc == KG_OK && i < r->nlaunches; i++)
+        rc = launch_one(&r->launches[i], call, outs, w, programs, host, err);
+    return rc;
+}
+
+static int run_cpu(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
+                   kg_tensor *outs, kg_error *err) {
+    _Alignas(ALIGN) unsigned char small[SMALL_WORKSPACE];
+    workspace w = {.handle = NULL};
+    int rc = make_outputs(r, call, host, handles, outs, err);
+    if (rc != KG_OK)
+        return rc;
+    int64_t total = workspace_total(r);
+    if (total > SMALL_WORKSPACE)
+        rc = big_workspace(r, call, host, total, &w, err);
+    else
+        place_workspace(r, small, &w);
+    if (rc == KG_OK)
+        rc = run_launches(r, call, host, outs, &w, err);
+    if (w.handle != NULL)
+        host->release(w.handle);
+    if (rc != KG_OK)
+        release(r, host, handles);
+    return rc;
+}
+
+/* By kg_device. */
+static int (*const launchers[])(const kg_ready *, const kg_call *, const kg_host *, void **,
+                                kg_tensor *, kg_error *) = {[KG_CPU] = run_cpu, [KG_CUDA] = NULL};
+
+int kg_launch_run(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
+                  kg_tensor *outs, kg_error *err) {
+    if (call->device < 0 || call->device > KG_CUDA || launchers[call->device] == NULL)
+        return kg_fail(err, KG_ENOTFOUND, "this kgen launches on the CPU alone");
+    return launchers[call->device](r, call, host, handles, outs, err);
+}

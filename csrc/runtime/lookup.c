@@ -1,0 +1,425 @@
+/* Chooses a pin for a call and turns its Kernel into functions. What cannot be used is passed over
+ * with a reason, a broken Kernel with a warning that names it; the caller then falls back. */
+#include "runtime/lookup.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fs.h"
+#include "base/log.h"
+#include "runtime/ready.h"
+#include "sys/cc.h"
+
+typedef struct candidate {
+    kg_reg *reg;
+    const kg_index_op *block;
+    size_t nblock; /* the block's number in the index */
+    const kg_index_pin *pin;
+    const kg_index_kernel *kernel;
+    bool exact;
+    int64_t arch;
+    double distance;
+    size_t rank; /* of the registry */
+} candidate;
+
+typedef struct search {
+    const kg_here *here;
+    const kg_rt_op *op;
+    const kg_call *call;
+    kg_dims dims;
+    kg_key key;
+    candidate *found;
+    size_t nfound, cap;
+    kg_buf *notes;
+} search;
+
+static void say(kg_buf *notes, const char *kernel, const char *why) {
+    if (notes != NULL)
+        kg_buf_printf(notes, "%s: %s\n", kernel, why);
+}
+
+void kg_kernel_name(const kg_index_op *block, const kg_index_kernel *k, char out[128]) {
+    if (k->ambiguous)
+        snprintf(out, 128, "%.100s/v%d-%.4s", block->op->name, k->version, k->id);
+    else
+        snprintf(out, 128, "%.100s/v%d", block->op->name, k->version);
+}
+
+/* ---- the environment ---- */
+
+static void cpu_name(char out[128]) {
+    FILE *f = fopen("/proc/cpuinfo", "re");
+    char line[512];
+    out[0] = '\0';
+    while (f != NULL && out[0] == '\0' && fgets(line, sizeof(line), f) != NULL) {
+        char *value = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || value == NULL)
+            continue;
+        value += strspn(value, ": \t");
+        value[strcspn(value, "\n")] = '\0';
+        snprintf(out, 128, "%.127s", value);
+    }
+    if (f != NULL)
+        fclose(f);
+}
+
+void kg_here_fill(kg_here *here, const char *torch_version) {
+    memset(here, 0, sizeof(*here));
+    if (torch_version != NULL)
+        snprintf(here->torch, sizeof(here->torch), "%.*s", (int)strcspn(torch_version, "+"),
+                 torch_version);
+    cpu_name(here->device);
+    here->level = kg_cpu_level();
+    here->has_amx = kg_cpu_has_amx();
+}
+
+/* A Record says "gcc 12.2.0" or the compiler's whole first line: the version's number must be in
+ * ours. */
+static bool same_compiler(const char *recorded, const char **ours) {
+    const kg_cc *cc;
+    const char *number = strrchr(recorded, ' ');
+    *ours = "no compiler";
+    if (kg_cc_find(&cc, NULL) != KG_OK)
+        return false;
+    *ours = cc->version;
+    return recorded[0] != '\0' &&
+           strstr(cc->version, number != NULL ? number + 1 : recorded) != NULL;
+}
+
+bool kg_kernel_verified(const kg_here *here, const kg_index_kernel *k, char *why) {
+    const char *field = NULL, *recorded = "", *ours = "";
+    if (strcmp(k->env.kgen, KGEN_VERSION) != 0) {
+        field = "kgen", recorded = k->env.kgen, ours = KGEN_VERSION;
+    } else if (strncmp(k->env.torch, here->torch, strcspn(k->env.torch, "+")) != 0 ||
+               strlen(here->torch) != strcspn(k->env.torch, "+")) {
+        field = "torch", recorded = k->env.torch, ours = here->torch;
+    } else if (strcmp(k->env.device, here->device) != 0) {
+        field = "device", recorded = k->env.device, ours = here->device;
+    } else if (!same_compiler(k->env.compiler, &ours)) {
+        field = "compiler", recorded = k->env.compiler;
+    }
+    if (field != NULL && why != NULL)
+        snprintf(why, 256, "judged with %s %.100s, here is %.100s", field,
+                 recorded[0] != '\0' ? recorded : "unknown", ours);
+    return field == NULL;
+}
+
+/* Whether the machine can run what was built for that architecture. */
+static bool runs_here(const kg_here *here, int device, const char *arch) {
+    if (kg_arch_target(arch) != device)
+        return false;
+    if (device != KG_CPU)
+        return true; /* the device's own launcher decides */
+    if (strncmp(arch, "x86-64", 6) == 0)
+        return here->level > 0 && kg_arch_code(arch) <= here->level;
+    return here->level == 0;
+}
+
+/* ---- candidates ---- */
+
+static void add_block(search *s, size_t rank, kg_reg *reg, size_t nblock,
+                      const kg_index_op *block) {
+    char why[256], name[128];
+    for (size_t i = 0; i < block->npins; i++) {
+        const kg_index_pin *pin = &block->pins[i];
+        const kg_index_kernel *k = &block->kernels[pin->kernel];
+        kg_kernel_name(block, k, name);
+        if (!runs_here(s->here, s->call->device, k->arch)) {
+            snprintf(why, sizeof(why), "is for %.40s, which this machine is not", k->arch);
+            say(s->notes, name, why);
+            continue;
+        }
+        if (!kg_key_match(block->op, &pin->key, &s->key, s->notes != NULL ? why : NULL)) {
+            say(s->notes, name, why);
+            continue;
+        }
+        if (s->nfound == s->cap) {
+            size_t cap = s->cap > 0 ? 2 * s->cap : 16;
+            candidate *more = realloc(s->found, cap * sizeof(*more));
+            if (more == NULL)
+                return; /* fewer to choose from */
+            s->found = more;
+            s->cap = cap;
+        }
+        s->found[s->nfound++] = (candidate){.reg = reg,
+                                            .block = block,
+                                            .nblock = nblock,
+                                            .pin = pin,
+                                            .kernel = k,
+                                            .exact = kg_key_exact(&pin->key),
+                                            .arch = kg_arch_code(k->arch),
+                                            .distance = kg_key_distance(&pin->key, &s->key),
+                                            .rank = rank};
+    }
+}
+
+/* The first registry wins; in it an exact pin, then one judged on this very Program, then the
+ * richer architecture, then the nearest. */
+static int better(const void *pa, const void *pb) {
+    const candidate *a = pa, *b = pb;
+    bool any_a = a->pin->key.program == KG_PROGRAM_ANY,
+         any_b = b->pin->key.program == KG_PROGRAM_ANY;
+    if (a->rank != b->rank)
+        return a->rank < b->rank ? -1 : 1;
+    if (a->exact != b->exact)
+        return a->exact ? -1 : 1;
+    if (any_a != any_b)
+        return any_b ? -1 : 1;
+    if (a->arch != b->arch)
+        return a->arch > b->arch ? -1 : 1;
+    return a->distance < b->distance ? -1 : a->distance > b->distance;
+}
+
+/* A registry whose contract of the Op is another than the one that this process's op was defined
+ * by. */
+static bool same_contract(const kg_rt_op *op, const kg_reg *reg, size_t nblock) {
+    if (strcmp(kg_index_schema(reg->index, nblock), op->schema) == 0)
+        return true;
+    kg_log_once(
+        KG_LOG_WARNING,
+        "%s: its contract of %s is another than this kgen's (%s); its Kernels are not served",
+        reg->path, op->name, op->schema);
+    return false;
+}
+
+static void gather(const kg_snapshot *snap, search *s) {
+    bool keyed = false;
+    kg_error e;
+    for (size_t i = 0; i < snap->nregs; i++) {
+        kg_reg *reg = snap->regs[i];
+        const kg_index_op *block;
+        int at = kg_index_find(reg->index, s->op->name);
+        if (at < 0 || !same_contract(s->op, reg, (size_t)at))
+            continue;
+        if (kg_index_get(reg->index, (size_t)at, &block, &e) != KG_OK) {
+            kg_log_once(KG_LOG_WARNING, "%s: %s", reg->path, e.msg);
+            continue;
+        }
+        int rc = kg_op_dims(block->op, s->call, &s->dims, &e);
+        if (rc == KG_OK)
+            rc = kg_key_of_call(block->op, s->call, &s->dims, &s->key, &e);
+        if (rc != KG_OK) {
+            say(s->notes, s->op->name, e.msg);
+            continue;
+        }
+        keyed = true;
+        add_block(s, i, reg, (size_t)at, block);
+    }
+    if (keyed && s->nfound > 1)
+        qsort(s->found, s->nfound, sizeof(*s->found), better);
+}
+
+/* ---- trust ---- */
+
+static bool judged_with(const candidate *c, const kg_key *call) {
+    for (size_t i = 0; i < c->block->npins; i++) {
+        const kg_key *k = &c->block->pins[i].key;
+        if (c->block->pins[i].kernel == c->pin->kernel && k->program == call->program &&
+            (k->program == KG_PROGRAM_NONE || (k->program_hash.lo == call->program_hash.lo &&
+                                               k->program_hash.hi == call->program_hash.hi)))
+            return true;
+    }
+    for (size_t i = 0; i < c->kernel->nprograms; i++)
+        if (call->program == KG_PROGRAM_HASH &&
+            c->kernel->programs[i].lo == call->program_hash.lo &&
+            c->kernel->programs[i].hi == call->program_hash.hi)
+            return true;
+    return false;
+}
+
+static kg_hash128 trusted[4096]; /* under the writers' lock */
+static size_t ntrusted;
+
+static kg_hash128 trust_key(const char *kernel_id, kg_hash128 image) {
+    struct {
+        kg_hash128 image;
+        uint64_t id;
+    } both = {image, kg_xxh64(kernel_id, strlen(kernel_id))};
+    return kg_xxh128(&both, sizeof(both));
+}
+
+static char *trust_path(kg_hash128 key) {
+    char name[64] = "instantiated/";
+    char *cache = kg_cache_dir();
+    kg_hash128_hex(key, name + strlen(name));
+    char *path = cache != NULL ? kg_path_join(cache, name) : NULL;
+    free(cache);
+    return path;
+}
+
+bool kg_trust_known(const char *kernel_id, kg_hash128 image) {
+    kg_hash128 key = trust_key(kernel_id, image);
+    for (size_t i = 0; i < ntrusted; i++)
+        if (trusted[i].lo == key.lo && trusted[i].hi == key.hi)
+            return true;
+    char *path = trust_path(key);
+    bool known = path != NULL && kg_is_file(path);
+    free(path);
+    return known;
+}
+
+/* A cache that cannot be written only makes the next process compare again. */
+void kg_trust_store(const kg_class *c) {
+    kg_hash128 key = trust_key(c->kernel->id, c->image);
+    if (ntrusted < sizeof(trusted) / sizeof(trusted[0]))
+        trusted[ntrusted++] = key;
+    char *cache = kg_cache_dir(), *path = trust_path(key);
+    char *folder = cache != NULL ? kg_path_join(cache, "instantiated") : NULL;
+    if (folder != NULL && path != NULL && kg_mkdirs(folder, NULL) == KG_OK)
+        kg_write_atomic(path, c->kernel->id, strlen(c->kernel->id), NULL);
+    free(folder);
+    free(path);
+    free(cache);
+}
+
+/* ---- from a candidate to a class ---- */
+
+static bool policy_allows(const kg_snapshot *snap, const search *s, const candidate *c,
+                          bool instantiated, const char *name) {
+    char why[256];
+    if (snap->policy != KG_POLICY_STRICT)
+        return true;
+    if (instantiated) {
+        say(s->notes, name, "was not judged on this Program, and the policy is strict");
+        return false;
+    }
+    if (kg_kernel_verified(s->here, c->kernel, why))
+        return true;
+    say(s->notes, name, why);
+    kg_log_once(KG_LOG_WARNING,
+                "%s is not served under the policy strict: %s; `kgen verify` judges "
+                "it here",
+                name, why);
+    return false;
+}
+
+static kg_served_kind kind_of(const candidate *c, bool instantiated) {
+    if (instantiated)
+        return KG_SERVED_INSTANTIATED;
+    return c->exact ? KG_SERVED_EXACT : KG_SERVED_DYNAMIC;
+}
+
+static kg_class *new_class(const kg_rt_op *op, const void *signature, size_t n, uint64_t hash) {
+    kg_class *c = calloc(1, sizeof(*c) + n);
+    if (c == NULL)
+        return NULL;
+    c->op = op;
+    c->hash = hash;
+    c->nsignature = n;
+    c->kind = KG_SERVED_FALLBACK;
+    memcpy(c->signature, signature, n);
+    return c;
+}
+
+/* KG_OK: the class is ready. KG_ENOTFOUND: not this one, said in the notes. */
+static int try_candidate(const kg_snapshot *snap, const search *s, const candidate *c, int threads,
+                         kg_class *out, kg_error *err) {
+    char name[128];
+    bool judged = judged_with(c, &s->key);
+    bool instantiated = !judged && c->pin->key.program == KG_PROGRAM_ANY;
+    kg_kernel_name(c->block, c->kernel, name);
+    if (!policy_allows(snap, s, c, instantiated, name))
+        return KG_ENOTFOUND;
+    kg_ready_request ask = {
+        .index = c->reg->index,
+        .nblock = c->nblock,
+        .block = c->block,
+        .kernel = c->kernel,
+        .nkernel = c->pin->kernel,
+        .name = name,
+        .registry = c->reg->path,
+        .call = s->call,
+        .exact = c->exact ? &s->dims : NULL,
+        .constants = {.num_threads = threads, .arch = c->arch, .has_amx = s->here->has_amx}};
+    int rc = kg_ready_build(&ask, &out->ready, &out->image, err);
+    if (rc != KG_OK) {
+        say(s->notes, name, err->msg);
+        if (rc != KG_ENOTFOUND)
+            kg_log_once(KG_LOG_WARNING, "%s falls back to torch: %s", s->op->name, err->msg);
+        return KG_ENOTFOUND;
+    }
+    out->kind = kind_of(c, instantiated);
+    out->block = c->block;
+    out->kernel = c->kernel;
+    out->reg = c->reg;
+    int trust = KG_TRUST_JUDGED;
+    if (instantiated && snap->policy != KG_POLICY_OFF)
+        trust = kg_trust_known(c->kernel->id, out->image) ? KG_TRUST_CHECKED : KG_TRUST_UNKNOWN;
+    atomic_store(&out->ready.trust, trust);
+    return KG_OK;
+}
+
+int kg_lookup(const kg_snapshot *snap, const kg_here *here, const kg_rt_op *op, const kg_call *call,
+              int threads, const void *signature, size_t nsignature, uint64_t hash, kg_buf *notes,
+              kg_class **out, kg_error *err) {
+    kg_error e = {.code = KG_ENOTFOUND, .msg = "no pin fits"};
+    search s = {.here = here, .op = op, .call = call, .notes = notes};
+    kg_class *c = new_class(op, signature, nsignature, hash);
+    if (c == NULL)
+        return kg_fail(err, KG_ENOMEM, "no memory for a call class");
+    gather(snap, &s);
+    for (size_t i = 0; i < s.nfound; i++)
+        if (try_candidate(snap, &s, &s.found[i], threads, c, &e) == KG_OK)
+            break;
+    free(s.found);
+    *out = c;
+    return KG_OK;
+}
+
+/* ---- the nearest, for a miss ---- */
+
+/* How far a pin is from a call: fields that no shape can cure weigh most. */
+static double gap(const kg_key *pin, const kg_key *call) {
+    double far = 0;
+    far += pin->device != call->device ? 1e6 : 0;
+    far += pin->precision != call->precision ? 1e5 : 0;
+    for (size_t i = 0; i < call->ntensors && i < pin->ntensors; i++) {
+        far += pin->dtype[i] != call->dtype[i] ? 1e4 : 0;
+        far += pin->layout[i] != call->layout[i] ? 10 : 0;
+    }
+    far += pin->program != call->program && pin->program != KG_PROGRAM_ANY ? 1e3 : 0;
+    for (size_t i = 0; i < call->ndims && i < pin->ndims; i++) {
+        double low = (double)pin->min[i], high = (double)pin->max[i], at = (double)call->min[i];
+        if (at < low)
+            far += 1 + log2((low + 1) / (at + 1));
+        else if (at > high)
+            far += 1 + log2((at + 1) / (high + 1));
+    }
+    return far;
+}
+
+bool kg_lookup_nearest(const kg_snapshot *snap, const kg_rt_op *op, const kg_call *call,
+                       char kernel[128], char differs[256]) {
+    double best = INFINITY;
+    bool has_op = false;
+    kernel[0] = differs[0] = '\0';
+    for (size_t i = 0; i < snap->nregs; i++) {
+        const kg_index_op *block;
+        kg_dims dims;
+        kg_key key;
+        kg_error e;
+        kg_index *index = snap->regs[i]->index;
+        int at = kg_index_find(index, op->name);
+        if (at < 0 || kg_index_get(index, (size_t)at, &block, NULL) != KG_OK)
+            continue;
+        has_op = true;
+        if (kg_op_dims(block->op, call, &dims, &e) != KG_OK ||
+            kg_key_of_call(block->op, call, &dims, &key, &e) != KG_OK) {
+            if (best == INFINITY)
+                snprintf(differs, 256, "%.255s", e.msg);
+            continue;
+        }
+        for (size_t p = 0; p < block->npins; p++) {
+            double far = gap(&block->pins[p].key, &key);
+            char why[256] = "";
+            if (far >= best || kg_key_match(block->op, &block->pins[p].key, &key, why))
+                continue;
+            best = far;
+            kg_kernel_name(block, &block->kernels[block->pins[p].kernel], kernel);
+            snprintf(differs, 256, "%s", why);
+        }
+    }
+    return has_op;
+}

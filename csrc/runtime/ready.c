@@ -1,0 +1,183 @@
+/* Makes a Kernel ready for one call class. Images stay loaded for the life of the process, so each
+ * is loaded once, and one that failed is not tried again until the process ends. */
+#include "runtime/ready.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fs.h"
+
+#define MAX_SOURCE ((size_t)16 << 20)
+
+typedef struct loaded {
+    kg_hash128 key;
+    int status; /* KG_OK, or what building it came to */
+    char *why;
+    size_t nentries;
+    kg_entry entries[KG_MAX_LAUNCHES];
+    struct loaded *next;
+} loaded;
+
+static loaded *images[1024]; /* under the writers' lock */
+
+static loaded **bucket(kg_hash128 key) {
+    return &images[key.lo % 1024];
+}
+
+static loaded *find_loaded(kg_hash128 key) {
+    loaded *l = *bucket(key);
+    while (l != NULL && (l->key.lo != key.lo || l->key.hi != key.hi))
+        l = l->next;
+    return l;
+}
+
+static int read_source(const kg_ready_request *ask, kg_buf *out, kg_error *err) {
+    char *path = kg_path_join(ask->registry, ask->kernel->source);
+    kg_error e;
+    if (path == NULL)
+        return kg_fail(err, KG_ENOMEM, "no memory for a path");
+    int rc = kg_read_file(path, MAX_SOURCE, out, &e);
+    if (rc != KG_OK) {
+        rc = kg_fail(err, rc == KG_ENOTFOUND ? KG_EIO : rc, "the source of %s: %.300s", ask->name,
+                     e.msg);
+    } else {
+        kg_hash128 got = kg_xxh128(out->data, out->len), want = ask->kernel->source_hash;
+        if (got.lo != want.lo || got.hi != want.hi)
+            rc = kg_fail(err, KG_ECORRUPT,
+                         "%s of %s is not what was promoted (its hash differs); restore it or "
+                         "promote it again",
+                         path, ask->name);
+    }
+    free(path);
+    return rc;
+}
+
+/* One line of what the compiler or the inspection said. */
+static int explain_failure(const kg_ready_request *ask, int rc, const kg_buf *messages,
+                           const kg_error *e, kg_error *err) {
+    const char *text = messages->len > 0 ? messages->data : e->msg;
+    int line = (int)strcspn(text, "\n");
+    if (rc == KG_EENV)
+        return kg_fail(err, rc,
+                       "%s is not built and this machine has no C compiler: run `kgen build` where "
+                       "there is one and ship its cache (KGEN_CACHE), or install one (%.*s)",
+                       ask->name, line < 200 ? line : 200, text);
+    return kg_fail(err, rc, "%s could not be built: %.*s", ask->name, line < 300 ? line : 300,
+                   text);
+}
+
+static int build_image(const kg_ready_request *ask, const kg_plan *plan, const kg_buf *unit,
+                       loaded *l, kg_error *err) {
+    kg_buf image, messages;
+    kg_error e = {.msg = ""};
+    char path[512], label[96];
+    kg_buf_init(&image, 0);
+    kg_buf_init(&messages, 0);
+    snprintf(label, sizeof(label), "%.60s-%.12s.c", ask->block->op->name, ask->kernel->id);
+    int rc = kg_image_cpu(unit->data, unit->len, label, ask->kernel->arch, plan->flags, &image,
+                          &messages, path, &e);
+    if (rc != KG_OK) {
+        explain_failure(ask, rc, &messages, &e, err);
+    } else {
+        rc = kg_image_load(path, image.data, image.len, plan->nlaunches, l->entries, &e);
+        if (rc != KG_OK)
+            kg_fail(err, rc, "%s could not be loaded: %.300s", ask->name, e.msg);
+    }
+    kg_buf_free(&image);
+    kg_buf_free(&messages);
+    l->nentries = plan->nlaunches;
+    return rc;
+}
+
+static int get_image(const kg_ready_request *ask, const kg_plan *plan, const kg_buf *unit,
+                     kg_hash128 key, const kg_entry **out, kg_error *err) {
+    loaded *l = find_loaded(key);
+    kg_error e;
+    if (l == NULL) {
+        l = calloc(1, sizeof(*l));
+        if (l == NULL)
+            return kg_fail(err, KG_ENOMEM, "no memory for an image");
+        l->key = key;
+        l->status = build_image(ask, plan, unit, l, &e);
+        if (l->status != KG_OK)
+            l->why = strdup(e.msg);
+        l->next = *bucket(key);
+        *bucket(key) = l;
+    }
+    if (l->status != KG_OK)
+        return kg_fail(err, l->status, "%s", l->why != NULL ? l->why : "could not be built");
+    if (l->nentries != plan->nlaunches)
+        return kg_fail(err, KG_ECORRUPT, "%s: its image has %zu launches, its plan %zu", ask->name,
+                       l->nentries, plan->nlaunches);
+    *out = l->entries;
+    return KG_OK;
+}
+
+/* The translation unit and the architecture decide what an image is. */
+static kg_hash128 image_key(const kg_buf *unit, const char *arch, uint32_t flags) {
+    struct {
+        kg_hash128 unit;
+        uint64_t arch, flags;
+    } all = {kg_xxh128(unit->data, unit->len), kg_xxh64(arch, strlen(arch)), flags};
+    return kg_xxh128(&all, sizeof(all));
+}
+
+static int build_unit(const kg_ready_request *ask, const kg_plan *plan, kg_buf *unit,
+                      kg_error *err) {
+    kg_buf source;
+    kg_error e;
+    kg_buf_init(&source, 0);
+    int rc = read_source(ask, &source, err);
+    if (rc == KG_OK) {
+        rc = kg_source_build(plan, ask->block->op, &ask->kernel->tuning, ask->call, ask->exact,
+                             source.data, source.len, "kernel.c", unit, &e);
+        if (rc != KG_OK) /* never a plain miss: the plan has already been bound */
+            rc = kg_fail(err, rc == KG_ENOTFOUND ? KG_EFORMAT : rc, "%s: %.400s", ask->name, e.msg);
+    }
+    kg_buf_free(&source);
+    return rc;
+}
+
+int kg_ready_build(const kg_ready_request *ask, kg_ready *out, kg_hash128 *image, kg_error *err) {
+    const kg_plan *plan;
+    const kg_entry *entries = NULL;
+    kg_instance *inst = NULL;
+    kg_hash128 key = {0, 0};
+    kg_error e;
+    kg_buf unit;
+    int rc = kg_index_plan(ask->index, ask->nblock, ask->nkernel, &plan, &e);
+    if (rc != KG_OK)
+        return kg_fail(err, rc, "the plan of %s: %.300s", ask->name, e.msg);
+    rc = kg_plan_bind(plan, ask->block->op, &ask->kernel->tuning, &ask->constants, ask->call, &inst,
+                      &e);
+    if (rc != KG_OK)
+        return kg_fail(err, rc, "%s: %.400s", ask->name, e.msg);
+    kg_buf_init(&unit, 0);
+    rc = build_unit(ask, plan, &unit, err);
+    if (rc == KG_OK) {
+        key = image_key(&unit, ask->kernel->arch, plan->flags);
+        rc = get_image(ask, plan, &unit, key, &entries, err);
+    }
+    if (rc == KG_OK)
+        rc = kg_ready_make(plan, inst, entries, ask->call, out, err);
+    if (rc == KG_OK)
+        *image = key;
+    kg_instance_free(inst);
+    kg_buf_free(&unit);
+    return rc;
+}
+
+void kg_ready_forget_failures(void) {
+    for (size_t i = 0; i < sizeof(images) / sizeof(images[0]); i++)
+        for (loaded **p = &images[i]; *p != NULL;) {
+            loaded *l = *p;
+            if (l->status == KG_OK) {
+                p = &l->next;
+                continue;
+            }
+            *p = l->next;
+            free(l->why);
+            free(l);
+        }
+}

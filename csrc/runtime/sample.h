@@ -1,0 +1,14 @@
+/* The check of an instantiated Program: attention's outputs against an fp64 reference of some query
+ * rows alone. */
+#ifndef KG_RUNTIME_SAMPLE_H
+#define KG_RUNTIME_SAMPLE_H
+
+#include "runtime/op.h"
+
+#define KG_SAMPLE_ROWS 64
+
+/* call and outs are attention's, on the host. KG_OK: every sampled row is right. KG_EINVAL: one is
+ * not; the message says which and by how much. Anything else: it could not be told. */
+int kg_sample_attention(const kg_op *op, const kg_call *call, const kg_tensor *outs, kg_error *err);
+
+#endif

@@ -1,0 +1,141 @@
+/* The public C API of libkgen_rt.so: argument checks and memory, no work of its own. */
+#include "kgen.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "runtime/shim.h"
+
+static int give(int rc, const kg_error *e, char *err, size_t nerr) {
+    if (rc != KG_OK && err != NULL && nerr > 0)
+        snprintf(err, nerr, "%s", e->msg);
+    return rc;
+}
+
+/* Takes the text; *out is the caller's. */
+static int give_text(int rc, kg_buf *text, char **out, kg_error *e, char *err, size_t nerr) {
+    if (rc == KG_OK)
+        rc = kg_buf_check(text, "an answer", e);
+    char *taken = rc == KG_OK ? kg_buf_take(text) : NULL;
+    if (rc == KG_OK && taken == NULL)
+        rc = kg_fail(e, KG_ENOMEM, "no memory for an answer");
+    if (rc == KG_OK)
+        *out = taken;
+    kg_buf_free(text);
+    return give(rc, e, err, nerr);
+}
+
+/* Warnings reach Python's warnings module through torch, which emits them when the op returns. */
+static void to_torch(void *ctx, kg_log_level level, const char *message) {
+    char text[2200];
+    (void)ctx;
+    if (level >= KG_LOG_WARNING) {
+        snprintf(text, sizeof(text), "kgen: %s", message);
+        kg_th.aoti_torch_warn("kgen", "kgen", 0, text);
+        return;
+    }
+    const char *value = getenv("KGEN_LOG");
+    if (value != NULL &&
+        (strcmp(value, "debug") == 0 || (level == KG_LOG_INFO && strcmp(value, "info") == 0)))
+        fprintf(stderr, "kgen: %s\n", message);
+}
+
+const char *kgen_rt_version(void) {
+    return KGEN_VERSION;
+}
+
+void kgen_rt_free(void *p) {
+    free(p);
+}
+
+int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err, size_t nerr) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static bool started;
+    kg_error e;
+    pthread_mutex_lock(&lock);
+    int rc = started ? KG_OK : kg_torch_load(libtorch_cpu, &e);
+    if (rc == KG_OK && !started) {
+        kg_log_set_sink(to_torch, NULL);
+        rc = kg_rt_start(&kg_torch_host, torch_version, &e);
+        if (rc == KG_OK)
+            rc = kg_shim_define("_fallback(Tensor[] inputs, int call) -> Tensor[]", &e);
+        if (rc == KG_OK)
+            rc = kg_shim_softmax(&e);
+        if (rc == KG_OK)
+            rc = kg_shim_attention(&e);
+        started = rc == KG_OK;
+    }
+    pthread_mutex_unlock(&lock);
+    return give(rc, &e, err, nerr);
+}
+
+int kgen_rt_add(const char *registry, int front, char *err, size_t nerr) {
+    kg_error e;
+    return give(kg_rt_add_registry(registry, front != 0, &e), &e, err, nerr);
+}
+
+int kgen_rt_reload(char *err, size_t nerr) {
+    kg_error e;
+    return give(kg_rt_reload(&e), &e, err, nerr);
+}
+
+int kgen_rt_policy(const char *policy, const char **now, char *err, size_t nerr) {
+    kg_error e;
+    int rc = policy != NULL ? kg_rt_set_policy(policy, &e) : KG_OK;
+    if (rc == KG_OK && now != NULL)
+        *now = kg_rt_policy();
+    return give(rc, &e, err, nerr);
+}
+
+int kgen_rt_precision(int precision) {
+    return precision < 0 ? kg_rt_precision() : kg_rt_set_precision(precision);
+}
+
+int kgen_rt_define(const char *name, char *err, size_t nerr) {
+    kg_error e;
+    return give(kg_shim_own_op(name, &e), &e, err, nerr);
+}
+
+int kgen_rt_contract(const char *name, char **json, char *err, size_t nerr) {
+    kg_error e;
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    return give_text(kg_rt_contract(name, &text, &e), &text, json, &e, err, nerr);
+}
+
+int kgen_rt_describe(char **json, char *err, size_t nerr) {
+    kg_error e;
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    return give_text(kg_rt_describe(&text, &e), &text, json, &e, err, nerr);
+}
+
+void kgen_rt_explain_begin(void) {
+    kg_rt_explain_begin();
+}
+
+int kgen_rt_explain_end(char **json, char *err, size_t nerr) {
+    kg_error e;
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    return give_text(kg_rt_explain_end(&text, &e), &text, json, &e, err, nerr);
+}
+
+int kgen_rt_fallback(int64_t call, char **json, char *err, size_t nerr) {
+    kg_error e;
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    return give_text(kg_shim_python_call(call, &text, &e), &text, json, &e, err, nerr);
+}
+
+void kgen_rt_count(uint64_t out[4]) {
+    kg_rt_counters c;
+    kg_rt_count(&c);
+    out[0] = c.served;
+    out[1] = c.fallbacks;
+    out[2] = c.resolved;
+    out[3] = c.classes;
+}
