@@ -1,0 +1,158 @@
+"""`kgen doctor`: what is found, what is not, and what to do about it. Changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import _paths, registries
+
+OLDEST_TORCH = (2, 10)
+# linux/landlock.h: asks for the version of the interface instead of a rule set.
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_PR_GET_SECCOMP = 21
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `todo` is empty when all is well."""
+
+    name: str
+    ok: bool
+    found: str
+    todo: str = ""
+    needed: bool = True
+
+
+def _torch() -> Finding:
+    try:
+        import torch
+    except ImportError as e:
+        return Finding("torch", False, f"does not import: {e}", "pip install torch (2.10 or newer)")
+    version = tuple(int(p) for p in torch.__version__.split("+")[0].split(".")[:2])
+    todo = "" if version >= OLDEST_TORCH else "kgen needs torch 2.10 or newer: pip install -U torch"
+    return Finding("torch", not todo, f"{torch.__version__}, {torch.get_num_threads()} threads", todo)
+
+
+def _binaries() -> Iterator[Finding]:
+    for name in ("libkgen_rt.so", "libkgen.so", "kgen-worker"):
+        try:
+            yield Finding(name, True, str(_paths.binary(name)))
+        except FileNotFoundError as e:
+            yield Finding(name, False, "missing", str(e))
+
+
+def _compiler() -> Finding:
+    for name in filter(None, (os.environ.get("KGEN_CC"), os.environ.get("CC"), "cc", "gcc", "clang")):
+        path = shutil.which(name)
+        if path:
+            out = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            first = out.stdout.splitlines()[0] if out.stdout else "?"
+            return Finding("C compiler", True, f"{path}: {first}")
+    return Finding(
+        "C compiler",
+        False,
+        "none of $KGEN_CC, $CC, cc, gcc, clang",
+        "apt-get install gcc; without one only cached images are served (`kgen build` makes them elsewhere)",
+    )
+
+
+def _cxx() -> Finding:
+    path = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if path:
+        return Finding("C++ compiler", True, path, needed=False)
+    return Finding(
+        "C++ compiler",
+        False,
+        "none",
+        "torch.compile's CPU baselines need one (apt-get install g++); without it they are left out",
+        needed=False,
+    )
+
+
+def _cpu() -> Finding:
+    flags: set[str] = set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                flags = set(line.split(":", 1)[1].split())
+                break
+    except OSError:
+        pass
+    level = "x86-64-v1"
+    if {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"} <= flags:
+        level = "x86-64-v3"
+    if {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags:
+        level = "x86-64-v4"
+    cores = len(os.sched_getaffinity(0))
+    return Finding("CPU", platform.machine() == "x86_64", f"{level}, {cores} CPUs for this process")
+
+
+def _sandbox() -> Iterator[Finding]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    abi = libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
+    if abi > 0:
+        yield Finding("landlock", True, f"ABI {abi}")
+    else:
+        yield Finding(
+            "landlock", False, "not in this kernel", "a worker can read files; judge only what you trust", False
+        )
+    ok = libc.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
+    todo = "" if ok else "a worker is not kept from the network; judge only what you trust"
+    yield Finding("seccomp", ok, "there" if ok else "not in this kernel", todo, False)
+
+
+def _cache() -> Finding:
+    base = os.environ.get("KGEN_CACHE")
+    if not base:
+        xdg = os.environ.get("XDG_CACHE_HOME")
+        base = str((Path(xdg) if xdg else Path.home() / ".cache") / "kgen")
+    try:
+        Path(base).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=base):
+            pass
+    except OSError as e:
+        return Finding(
+            "cache", False, f"{base}: {e.strerror}", "set KGEN_CACHE to a folder that can be written", False
+        )
+    return Finding("cache", True, base)
+
+
+def _registries() -> Finding:
+    found = [str(p) for p in registries.roots()]
+    return Finding("registries", bool(found), ", ".join(found) or "none", "" if found else "install kgen again")
+
+
+def findings() -> list[Finding]:
+    """Everything that kgen stands on, in the order in which it is needed."""
+    single: list[Callable[[], Finding]] = [_torch, _compiler, _cxx, _cpu, _cache, _registries]
+    out = [Finding("Python", sys.version_info >= (3, 10), platform.python_version())]
+    for f in single:
+        out.append(f())
+    out += list(_binaries())
+    out += list(_sandbox())
+    return out
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Prints the findings; 3 when something that is needed is missing."""
+    rows = findings()
+    if args.json:
+        print(json.dumps([asdict(r) for r in rows]))
+    else:
+        for r in rows:
+            print(f"{'ok' if r.ok else 'MISSING' if r.needed else 'absent':<8} {r.name:<14} {r.found}")
+            if not r.ok and r.todo:
+                print(f"{'':<23} {r.todo}")
+    return 0 if all(r.ok or not r.needed for r in rows) else 3
