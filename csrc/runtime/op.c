@@ -164,7 +164,7 @@ int kg_op_float(const kg_op *op, const kg_call *call, const kg_dims *dims, size_
     const kg_op_arg *a = &op->args[arg];
     const kg_value *v = &call->args[arg];
     if (a->type != KG_ARG_FLOAT && a->type != KG_ARG_FLOAT_OPT)
-        return kg_fail(err, KG_EINVAL, "%s: %s is a %s, not a float", op->name, a->name,
+        return kg_fail(err, KG_EINVAL, "%s: %s has type %s, not float", op->name, a->name,
                        kg_arg_type_name(a->type));
     if (v->present) {
         *out = v->u.f;

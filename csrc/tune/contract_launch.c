@@ -73,7 +73,7 @@ static int unknown_arg(const kg_plan_reader *r, const char *name, const char *at
     if (arg >= 0 && kg_arg_is_attr(r->op->args[arg].type)) {
         bool real =
             r->op->args[arg].type == KG_ARG_FLOAT || r->op->args[arg].type == KG_ARG_FLOAT_OPT;
-        return kg_fail(err, KG_EFORMAT, "%s: %s is a %s: pass {\"%s\": \"%s\"}", at, name,
+        return kg_fail(err, KG_EFORMAT, "%s: %s has type %s: pass {\"%s\": \"%s\"}", at, name,
                        kg_arg_type_name(r->op->args[arg].type), real ? "f32" : "i64", name);
     }
     if (kg_op_dim_index(r->op, name) >= 0 || kg_plan_tunable_index(r->plan, name) >= 0)

@@ -184,7 +184,7 @@ static int read_attr(kg_op *op, size_t i, const kg_json *j, kg_error *err) {
     if (rc < 0 || none == NULL)
         return rc;
     if (a->type != KG_ARG_FLOAT_OPT)
-        return kg_fail(err, KG_EFORMAT, "%s.none is for a float?, and %s is a %s", at.text, a->name,
+        return kg_fail(err, KG_EFORMAT, "%s.none is for a float?, and %s has type %s", at.text, a->name,
                        kg_arg_type_name(a->type));
     kg_at_text where = kg_at("%s.none", at.text);
     rc = kg_read_object(none, where.text, err);

@@ -221,7 +221,7 @@ static int check_arg_name(const kg_op_arg *a, kg_error *err) {
         return kg_fail(err, KG_EFORMAT, "%s is an int[]: write %s[0] or len(%s)", a->name, a->name,
                        a->name);
     default:
-        return kg_fail(err, KG_EFORMAT, "%s is a %s; expressions are integers", a->name,
+        return kg_fail(err, KG_EFORMAT, "%s has type %s; expressions are integers", a->name,
                        kg_arg_type_name(a->type));
     }
 }
@@ -247,7 +247,7 @@ static int check_list(const kg_names *names, const char *name, kg_error *err) {
     if (i < 0)
         return kg_fail(err, KG_EFORMAT, "unknown name %s; it must be an int[] attribute", name);
     if (names->op->args[i].type != KG_ARG_INT_LIST)
-        return kg_fail(err, KG_EFORMAT, "%s is a %s, not an int[]", name,
+        return kg_fail(err, KG_EFORMAT, "%s has type %s, not int[]", name,
                        kg_arg_type_name(names->op->args[i].type));
     return KG_OK;
 }

@@ -104,7 +104,7 @@ TEST(contract_op_attention) {
     c.args[6] = (kg_value){.present = true, .u.f = 0.5};
     CHECK_OK(kg_op_float(op, &c, &d, 6, &scale, &err), err);
     CHECK_NEAR(scale, 0.5, 0);
-    CHECK_ERR(kg_op_float(op, &c, &d, 7, &scale, &err), err, KG_EINVAL, "enable_gqa is a bool");
+    CHECK_ERR(kg_op_float(op, &c, &d, 7, &scale, &err), err, KG_EINVAL, "enable_gqa has type bool");
     kg_op_free(op);
 }
 
