@@ -259,8 +259,8 @@ int kg_plan_read_launch(kg_plan_reader *r, const kg_json *j, kg_error *err) {
     return rc < 0 ? rc : read_args(r, l, j, at.text, err);
 }
 
-static int read_choice(const kg_json *object, const char *at, const char *key, const int *allowed,
-                       size_t n, int *out, kg_error *err) {
+static int read_number_choice(const kg_json *object, const char *at, const char *key,
+                              const int *allowed, size_t n, int *out, kg_error *err) {
     const kg_json *j = kg_json_get(object, key);
     kg_at_text here = kg_at("%s.%s", at, key);
     char text[64] = "";
@@ -339,6 +339,6 @@ int kg_plan_read_map(kg_plan_reader *r, const kg_json *j, kg_error *err) {
         rc = read_list(r, j, at.text, "strides", m->rank - 1, m->rank - 1, INT64_C(1) << 40,
                        m->strides, &n, err);
     if (rc == KG_OK)
-        rc = read_choice(j, at.text, "swizzle", swizzles, 4, &m->swizzle, err);
-    return rc < 0 ? rc : read_choice(j, at.text, "l2", l2, 4, &m->l2, err);
+        rc = read_number_choice(j, at.text, "swizzle", swizzles, 4, &m->swizzle, err);
+    return rc < 0 ? rc : read_number_choice(j, at.text, "l2", l2, 4, &m->l2, err);
 }

@@ -28,6 +28,17 @@ int kg_read_dtype(const kg_json *j, const char *at, int *out, kg_error *err);
 /* An expression: a string, or an integer. */
 int kg_read_expr(const kg_json *j, const char *at, kg_expr **out, kg_error *err);
 
+/* A number, or "inf", "-inf", "nan". */
+int kg_read_float(const kg_json *j, const char *at, double *out, kg_error *err);
+/* The value of an attribute; null where the type allows None. */
+int kg_read_attr(const kg_op_arg *a, const kg_json *j, const char *at, kg_value *out,
+                 kg_error *err);
+/* One of the NULL-terminated names; its index. */
+int kg_read_choice(const kg_json *j, const char *at, const char *const *names, int *out,
+                   kg_error *err);
+/* "device" and "precision" of a Case or key. */
+int kg_read_device(const kg_json *object, int *device, int *precision, kg_error *err);
+
 /* A name that the source sees as a macro, or that expressions use: refused when it is a word of C,
  * of kgen's own macros, or of the expression language. what: "tunable", "dim". */
 int kg_check_word(const char *name, const char *what, const char *at, kg_error *err);
