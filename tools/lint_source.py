@@ -13,7 +13,7 @@ from pathlib import Path
 FOLDERS = ("csrc", "python", "kernels", "tests", "tools", "examples")
 SUFFIXES = (".c", ".h", ".cu", ".cpp", ".py")
 MAX_LINES = 800
-MAX_COLUMNS = 110  # of Python; C is clang-format's
+MAX_COLUMNS = 120  # of Python; C is clang-format's
 
 LAYERS = ("base", "sys", "runtime", "tune", "worker")
 MAY_INCLUDE = {
@@ -23,6 +23,9 @@ MAY_INCLUDE = {
     "tune": ("base", "sys", "runtime", "tune"),
     "worker": ("base", "sys", "runtime", "worker"),
 }
+
+# The wire format is the one thing of the worker that its other end shares.
+SHARED_HEADERS = {"worker/protocol.h": ("tune", "worker")}
 
 # Foreign headers and the one file that may include each.
 FOREIGN = {
@@ -108,6 +111,8 @@ def check_include(name: str, number: int, quote: str, header: str) -> Iterator[s
     if layer is None or quote == "<":
         return
     target = header.split("/")[0]
+    if layer in SHARED_HEADERS.get(header, ()) or re.fullmatch(r"kgen\w*\.h", header):
+        return
     if "/" not in header:
         yield f'{name}:{number}: includes "{header}"; write it from csrc/, as "{layer}/{header}"'
     elif target in LAYERS and target not in MAY_INCLUDE[layer]:
