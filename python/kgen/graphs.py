@@ -221,14 +221,17 @@ def random_reason(graph: Graph) -> str | None:
 
 def text_of(graph: Graph) -> str:
     """The graph as lines that depend on operations, shapes, dtypes and constants alone, not on names."""
+    return lines_of(graph.module, {g.node: g.kind for g in graph.inputs})
+
+
+def lines_of(gm: fx.GraphModule, kinds: dict[fx.Node, str]) -> str:
+    """One line a node; kinds says what a placeholder is ('input' without)."""
     names: dict[fx.Node, str] = {}
-    kinds = {g.node: g for g in graph.inputs}
     lines = []
-    for node in graph.nodes:
+    for node in gm.graph.nodes:
         names[node] = f"%{len(names)}"
         if node.op == "placeholder":
-            g = kinds[node]
-            lines.append(f"{names[node]} = {g.kind} {_type_text(node.meta.get('val'))}")
+            lines.append(f"{names[node]} = {kinds.get(node, 'input')} {_type_text(node.meta.get('val'))}")
         elif node.op == "output":
             lines.append(f"return {_arg_text(node.args[0], names)}")
         else:

@@ -28,7 +28,7 @@ from .indexing import (
     unflatten,
 )
 from .program_text import ProgramText, write_program
-from .symbolic import BOOL, Expr, Space, TensorRef, TooLarge, keeps_a_key, operands, split_mask
+from .symbolic import BOOL, Expr, Space, TensorRef, TooLarge, density, keeps_a_key, operands, split_mask
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 CAUSAL = "program 1\nmask\n%0 = ge bool q kv\nreturn %0\n"
@@ -46,7 +46,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Attention:
-    """query, key, value as (B, H, S, D); order: the axes of (B, H, SQ, DV) as the result's dims list them."""
+    """query, key, value as (B, H, S, D); order: the axes of (B, H, SQ, DV) as the result's dims list them.
+
+    density: about what part of the scores the mask keeps, as far as indices alone tell.
+    """
 
     query: Operand
     key: Operand
@@ -55,7 +58,9 @@ class Attention:
     enable_gqa: bool
     program: str | None
     captured: tuple[Operand, ...]
+    scalars: tuple[float, ...]
     order: tuple[int, ...]
+    density: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -539,8 +544,9 @@ def _finish(
             raise _Reject("key and value have different numbers of heads")
         key, value = (_with_heads(x, most) for x in (key, value))
         gqa = most != query.shape[1]
-    program, captured, factor, notes = _program(space, e)
-    detail = Attention(query, key, value, scale * factor, gqa, program, captured, order)
+    program, factor, notes, density = _program(space, e)
+    captured = tuple(_captured(ref) for ref in program.tensors)
+    detail = Attention(query, key, value, scale * factor, gqa, program.text, captured, program.scalars, order, density)
     return Match("attention", out, core, detail, notes)
 
 
@@ -550,8 +556,8 @@ def _with_heads(operand: Operand, heads: int) -> Operand:
     return Operand(operand.node, operand.dims, (operand.shape[0], heads, *operand.shape[2:]))
 
 
-def _program(space: Space, e: Expr) -> tuple[str | None, tuple[Operand, ...], float, tuple[str, ...]]:
-    """The Program of a score expression over dot; also the captured tensors and the factor on dot."""
+def _program(space: Space, e: Expr) -> tuple[ProgramText, float, tuple[str, ...], float]:
+    """The Program of a score expression over dot, the factor on dot, notes for the user, the mask's density."""
     notes: tuple[str, ...] = ()
     split = split_mask(space, e, finite=True)
     if split.finite and not (split.keep is not None and keeps_a_key(split.keep, space.sizes)):
@@ -567,8 +573,7 @@ def _program(space: Space, e: Expr) -> tuple[str | None, tuple[Operand, ...], fl
         notes = ("a row whose every key is masked gives 0, where the original gives NaN",)
     factor, section = _factor(space, score)
     section, keep = _order_loads(space, section, keep)
-    written: ProgramText = write_program(section, keep)
-    return written.text, tuple(_captured(ref) for ref in written.tensors), factor, notes
+    return write_program(section, keep), factor, notes, density(keep, space.sizes) if keep is not None else 1.0
 
 
 def _factor(space: Space, score: Expr) -> tuple[float, Expr | None]:
@@ -623,7 +628,7 @@ def _captured(ref: TensorRef) -> Operand:
     value = node.meta["val"]
     shape = tuple(int(value.shape[d]) for d in ref.dims)
     if not ref.dims:
-        return Operand(node, (), (1,))
+        return Operand(node, (), ())
     gapless = value.stride(ref.dims[-1]) == 1
     return Operand(node, ref.dims, shape, contiguous=not gapless)
 

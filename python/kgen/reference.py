@@ -1,0 +1,443 @@
+"""What the right answer is: inputs of a Case drawn from a seed, torch's own result, and an oracle in fp64.
+
+Made once per Task by the trusted side; Candidates never see any of it. Opening a Task folder runs its reference,
+which is code: judge only folders that you trust.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from . import task as tasks
+from .errors import BadInput, EnvironmentLacks
+from .graphs import quiet
+from .rewrite import Wide, copy_module
+from .task import DTYPES, Task
+
+# The distributions that every Candidate is judged on besides the captured one.
+DISTRIBUTIONS = ("captured", "normal", "uniform", "offset", "heavy", "tiny", "onehot", "large")
+
+NEGLIGIBLE = 1e-12
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Inputs of one call. args: by name, tensors in the Case's layout and attributes; captured: the Program's."""
+
+    args: dict[str, Any]
+    captured: tuple[torch.Tensor, ...]
+    scalars: tuple[float, ...]
+    program: str | None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """outputs: the oracle, in fp64 or as it is for ints; torch_outputs: torch's own, in the Case's dtype.
+
+    norm_err and max_err are torch's own errors per output, in units of the oracle's norm and largest value.
+    oracle: 'fp64', or 'fp32' when something below fp64 could not be lifted (named in narrow).
+    """
+
+    outputs: tuple[torch.Tensor, ...]
+    torch_outputs: tuple[torch.Tensor, ...]
+    norm_err: tuple[float, ...]
+    max_err: tuple[float, ...]
+    oracle: str
+    narrow: tuple[str, ...]
+
+
+# Inputs
+
+
+def draw(task: Task, case: dict[str, Any], seed: int, distribution: str = "captured") -> Drawn:
+    """Inputs of a Case on its device. The same seed and distribution give the same values everywhere."""
+    if distribution not in DISTRIBUTIONS:
+        raise BadInput(f"distribution {distribution!r}: expected one of {', '.join(DISTRIBUTIONS)}")
+    args: dict[str, Any] = {}
+    for i, (name, value) in enumerate(case["args"].items()):
+        args[name] = _tensor(task, value, _generator(seed, i), distribution) if isinstance(value, dict) else value
+    program = case.get("program") or {}
+    captured = tuple(
+        _tensor(task, entry, _generator(seed, 1000 + i), "captured")
+        for i, entry in enumerate(program.get("captured", []))
+    )
+    scalars = tuple(float(s) for s in program.get("scalars", []))
+    return Drawn(_to(args, case), tuple(_to_device(t, case) for t in captured), scalars, program.get("text"))
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    g = torch.Generator()
+    g.manual_seed((seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) % (1 << 63))
+    return g
+
+
+def _to(args: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
+    return {k: _to_device(v, case) if isinstance(v, torch.Tensor) else v for k, v in args.items()}
+
+
+def _to_device(x: torch.Tensor, case: dict[str, Any]) -> torch.Tensor:
+    return x if case["device"] == "cpu" else x.to(case["device"])
+
+
+def _tensor(task: Task, entry: dict[str, Any], g: torch.Generator, distribution: str) -> torch.Tensor:
+    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    fill = entry["fill"]
+    if fill["kind"] == "values":
+        values = _from_bytes(task, task.blob(fill["file"]), dtype, shape, fill["file"])
+    elif fill["kind"] == "integers":
+        low, high = int(fill["low"]), int(fill["high"])
+        values = torch.randint(low, high + 1, shape, generator=g).to(dtype)
+    else:
+        values = _floats(fill, shape, g, distribution).to(dtype)
+    return with_strides(values, tuple(entry["stride"]))
+
+
+def _from_bytes(task: Task, data: bytes, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> torch.Tensor:
+    size = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
+    if len(data) != size:
+        raise BadInput(f"{task.folder}/cases/{name}: has {len(data)} bytes, its shape needs {size}")
+    if not size:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype).reshape(shape)
+
+
+def _floats(fill: dict[str, Any], shape: tuple[int, ...], g: torch.Generator, distribution: str) -> torch.Tensor:
+    """Values in fp64. A distribution is drawn as such; 'captured' follows the fill."""
+    if fill["kind"] == "normal":
+        mean, std = float(fill["mean"]), float(fill["std"])
+    else:
+        mean, std = (fill["low"] + fill["high"]) / 2, (fill["high"] - fill["low"]) / math.sqrt(12)
+    normal = torch.randn(shape, generator=g, dtype=torch.float64)
+    if distribution == "captured":
+        if fill["kind"] == "normal":
+            return normal * std + mean
+        return torch.rand(shape, generator=g, dtype=torch.float64) * (fill["high"] - fill["low"]) + fill["low"]
+    if distribution == "normal":
+        return normal
+    if distribution == "uniform":
+        return torch.rand(shape, generator=g, dtype=torch.float64)
+    if distribution == "offset":
+        return normal * 0.1 + 1000.0
+    if distribution == "heavy":
+        # Student's t with 3 degrees of freedom: finite variance, large outliers.
+        chi = sum(torch.randn(shape, generator=g, dtype=torch.float64) ** 2 for _ in range(3))
+        return normal / torch.sqrt(torch.as_tensor(chi) / 3)
+    if distribution == "tiny":
+        return normal * 1e-6
+    if distribution == "onehot":
+        hot = torch.zeros(shape, dtype=torch.float64)
+        if hot.numel() and hot.ndim:
+            which = torch.randint(0, shape[-1], (*shape[:-1], 1), generator=g)
+            hot.scatter_(-1, which, 1.0)
+        return hot
+    # large: magnitudes over six decades
+    return normal * 10.0 ** (torch.rand(shape, generator=g, dtype=torch.float64) * 6 - 3)
+
+
+def with_strides(values: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """The values in a tensor of these strides; dims of stride 0 repeat their first element."""
+    shape = tuple(values.shape)
+    if not values.numel():
+        return torch.empty_strided(shape, stride, dtype=values.dtype)
+    for d, (size, s) in enumerate(zip(shape, stride, strict=True)):
+        if s == 0 and size > 1:
+            values = values.narrow(d, 0, 1)
+    extent = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    storage = torch.zeros(extent, dtype=values.dtype)
+    storage.as_strided(tuple(values.shape), stride).copy_(values)
+    return storage.as_strided(shape, stride)
+
+
+# References
+
+Function = Callable[[Drawn], tuple[torch.Tensor, ...]]
+
+
+@dataclass
+class Reference:
+    """What an Op computes. run: in the inputs' dtypes, by torch; wide: in fp64, with what stayed narrow."""
+
+    task: Task
+    run: Function
+    wide: Callable[[Drawn], tuple[tuple[torch.Tensor, ...], set[str]]]
+
+    @staticmethod
+    def open(folder: Path | Task) -> Reference:
+        """The reference of a Task folder."""
+        task = folder if isinstance(folder, Task) else tasks.read(folder)
+        kind = _reference_kind(task.contract, task.folder)
+        if kind == "torch":
+            return _canonical(task)
+        if kind == "export":
+            return _exported(task)
+        return _from_source(task)
+
+    def expected(self, drawn: Drawn) -> Expected:
+        """The oracle and torch's own result on these inputs, and how far torch is from the oracle."""
+        with torch.no_grad():
+            own = self.run(drawn)
+            outputs, narrow = self.wide(drawn)
+        errors = [error(a, b) for a, b in zip(own, outputs, strict=True)]
+        return Expected(
+            outputs, own, tuple(e[0] for e in errors), tuple(e[1] for e in errors),
+            "fp32" if narrow else "fp64", tuple(sorted(narrow)),
+        )  # fmt: skip
+
+    def distributions(self, case: dict[str, Any], seed: int) -> tuple[tuple[str, ...], dict[str, str]]:
+        """The distributions to judge on, and those dropped with the reason."""
+        base = self.expected(draw(self.task, case, seed))
+        kept, dropped = ["captured"], {}
+        floating = any(isinstance(v, dict) and v["fill"]["kind"] in ("normal", "uniform") for v in case["args"].values())
+        for name in DISTRIBUTIONS[1:] if floating else ():
+            reason = self._unusable(self.expected(draw(self.task, case, seed, name)), base)
+            if reason:
+                dropped[name] = reason
+            else:
+                kept.append(name)
+        return tuple(kept), dropped
+
+    @staticmethod
+    def _unusable(e: Expected, base: Expected) -> str | None:
+        for own, want, worst, usual in zip(e.torch_outputs, e.outputs, e.norm_err, base.norm_err, strict=True):
+            if own.dtype.is_floating_point and not torch.isfinite(own).all():
+                return "torch's own result is not finite"
+            if want.dtype.is_floating_point and not torch.isfinite(want).all():
+                return "the oracle is not finite"
+            least = torch.finfo(own.dtype).eps / 8 if own.dtype.is_floating_point else NEGLIGIBLE
+            if worst > 100 * max(usual, least):
+                return f"torch's own error is {worst:.2g}, over 100 times that on captured inputs ({usual:.2g})"
+        return None
+
+    def degenerate(self, case: dict[str, Any], seed: int) -> list[str]:
+        """Trivial answers that this Case would accept at torch's own tolerance; empty for a sound Task."""
+        drawn = draw(self.task, case, seed)
+        e = self.expected(drawn)
+        inputs = [v for v in drawn.args.values() if isinstance(v, torch.Tensor)]
+        passing = []
+        for name, fake in _trivial(e.outputs, inputs):
+            if all(_close(f, w, o, n) for f, w, o, n in zip(fake, e.outputs, e.torch_outputs, e.norm_err, strict=True)):
+                passing.append(name)
+        return passing
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
+    """||got - want|| / ||want|| and max |got - want| / max |want|; NaN must meet NaN, infinity its equal."""
+    if got.shape != want.shape:
+        return math.inf, math.inf
+    a, b = got.double(), want.double()
+    special = ~torch.isfinite(b)
+    if not torch.equal(torch.nan_to_num(a[special], nan=1e300), torch.nan_to_num(b[special], nan=1e300)):
+        return math.inf, math.inf
+    a, b = a[~special], b[~special]
+    if not a.numel():
+        return 0.0, 0.0
+    difference = a - b
+    norm, largest = float(torch.linalg.vector_norm(b)), float(b.abs().max())
+    off, worst = float(torch.linalg.vector_norm(difference)), float(difference.abs().max())
+    if not math.isfinite(off):
+        return math.inf, math.inf
+    return (off / norm if norm else off), (worst / largest if largest else worst)
+
+
+def _close(fake: torch.Tensor, want: torch.Tensor, own: torch.Tensor, norm_err: float) -> bool:
+    eps = torch.finfo(own.dtype).eps if own.dtype.is_floating_point else 0.0
+    return error(fake, want)[0] <= 4 * norm_err + 8 * eps
+
+
+def _trivial(
+    outputs: tuple[torch.Tensor, ...], inputs: list[torch.Tensor]
+) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
+    made = [
+        ("zeros", tuple(torch.zeros_like(o) for o in outputs)),
+        ("ones", tuple(torch.ones_like(o) for o in outputs)),
+        ("the mean", tuple(torch.full_like(o, float(o.double().mean()) if o.numel() else 0.0) for o in outputs)),
+    ]
+    for i, x in enumerate(inputs):
+        if all(x.numel() == o.numel() for o in outputs):
+            made.append((f"a copy of input {i}", tuple(x.reshape(o.shape).to(o.dtype) for o in outputs)))
+    return made
+
+
+def _widened(x: Any) -> Any:
+    return x.double() if isinstance(x, torch.Tensor) and x.dtype.is_floating_point else x
+
+
+def _reference_kind(contract: dict[str, Any], folder: Path) -> str:
+    reference = contract.get("reference")
+    kind = reference.get("kind") if isinstance(reference, dict) else None
+    if kind not in ("torch", "export", "source"):
+        raise BadInput(f"{folder}/op.json: reference.kind is {kind!r}, expected torch, export or source")
+    return str(kind)
+
+
+# Canonical Ops
+
+
+def _canonical(task: Task) -> Reference:
+    if task.op == "attention":
+        return Reference(task, lambda d: _attention(d, False), lambda d: (_attention(d, True), set()))
+    function = torch_function(task.contract["reference"]["call"], task.folder)
+
+    def run(d: Drawn) -> tuple[torch.Tensor, ...]:
+        return _tuple(function(**d.args))
+
+    def wide(d: Drawn) -> tuple[tuple[torch.Tensor, ...], set[str]]:
+        return _tuple(function(**{k: _widened(v) for k, v in d.args.items()})), set()
+
+    return Reference(task, run, wide)
+
+
+def torch_function(dotted: str, folder: Path) -> Callable[..., Any]:
+    """The function of torch at a dotted name; nothing outside torch."""
+    parts = dotted.split(".")
+    if parts[0] != "torch":
+        raise BadInput(f"{folder}/op.json: reference.call is {dotted!r}, expected a function of torch")
+    value: Any = torch
+    for i, part in enumerate(parts[1:], 1):
+        if not hasattr(value, part):
+            try:
+                importlib.import_module(".".join(parts[: i + 1]))
+            except ImportError:
+                raise BadInput(f"{folder}/op.json: torch {torch.__version__} has no {dotted}") from None
+        value = getattr(value, part)
+    return value
+
+
+def _attention(d: Drawn, wide: bool) -> tuple[torch.Tensor, ...]:
+    """Output and lse. wide: by formula in fp64; else torch's own best: SDPA where it can, else its formula."""
+    from .attention import reference_attention_mod
+
+    q, k, v = (_widened(d.args[n]) if wide else d.args[n] for n in ("query", "key", "value"))
+    captured = [_widened(t) if wide else t for t in d.captured]
+    return _tuple(
+        reference_attention_mod(
+            q, k, v, captured, list(d.scalars), d.program or "", scale=d.args["scale"],
+            enable_gqa=d.args["enable_gqa"],
+        )
+    )  # fmt: skip
+
+
+def _tuple(x: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
+
+
+# Ops of a model's own
+
+
+def load_archive(path: Path) -> Any:
+    """The torch.export archive at path; its graph takes the Op's tensors in order."""
+    try:
+        with quiet():
+            return torch.export.load(str(path))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except Exception as e:
+        first = (str(e).splitlines() or [""])[0][:200]
+        raise EnvironmentLacks(f"{path}: torch {torch.__version__} cannot read it: {type(e).__name__}: {first}") from e
+
+
+def _exported(task: Task) -> Reference:
+    program = load_archive(task.folder / task.contract["reference"]["file"])
+    module = program.module()
+    names = [a["name"] for a in task.contract["args"]]
+
+    def run(d: Drawn) -> tuple[torch.Tensor, ...]:
+        return _tuple(module(*[d.args[n] for n in names]))
+
+    def wide(d: Drawn) -> tuple[tuple[torch.Tensor, ...], set[str]]:
+        return run_wide(program, [d.args[n] for n in names])
+
+    return Reference(task, run, wide)
+
+
+def run_wide(program: Any, tensors: list[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], set[str]]:
+    """An exported program in fp64, and the operations that stayed below it."""
+    kinds = torch.export.graph_signature.InputKind
+    values, rest = [], iter(tensors)
+    for spec in program.graph_signature.input_specs:
+        if spec.kind == kinds.USER_INPUT:
+            values.append(next(rest))
+        elif spec.kind == kinds.CONSTANT_TENSOR:
+            values.append(program.constants[spec.target])
+        else:
+            values.append(program.state_dict[spec.target])
+    interpreter = Wide(copy_module(program.graph_module))
+    out = interpreter.run(*[_widened(v) for v in values])
+    return _tuple(out), interpreter.narrow
+
+
+def _from_source(task: Task) -> Reference:
+    reference = task.contract["reference"]
+    from .capture import execute_file
+
+    path = task.folder / reference["file"]
+    space = execute_file(path)
+    if reference["name"] not in space:
+        raise BadInput(f"{path}: has no global named {reference['name']}")
+    function = space[reference["name"]]
+
+    def run(d: Drawn) -> tuple[torch.Tensor, ...]:
+        return _tuple(function(**d.args))
+
+    def wide(d: Drawn) -> tuple[tuple[torch.Tensor, ...], set[str]]:
+        narrow: set[str] = set()
+        with _Watch(narrow):
+            out = _tuple(function(**{k: _widened(v) for k, v in d.args.items()}))
+        return out, narrow
+
+    return Reference(task, run, wide)
+
+
+class _Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notices floating results below fp64 where there is no graph to lift their casts in."""
+
+    def __init__(self, narrow: set[str]):
+        super().__init__()
+        self.narrow = narrow
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, torch.Tensor) and x.dtype.is_floating_point and x.dtype != torch.float64:
+                self.narrow.add(str(func))
+        return out
+
+
+# Serving's fallback
+
+
+def load(folder: Path) -> Callable[..., Any]:
+    """What an Op of a registry computes, for calls that no Kernel serves: takes the Op's arguments in order.
+
+    folder: generated/<op>, which holds op.json and task/.
+    """
+    folder = Path(folder)
+    contract = tasks.read_json(folder / "op.json", None)
+    kind = _reference_kind(contract, folder)
+    if kind == "torch":
+        return torch_function(contract["reference"]["call"], folder)
+    names = [a["name"] for a in contract["args"]]
+    base = folder / "task" if (folder / "task").is_dir() else folder
+    path = base / contract["reference"]["file"]
+    if kind == "export":
+        module = load_archive(path).module()
+    else:
+        from .capture import execute_file
+
+        module = execute_file(path)[contract["reference"]["name"]]
+    single = len(contract["outputs"]) == 1
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        values = list(args) + [kwargs[n] for n in names[len(args) :] if n in kwargs]
+        out = _tuple(module(*values))
+        return out[0] if single else out
+
+    return call

@@ -1,0 +1,454 @@
+"""What of a captured model kgen could make faster: Ops, their Cases, and how much each is worth.
+
+Canonical Ops come from recognised subgraphs, each checked against the original on the captured values. Modules
+become Ops of their own, exported only when they are asked for. Nothing is written here; task.py does that.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from . import recognise, rewrite
+from .capture import Calls, Capture, Part
+from .errors import BadInput, NotATarget
+from .graphs import (
+    FunctionModule,
+    Graph,
+    Recorder,
+    export,
+    flat_inputs,
+    graph_hash,
+    lines_of,
+    lookup,
+    text_of,
+)
+from .recognise import Attention, Match, Operand, Softmax
+
+VERIFY_BYTES = 1 << 31
+
+
+@dataclass
+class CaseData:
+    """One Case with the values it was captured with. args: by name, a tensor or an attribute's value.
+
+    program is None, or the text, the captured tensors and the scalars. count: calls in one run of the model.
+    """
+
+    args: dict[str, Any]
+    program: tuple[str, list[torch.Tensor], tuple[float, ...]] | None = None
+    count: int = 1
+    density: float = 1.0
+
+
+@dataclass
+class Target:
+    """An Op of the model. share: of the model's time, for all Cases; floor is in seconds a run, None: unknown."""
+
+    op: str
+    title: str
+    canonical: bool
+    share: float
+    seconds: float
+    floor: float | None
+    cases: list[CaseData] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    graph: Graph | None = None
+    graph_text: str | None = None
+    no_graph: str | None = None
+    reason: str | None = None  # why it is no target; then nothing else counts
+    part: Part | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def headroom(self) -> float:
+        """The share of the model's time that a kernel at the floor would save."""
+        if self.floor is None or self.seconds <= 0:
+            return self.share
+        return self.share * max(0.0, 1.0 - self.floor / self.seconds)
+
+
+@dataclass
+class Left:
+    """A part that looks like an Op and is left alone, and why."""
+
+    op: str
+    path: str
+    reason: str
+
+
+@dataclass
+class Unit:
+    """A part of the model that has a graph."""
+
+    path: str
+    graph: Graph
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    count: int
+
+
+@dataclass
+class Survey:
+    """All Targets of a model, the most rewarding first."""
+
+    targets: list[Target]
+    left: list[Left]
+    no_graph: list[tuple[str, str]]
+    seconds: float
+
+
+# Graphs
+
+
+def units(capture: Capture) -> tuple[list[Unit], list[tuple[str, str]]]:
+    """The graph of the whole model, or of the largest parts that have one; and the reasons of those without."""
+    whole, failed = capture.parts[""], []
+    found: list[Unit] = []
+    queue = [(whole, calls) for calls in whole.calls.values()]
+    while queue:
+        part, calls = queue.pop(0)
+        args, kwargs = _inputs(capture, part, calls)
+        try:
+            if part.writes:
+                raise NotATarget(part.refusal or "")
+            with capture.running() as root:
+                graph = export(lookup(root, part.path) if part.path else root, args, kwargs)
+            found.append(Unit(part.path, graph, args, kwargs, calls.count))
+        except NotATarget as e:
+            failed.append((part.path, str(e)))
+            queue += [(p, c) for p in _children(capture, part) for c in p.calls.values()]
+    return found, failed
+
+
+def _inputs(capture: Capture, part: Part, calls: Calls) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if not part.path:
+        return capture.model.args, capture.model.kwargs
+    return capture.inputs_of({part.path: calls.signature})[part.path]
+
+
+def _children(capture: Capture, part: Part) -> list[Part]:
+    """The parts directly below: those with calls, containers without a forward of their own skipped."""
+    prefix = part.path + "." if part.path else ""
+    below = [p for path, p in capture.parts.items() if path and path.startswith(prefix) and path != part.path]
+    return [p for p in below if not any(o is not p and p.path.startswith(o.path + ".") for o in below)]
+
+
+# Recognised Ops
+
+
+def survey(capture: Capture, own: bool = True) -> Survey:
+    """The Targets of a capture. own: also list the model's modules as Ops of their own."""
+    graphs, failed = units(capture)
+    machine = Machine.measure()
+    targets: dict[str, Target] = {}
+    left: list[Left] = []
+    for unit in graphs:
+        _survey_unit(capture, unit, machine, targets, left)
+    listed = list(targets.values())
+    if own:
+        listed += own_targets(capture)
+    listed.sort(key=lambda t: (not t.canonical, t.reason is not None, -t.headroom))
+    return Survey(listed, left, failed, capture.seconds)
+
+
+def _survey_unit(
+    capture: Capture, unit: Unit, machine: Machine, targets: dict[str, Target], left: list[Left]
+) -> None:
+    found = recognise.find(unit.graph)
+    left += [Left(m.op, _join(unit.path, m.path), m.reason) for m in found.misses]
+    matches = []
+    for match in found.matches:
+        reason = rewrite.still_needed(unit.graph, match) or _refused(capture, unit, match)
+        if reason:
+            left.append(Left(match.op, _join(unit.path, match.path), reason))
+        else:
+            matches.append(match)
+    if not matches:
+        return
+    values = record(capture, unit, matches)
+    checked: dict[str, str | None] = {}
+    timed: dict[str, float] = {}
+    for match in matches:
+        gm, order = rewrite.original(match)
+        key = _subgraph_key(gm, match)
+        if key not in checked:
+            checked[key] = check(match, values)
+            if checked[key] is None:
+                timed[key] = time_of(lambda gm=gm, order=order: gm(*[values[n] for n in order]))
+        path = _join(unit.path, match.path)
+        if checked[key] is not None:
+            left.append(Left(match.op, path, checked[key] or ""))
+            continue
+        _add_case(targets, match, values, unit.count, timed[key], path or capture.model.title, capture.seconds, machine)
+
+
+def _join(outer: str, inner: str) -> str:
+    return ".".join(p for p in (outer, inner) if p)
+
+
+def _refused(capture: Capture, unit: Unit, match: Match) -> str | None:
+    part = capture.parts.get(_join(unit.path, match.path))
+    return part.refusal if part is not None and match.path else None
+
+
+def _subgraph_key(gm: fx.GraphModule, match: Match) -> str:
+    """Equal for subgraphs that compute the same from inputs of the same layout; lifted constants by value."""
+    strides = [_value_type(n) for n in gm.graph.nodes if n.op == "placeholder"]
+    d = match.detail
+    program = (d.program, d.scalars, d.scale) if isinstance(d, Attention) else None
+    return f"{lines_of(gm, {})}{strides}{match.op}{program}"
+
+
+def subgraph_text(match: Match) -> str:
+    """The recognised part of the graph, as graph.txt shows it."""
+    gm, _ = rewrite.original(match)
+    return lines_of(gm, {})
+
+
+def _value_type(n: fx.Node) -> Any:
+    v = n.meta.get("val")
+    return (str(v.dtype), tuple(v.shape), tuple(v.stride())) if isinstance(v, torch.Tensor) else type(v).__name__
+
+
+def record(capture: Capture, unit: Unit, matches: list[Match]) -> dict[fx.Node, Any]:
+    """The values in a run of the model of all nodes that the matches compute from."""
+    keep: set[fx.Node] = set()
+    for match in matches:
+        keep |= set(rewrite.original(match)[1])
+    recorder = Recorder(unit.graph.module, keep)
+    with capture.running() as root:
+        module = lookup(root, unit.path) if unit.path else root
+        recorder.run(*flat_inputs(unit.graph, module, unit.args, unit.kwargs))
+    return recorder.kept
+
+
+def check(match: Match, values: dict[fx.Node, Any]) -> str | None:
+    """rewrite.verify, on a part of the batch and heads when the scores are too many to hold in fp64."""
+    d = match.detail
+    if isinstance(d, Attention):
+        scores = math.prod(d.query.shape[:3]) * d.key.shape[2]
+        if scores * 8 * 4 > VERIFY_BYTES:
+            return rewrite.verify(match, values, wide=False)
+    return rewrite.verify(match, values)
+
+
+def time_of(f: Callable[[], Any], budget: float = 1.0) -> float:
+    """The median time of a call in seconds, after one to warm up."""
+    spent: list[float] = []
+    with torch.no_grad():
+        f()
+        while len(spent) < 3 or (len(spent) < 9 and sum(spent) < budget):
+            start = time.perf_counter()
+            result = f()
+            if any(isinstance(x, torch.Tensor) and x.is_cuda for x in pytree.tree_leaves(result)):
+                torch.cuda.synchronize()
+            spent.append(time.perf_counter() - start)
+            if sum(spent) > 5 * budget:
+                break
+    return sorted(spent)[len(spent) // 2]
+
+
+def view_of(x: Operand, values: dict[fx.Node, Any]) -> torch.Tensor:
+    """The value of an operand, made by the same layout operations as in the graph."""
+    g = fx.Graph()
+    node = g.placeholder("x")
+    node.meta["val"] = values[x.node]
+    g.output(rewrite.materialise(g, Operand(node, x.dims, x.shape, x.contiguous)))
+    return fx.GraphModule(nn.Module(), g)(values[x.node])
+
+
+def case_of(match: Match, values: dict[fx.Node, Any], count: int) -> CaseData:
+    d = match.detail
+    if isinstance(d, Softmax):
+        x = values[d.input]
+        return CaseData({"input": x if x.dtype == d.dtype else x.to(d.dtype), "dim": d.dim}, None, count)
+    args: dict[str, Any] = {
+        "query": view_of(d.query, values), "key": view_of(d.key, values), "value": view_of(d.value, values),
+        "scale": d.scale, "enable_gqa": d.enable_gqa,
+    }  # fmt: skip
+    program = None
+    if d.program is not None:
+        program = (d.program, [view_of(x, values) for x in d.captured], d.scalars)
+    return CaseData(args, program, count, d.density)
+
+
+def case_key(case: CaseData) -> tuple[Any, ...]:
+    """Cases with equal keys are one Case: same shapes, layouts, dtypes, attributes and Program."""
+
+    def tensor(x: Any) -> Any:
+        return (str(x.dtype), tuple(x.shape), tuple(x.stride())) if isinstance(x, torch.Tensor) else x
+
+    args = tuple((k, tensor(v)) for k, v in case.args.items())
+    if case.program is None:
+        return args, None
+    text, captured, scalars = case.program
+    return args, (text, tuple(tensor(t) for t in captured), scalars)
+
+
+def _add_case(
+    targets: dict[str, Target], match: Match, values: dict[fx.Node, Any], count: int, seconds: float, path: str,
+    total: float, machine: Machine,
+) -> None:  # fmt: skip
+    case = case_of(match, values, count)
+    target = targets.setdefault(match.op, Target(match.op, match.op, True, 0.0, 0.0, 0.0))
+    same = next((c for c in target.cases if case_key(c) == case_key(case)), None)
+    if same is None:
+        target.cases.append(case)
+    else:
+        same.count += count
+    if target.graph_text is None:
+        target.graph_text = subgraph_text(match)
+    target.seconds += seconds * count
+    target.share = min(1.0, target.seconds / total) if total > 0 else 0.0
+    target.floor = (target.floor or 0.0) + machine.floor(case) * count
+    target.paths.append(path)
+    target.title = target.paths[0] if len(target.paths) == 1 else f"{target.paths[0]} and {len(target.paths) - 1} more"
+    target.notes = tuple(dict.fromkeys(target.notes + match.notes))
+
+
+# What the machine can do
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured rates: bytes a second that a copy moves (read and written), fp32 operations a second."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    @staticmethod
+    def measure() -> Machine:
+        a = torch.zeros(1 << 23)
+        b = torch.empty_like(a)
+        moved = 2 * a.numel() * 4 / time_of(lambda: b.copy_(a), 0.05)
+        m = torch.randn(512, 512)
+        flops = 2 * 512**3 / time_of(lambda: m @ m, 0.05)
+        return Machine(moved, flops)
+
+    def floor(self, case: CaseData) -> float:
+        """Seconds that the Case must take: its bytes at the measured rate or its flops, whichever is more."""
+        tensors = [x for x in case.args.values() if isinstance(x, torch.Tensor)]
+        if "query" in case.args:
+            q, k, v = (case.args[n] for n in ("query", "key", "value"))
+            out = q.numel() // max(1, q.shape[3]) * v.shape[3] * q.element_size()
+            captured = case.program[1] if case.program else []
+            flops = 2.0 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (q.shape[3] + v.shape[3])
+            flops *= case.density
+            moved = sum(_bytes(t) for t in (*tensors, *captured)) + out
+        else:
+            flops, moved = 0.0, 2 * sum(_bytes(t) for t in tensors)
+        return max(moved / self.bytes_per_second, flops / self.flops_per_second)
+
+
+def _bytes(x: torch.Tensor) -> int:
+    return x.untyped_storage().nbytes() if 0 in x.stride() else x.numel() * x.element_size()
+
+
+
+# Ops of the model's own
+
+
+def own_targets(capture: Capture) -> list[Target]:
+    """Each distinct module of the model as an Op of its own, the whole Model among them; none exported yet."""
+    total = capture.seconds or 1.0
+    distinct: dict[tuple[Any, ...], Target] = {}
+    for part in capture.parts.values():
+        for calls in part.calls.values():
+            key = (*_kind(part.module), calls.signature)
+            seconds = calls.seconds * calls.count if part.path else capture.seconds
+            target = distinct.get(key)
+            if target is None:
+                name = part.path or capture.model.title
+                target = Target(
+                    snake(_class_name(part.module)), name, False, 0.0, 0.0, None, reason=part.refusal, part=part
+                )
+                distinct[key] = target
+            target.seconds += seconds
+            target.share = min(1.0, target.seconds / total)
+            target.paths.append(part.path or capture.model.title)
+    return [t for t in distinct.values() if not isinstance(t.part.module, _TRIVIAL)]  # type: ignore[union-attr]
+
+
+_TRIVIAL = (nn.Identity, nn.Dropout, nn.Flatten, nn.ModuleList, nn.ModuleDict)
+
+
+def _class_name(module: nn.Module) -> str:
+    if isinstance(module, FunctionModule):
+        return getattr(module.function, "__name__", "function")
+    return type(module).__name__
+
+
+def snake(name: str) -> str:
+    """RelativeAttention -> relative_attention."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return re.sub(r"\W+", "_", name).strip("_").lower() or "module"
+
+
+def _kind(module: nn.Module) -> tuple[Any, ...]:
+    """Modules alike in class, parameters and plain attributes: with equal inputs they run the same graph."""
+    parts = []
+    for name, m in module.named_modules():
+        plain = sorted(
+            (k, v) for k, v in vars(m).items() if not k.startswith("_") and isinstance(v, (int, float, str, bool, tuple))
+        )
+        parts.append((name, type(m), repr(plain)))
+    tensors = [(n, tuple(p.shape), str(p.dtype)) for n, p in (*module.named_parameters(), *module.named_buffers())]
+    function = module.function if isinstance(module, FunctionModule) else None
+    return tuple(parts), tuple(tensors), function
+
+
+def resolve(capture: Capture, target: Target) -> Target:
+    """Gives an own target its graph, its Case and its full name; NotATarget with the reason if it has none."""
+    if target.canonical or target.cases:
+        return target
+    assert target.part is not None
+    if target.part.refusal:
+        raise NotATarget(f"{target.title}: {target.part.refusal}")
+    calls = next(iter(target.part.calls.values()))
+    args, kwargs = _inputs(capture, target.part, calls)
+    with capture.running() as root:
+        module = lookup(root, target.part.path) if target.part.path else root
+        graph = export(module, args, kwargs)
+    target.graph, target.graph_text = graph, text_of(graph)
+    target.op = f"{snake(_class_name(target.part.module))}_{graph_hash(graph)[:8]}"
+    values = flat_inputs(graph, module, args, kwargs)
+    named = {}
+    for g, value in zip(graph.inputs, values, strict=True):
+        if isinstance(value, torch.Tensor):
+            named[argument_name(g.node.name, named)] = value
+    target.cases.append(CaseData(named, None, sum(c.count for c in target.part.calls.values()) * len(target.paths)))
+    return target
+
+
+def argument_name(name: str, taken: dict[str, Any]) -> str:
+    """A name that op.json allows, not taken yet."""
+    name = re.sub(r"^(p|b|c)_", "", name)
+    name = re.sub(r"\W", "_", name)
+    if not re.match(r"[A-Za-z_]", name):
+        name = f"a_{name}"
+    while name in taken:
+        name += "_"
+    return name
+
+
+def select(survey_: Survey, patterns: list[str]) -> list[Target]:
+    """The targets that patterns name: an Op's name, a module's path or class, with * as in shells."""
+    import fnmatch
+
+    chosen: list[Target] = []
+    for pattern in patterns:
+        hits = [t for t in survey_.targets if any(fnmatch.fnmatch(n, pattern) for n in (t.op, t.title, *t.paths))]
+        if not hits:
+            known = ", ".join(sorted({t.op for t in survey_.targets}))
+            raise BadInput(f"--target {pattern} matches nothing; there are {known}, and the paths of their modules")
+        chosen += [t for t in hits if t not in chosen]
+    return chosen
