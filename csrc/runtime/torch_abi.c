@@ -157,14 +157,23 @@ int32_t kg_torch_device_type(int device) {
     return torch_devices[device == KG_CUDA ? KG_CUDA : KG_CPU];
 }
 
-/* What torch said last in this thread; before 2.13 it cannot be asked and went to stderr. */
+/* What torch said last in this thread; before 2.13 it cannot be asked and went to stderr. An error
+ * that came through Python is given as Python raised it: without the class in front and the frames
+ * behind. */
 static int torch_failed(const char *call, kg_error *err) {
+    static const char python[] = "RuntimeError: ";
     const char *what = NULL;
     if (kg_th.torch_exception_get_what_without_backtrace != NULL)
         what = kg_th.torch_exception_get_what_without_backtrace();
-    if (what != NULL && what[0] != '\0')
-        return kg_fail(err, KG_EINVAL, "%s", what);
-    return kg_fail(err, KG_EINVAL, "%s failed (torch wrote why to stderr)", call);
+    if (what == NULL || what[0] == '\0')
+        return kg_fail(err, KG_EINVAL, "%s failed (torch wrote why to stderr)", call);
+    const char *frames = strstr(what, "\n\nAt:\n");
+    size_t n = frames != NULL ? (size_t)(frames - what) : strlen(what);
+    while (frames != NULL && strncmp(what, python, sizeof(python) - 1) == 0) {
+        what += sizeof(python) - 1;
+        n -= sizeof(python) - 1;
+    }
+    return kg_fail(err, KG_EINVAL, "%.*s", n < 500 ? (int)n : 500, what);
 }
 
 int kg_torch_view(AtenTensorHandle t, kg_tensor *out, int32_t *device, int32_t *index,

@@ -1,0 +1,176 @@
+"""libkgen_rt.so through ctypes: the one place in Python that knows its functions.
+
+Loading it defines the ops and opens the registries; it parses no JSON and compiles nothing. Refuses to run
+before torch is imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import warnings
+from typing import Any
+
+import torch
+
+from . import _paths
+from .errors import BadInput, EnvironmentLacks, KgenError
+
+_NOT_FOUND, _ENVIRONMENT = -7, -11
+_ERR = 1024
+PRECISIONS = {"fp32": 0, "native": 0, "tf32": 1, "bf16": 2}
+
+
+def _declare(lib: ctypes.CDLL) -> None:
+    c, text = ctypes.c_int, ctypes.c_char_p
+    out = ctypes.POINTER(ctypes.c_void_p)
+    error = [ctypes.c_char_p, ctypes.c_size_t]
+    for name, result, args in (
+        ("kgen_rt_version", text, []),
+        ("kgen_rt_free", None, [ctypes.c_void_p]),
+        ("kgen_rt_start", c, [text, text, *error]),
+        ("kgen_rt_add", c, [text, c, *error]),
+        ("kgen_rt_reload", c, error),
+        ("kgen_rt_policy", c, [text, ctypes.POINTER(text), *error]),
+        ("kgen_rt_precision", c, [c]),
+        ("kgen_rt_define", c, [text, *error]),
+        ("kgen_rt_contract", c, [text, out, *error]),
+        ("kgen_rt_describe", c, [out, *error]),
+        ("kgen_rt_explain_begin", None, []),
+        ("kgen_rt_explain_end", c, [out, *error]),
+        ("kgen_rt_fallback", c, [ctypes.c_int64, out, *error]),
+        ("kgen_rt_count", None, [ctypes.POINTER(ctypes.c_uint64)]),
+    ):
+        function = getattr(lib, name)
+        function.restype = result
+        function.argtypes = args
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        path = _paths.binary("libkgen_rt.so")
+    except FileNotFoundError as e:
+        raise ImportError(f"kgen: {e}") from None
+    lib = ctypes.CDLL(str(path))
+    _declare(lib)
+    return lib
+
+
+_lib = _load()
+
+
+def _raise(code: int, message: str) -> None:
+    if code == _NOT_FOUND:
+        raise LookupError(message)
+    if code == _ENVIRONMENT:
+        raise EnvironmentLacks(message)
+    raise BadInput(message)
+
+
+def _call(name: str, *args: Any) -> None:
+    err = ctypes.create_string_buffer(_ERR)
+    code = getattr(_lib, name)(*args, err, _ERR)
+    if code != 0:
+        _raise(code, err.value.decode("utf-8", "replace"))
+
+
+def _json(name: str, *args: Any) -> Any:
+    out = ctypes.c_void_p()
+    _call(name, *args, ctypes.byref(out))
+    try:
+        return json.loads(ctypes.string_at(out.value or 0))
+    finally:
+        _lib.kgen_rt_free(out)
+
+
+def _libtorch() -> bytes | None:
+    path = os.path.join(torch.__path__[0], "lib", "libtorch_cpu.so")
+    return os.fsencode(path) if os.path.exists(path) else None
+
+
+def start() -> None:
+    """Defines the canonical ops. ImportError says what the process or torch lacks."""
+    try:
+        _call("kgen_rt_start", _libtorch(), str(torch.__version__).encode())
+    except KgenError as e:
+        raise ImportError(f"kgen: {e}") from None
+
+
+def add(path: str, front: bool) -> None:
+    """Opens a registry. LookupError when there is no such folder."""
+    _call("kgen_rt_add", os.fsencode(path), int(front))
+
+
+def _user_registry() -> str:
+    data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local/share")
+    return os.path.join(data, "kgen", "generated")
+
+
+def discover() -> None:
+    """Opens KGEN_REGISTRY's registries, the user's and the package's own, in this order.
+
+    One that is not usable is a warning: import never fails for it. The last two may be absent.
+    """
+    named = os.environ.get("KGEN_REGISTRY", "")
+    for path in filter(None, named.split(os.pathsep)):
+        try:
+            add(path, front=False)
+        except (KgenError, LookupError) as e:
+            warnings.warn(f"kgen: KGEN_REGISTRY: {e}", stacklevel=3)
+    for path in (_user_registry(), str(_paths.shipped_registry())):
+        if os.path.isdir(path):
+            try:
+                add(path, front=False)
+            except (KgenError, LookupError) as e:
+                warnings.warn(f"kgen: {e}", stacklevel=3)
+
+
+def reload() -> None:
+    _call("kgen_rt_reload")
+
+
+def policy(name: str | None = None) -> str:
+    now = ctypes.c_char_p()
+    _call("kgen_rt_policy", name.encode() if name is not None else None, ctypes.byref(now))
+    return (now.value or b"").decode()
+
+
+def precision(code: int) -> int:
+    return _lib.kgen_rt_precision(code)
+
+
+def define(name: str) -> None:
+    """Defines the ops of an indexed Op that is not canonical. LookupError when no registry has it."""
+    _call("kgen_rt_define", name.encode())
+
+
+def contract(name: str) -> dict[str, Any]:
+    return _json("kgen_rt_contract", name.encode())
+
+
+def describe() -> list[dict[str, Any]]:
+    return _json("kgen_rt_describe")
+
+
+def explain_begin() -> None:
+    _lib.kgen_rt_explain_begin()
+
+
+def explain_end() -> list[dict[str, Any]]:
+    return _json("kgen_rt_explain_end")
+
+
+def fallback_call(call: int) -> dict[str, Any]:
+    return _json("kgen_rt_fallback", call)
+
+
+def counters() -> dict[str, int]:
+    """Calls served by Kernels and by fallbacks, call classes resolved and now cached, in this process."""
+    out = (ctypes.c_uint64 * 4)()
+    _lib.kgen_rt_count(out)
+    return dict(zip(("served", "fallbacks", "resolved", "classes"), out, strict=True))
+
+
+def version() -> str:
+    return _lib.kgen_rt_version().decode()
