@@ -68,7 +68,7 @@ static int put_contract(const char *dir, const char *op_json, kg_error *err) {
     if (!rc && !kg_is_file(path)) {
         rc = kg_write_atomic(path, op_json, strlen(op_json), err);
     } else if (!rc) {
-        rc = kg_read_file(path, 0, &there, err);
+        rc = kg_read_file(path, KG_MAX_RECORD, &there, err);
         if (!rc)
             rc = same_value(there.data, there.len, op_json, strlen(op_json), path, &same, err);
         if (!rc && !same)

@@ -1,0 +1,282 @@
+/* The registry on disk: promotion, versions, rollback, gc, and the index that is derived from it.
+ */
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/fs.h"
+#include "base/log.h"
+#include "runtime/index.h"
+#include "test.h"
+#include "tune/registry.h"
+
+static const char op_text[] =
+    "{\"format\":1,\"op\":\"twice\",\"schema\":\"twice(Tensor x) -> Tensor\","
+    "\"args\":[{\"name\":\"x\",\"type\":\"Tensor\",\"dtypes\":[\"float32\"],\"shape\":[\"N\"]}],"
+    "\"dims\":[],\"dynamic\":[\"N\"],"
+    "\"outputs\":[{\"name\":\"y\",\"dtype_as\":\"x\",\"like\":\"x\"}],\"holes\":[],"
+    "\"reference\":{\"kind\":\"torch\",\"call\":\"torch.mul\"}}";
+
+static char warnings[4096];
+
+static void collect(void *ctx, kg_log_level level, const char *message) {
+    (void)ctx;
+    if (level >= KG_LOG_WARNING)
+        strncat(warnings, message, sizeof warnings - strlen(warnings) - 1);
+}
+
+static char *source_of(int k) {
+    kg_buf b;
+    kg_buf_init(&b, 0);
+    kg_buf_printf(
+        &b,
+        "/* kgen\n{\"format\":1,\"op\":\"twice\",\"target\":\"cpu\",\"tunables\":{\"A\":[1,2]},"
+        "\"launches\":[{\"kernel\":\"twice\",\"range\":\"N\",\"args\":[\"x\",\"y\"]}]}\n*/\n"
+        "/* %d */\n",
+        k);
+    return kg_buf_take(&b);
+}
+
+static kg_op *read_op(void) {
+    kg_op *op = NULL;
+    kg_error err = {0};
+    if (kg_op_from_json(op_text, strlen(op_text), "op", &op, &err))
+        FAIL("%s", err.msg);
+    return op;
+}
+
+/* Promotes source k for one size, and gives its id. */
+static int promote_as(const char *root, int k, int64_t size, const char *verdict, int *version,
+                      char id[65], kg_error *err) {
+    kg_op *op = read_op();
+    kg_plan *plan = NULL;
+    kg_tuning t;
+    kg_registry *r = NULL;
+    char *source = source_of(k), record[1024], key[512];
+    const char *keys[] = {key};
+    CHECK_INT(kg_plan_from_source(source, strlen(source), "twice.c", op, &plan, err), KG_OK);
+    kg_tuning_default(plan, &t);
+    CHECK_INT(kg_candidate_id(source, strlen(source), plan, &t, id, err), KG_OK);
+    snprintf(record, sizeof record,
+             "{\"format\":1,\"id\":\"%s\",\"op\":\"twice\",\"arch\":\"x86-64-v3\",\"version\":0,"
+             "\"source\":\"kernel.c\",\"tunables\":{\"A\":1},\"verdict\":\"%s\","
+             "\"proposer\":{\"name\":\"files\"},\"created\":\"2026-01-01T00:00:00Z\","
+             "\"environment\":{\"torch\":\"2.13.0\"}}",
+             id, verdict);
+    snprintf(key, sizeof key,
+             "{\"attrs\":{},\"device\":\"cpu\",\"dims\":{\"N\":%lld},\"dtypes\":[\"float32\"],"
+             "\"layout\":[\"c\"],\"op\":\"twice\",\"precision\":\"native\",\"program\":null}",
+             (long long)size);
+    int rc = kg_registry_open(root, true, &r, err);
+    if (!rc)
+        rc = kg_registry_promote(r, op_text, NULL, source, strlen(source), record, keys, 1, version,
+                                 err);
+    kg_registry_close(r);
+    kg_plan_free(plan);
+    kg_op_free(op);
+    free(source);
+    return rc;
+}
+
+static int promote(int k, int64_t size, char id[65]) {
+    int version = 0;
+    kg_error err = {0};
+    if (promote_as(test_path("generated"), k, size, "pass", &version, id, &err))
+        FAIL("%s", err.msg);
+    return version;
+}
+
+/* The id that the index serves for a size; "" when no pin is for it. */
+static void served(int64_t size, char id[65]) {
+    kg_index *x = NULL;
+    kg_error err = {0};
+    const kg_index_op *op = NULL;
+    const char *root = test_path("generated"), *path = test_path("index");
+    if (kg_index_build(root, path, &err))
+        FAIL("%s", err.msg);
+    if (kg_index_open(path, root, kg_registry_fingerprint(root), &x, &err))
+        FAIL("%s", err.msg);
+    id[0] = '\0';
+    int at = kg_index_find(x, "twice");
+    if (at >= 0) {
+        if (kg_index_get(x, (size_t)at, &op, &err))
+            FAIL("%s", err.msg);
+        for (size_t i = 0; i < op->npins; i++)
+            if (op->pins[i].key.min[0] == size)
+                snprintf(id, 65, "%s", op->kernels[op->pins[i].kernel].id);
+    }
+    kg_index_free(x);
+}
+
+static void check_served(int64_t size, const char *want) {
+    char id[65];
+    served(size, id);
+    CHECK_STR(id, want);
+}
+
+TEST(registry_promotes_and_serves) {
+    char a[65], b[65];
+    CHECK_INT(promote(1, 8, a), 1);
+    check_served(8, a);
+    check_served(9, "");
+    CHECK_INT(promote(2, 8, b), 2);
+    check_served(8, b);
+    CHECK_INT(promote(1, 9, a), 1); /* there already: keeps its number */
+    check_served(9, a);
+    check_served(8, b);
+}
+
+TEST(registry_rolls_back) {
+    char a[65], b[65];
+    size_t moved = 0;
+    kg_registry *r = NULL;
+    kg_error err = {0};
+    promote(1, 8, a);
+    promote(2, 8, b);
+    CHECK_INT(kg_registry_open(test_path("generated"), false, &r, &err), KG_OK);
+    if (kg_registry_rollback(r, "twice", "v1", &moved, &err))
+        FAIL("%s", err.msg);
+    CHECK_INT(moved, 1);
+    check_served(8, a);
+    if (kg_registry_rollback(r, "twice", "v1", &moved, &err))
+        FAIL("%s", err.msg);
+    CHECK_INT(moved, 0);
+    if (kg_registry_rollback(r, "twice", b, &moved, &err))
+        FAIL("%s", err.msg);
+    CHECK_INT(moved, 1);
+    check_served(8, b);
+    CHECK_INT(kg_registry_rollback(r, "twice", "v7", &moved, &err), KG_ENOTFOUND);
+    CHECK_HAS(err.msg, "twice/v7");
+    kg_registry_close(r);
+}
+
+TEST(registry_finds_by_number_and_id) {
+    char a[65], name[80];
+    const kg_kernel *k = NULL;
+    kg_registry *r = NULL;
+    kg_error err = {0};
+    promote(1, 8, a);
+    CHECK_INT(kg_registry_open(test_path("generated"), false, &r, &err), KG_OK);
+    CHECK_INT(kg_registry_find(r, "twice/v1", &k, &err), KG_OK);
+    CHECK_STR(k->id, a);
+    CHECK_INT(k->pins, 1);
+    snprintf(name, sizeof name, "twice/%.6s", a);
+    CHECK_INT(kg_registry_find(r, name, &k, &err), KG_OK);
+    CHECK_INT(kg_registry_find(r, "thrice/v1", &k, &err), KG_ENOTFOUND);
+    CHECK_HAS(err.msg, "no kernel of that Op");
+    CHECK_INT(kg_registry_find(r, "twice", &k, &err), KG_EINVAL);
+    kg_registry_close(r);
+}
+
+/* Two branches that both promoted a v1, merged. */
+TEST(registry_names_both_after_a_merge) {
+    char a[65], b[65], from[512], to[512];
+    int version = 0;
+    const kg_kernel *k = NULL;
+    kg_registry *r = NULL;
+    kg_error err = {0};
+    promote(1, 8, a);
+    CHECK_INT(promote_as(test_path("other"), 2, 9, "pass", &version, b, &err), KG_OK);
+    CHECK_INT(version, 1);
+    snprintf(from, sizeof from, "%s/twice/x86-64-v3/%s", test_path("other"), b);
+    snprintf(to, sizeof to, "%s/twice/x86-64-v3/%s", test_path("generated"), b);
+    CHECK_INT(rename(from, to), 0);
+    CHECK_INT(kg_registry_open(test_path("generated"), false, &r, &err), KG_OK);
+    CHECK_INT(kg_registry_find(r, "twice/v1", &k, &err), KG_EAMBIGUOUS);
+    CHECK_HAS(err.msg, "v1-");
+    snprintf(from, sizeof from, "twice/v1-%.4s", b);
+    CHECK_INT(kg_registry_find(r, from, &k, &err), KG_OK);
+    CHECK_STR(k->id, b);
+    CHECK(k->ambiguous);
+    kg_registry_close(r);
+}
+
+TEST(registry_refuses_what_did_not_pass) {
+    char a[65];
+    int version = 0;
+    kg_error err = {0};
+    CHECK_INT(promote_as(test_path("generated"), 1, 8, "wrong_values", &version, a, &err),
+              KG_EINVAL);
+    CHECK_HAS(err.msg, "wrong_values");
+}
+
+TEST(registry_gc_keeps_what_is_pinned_or_replaced) {
+    char a[65], b[65], c[65];
+    kg_registry *r = NULL;
+    kg_buf report;
+    kg_error err = {0};
+    kg_buf_init(&report, 0);
+    promote(1, 8, a);
+    promote(2, 8, b);
+    promote(3, 8, c);
+    CHECK_INT(kg_registry_open(test_path("generated"), false, &r, &err), KG_OK);
+    if (kg_registry_gc(r, true, &report, &err))
+        FAIL("%s", err.msg);
+    CHECK_HAS(report.data, a);
+    CHECK(!strstr(report.data, b) && !strstr(report.data, c));
+    kg_buf_clear(&report);
+    if (kg_registry_gc(r, false, &report, &err))
+        FAIL("%s", err.msg);
+    const kg_kernel *list;
+    CHECK_INT(kg_registry_kernels(r, &list), 2);
+    check_served(8, c);
+    kg_buf_free(&report);
+    kg_registry_close(r);
+}
+
+static void overwrite(const char *path, const char *text) {
+    FILE *f = fopen(path, "w");
+    CHECK(f != NULL);
+    fputs(text, f);
+    fclose(f);
+}
+
+TEST(index_leaves_out_what_was_tampered_with) {
+    char a[65], b[65], path[512];
+    promote(1, 8, a);
+    promote(2, 9, b);
+    kg_log_set_sink(collect, NULL);
+    snprintf(path, sizeof path, "%s/twice/x86-64-v3/%s/kernel.c", test_path("generated"), a);
+    char *other = source_of(77);
+    overwrite(path, other);
+    free(other);
+    check_served(8, "");
+    check_served(9, b);
+    CHECK_HAS(warnings, "do not give the id");
+    CHECK_HAS(warnings, "is not there");
+    kg_log_set_sink(NULL, NULL);
+}
+
+TEST(index_leaves_out_torn_files) {
+    char a[65], b[65], path[512];
+    promote(1, 8, a);
+    promote(2, 9, b);
+    kg_log_set_sink(collect, NULL);
+    snprintf(path, sizeof path, "%s/twice/x86-64-v3/%s/record.json", test_path("generated"), b);
+    overwrite(path, "{\"format\":1,");
+    check_served(9, "");
+    check_served(8, a);
+    CHECK_HAS(warnings, "record.json");
+    kg_log_set_sink(NULL, NULL);
+}
+
+TEST(registry_promotion_needs_a_folder_it_can_write) {
+    char a[65];
+    int version = 0;
+    kg_error err = {0};
+    if (geteuid() == 0)
+        test_skip("root writes everywhere");
+    CHECK_INT(mkdir(test_path("generated"), 0555), 0);
+    CHECK_INT(promote_as(test_path("generated"), 1, 8, "pass", &version, a, &err), KG_EIO);
+    CHECK_HAS(err.msg, "generated");
+}
+
+TEST(registry_contract_must_not_change) {
+    char a[65], path[512];
+    int version = 0;
+    kg_error err = {0};
+    promote(1, 8, a);
+    snprintf(path, sizeof path, "%s/twice/op.json", test_path("generated"));
+    overwrite(path, "{\"format\":1,\"op\":\"twice\"}");
+    CHECK_INT(promote_as(test_path("generated"), 2, 8, "pass", &version, a, &err), KG_EEXIST);
+    CHECK_HAS(err.msg, "op.json");
+}
