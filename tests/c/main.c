@@ -3,8 +3,8 @@
  *
  *     kgen-ctests [--list] [--here] [part of a name or file]...
  *
- * --here runs in this process, for a debugger. The last line is `N passed, N failed`; skipped tests
- * are named above it. No test run is a failure, too. */
+ * --here runs in this process, for a debugger. The last line is `N passed, N failed`, with
+ * `, N skipped` when any is; those are named above it. No test run is a failure, too. */
 #include "test.h"
 
 #include <errno.h>
@@ -83,8 +83,10 @@ static int wait_for(pid_t child, int limit, bool *late) {
     double end = seconds_now() + limit;
     for (int status;;) {
         pid_t got = waitpid(child, &status, WNOHANG);
-        if (got == child)
+        if (got == child) {
+            kill(-child, SIGKILL); /* what a failed test left running */
             return status;
+        }
         if (got < 0 && errno != EINTR)
             return -1;
         if (!*late && seconds_now() > end) {
@@ -160,7 +162,7 @@ static bool flag(const char *name, int argc, char **argv) {
 
 int main(int argc, char **argv) {
     bool list = flag("--list", argc, argv), here = flag("--here", argc, argv);
-    int good = 0, bad = 0;
+    int good = 0, bad = 0, skipped = 0;
     for (const kg_test *test = tests; test; test = test->next) {
         if (!wanted(test, argc, argv))
             continue;
@@ -171,9 +173,13 @@ int main(int argc, char **argv) {
         int result = run(test, here);
         good += result == 0;
         bad += result == 1;
+        skipped += result == SKIPPED;
     }
     if (list)
         return 0;
-    printf("%d passed, %d failed\n", good, bad);
+    printf("%d passed, %d failed", good, bad);
+    if (skipped)
+        printf(", %d skipped", skipped);
+    printf("\n");
     return bad || !good;
 }

@@ -86,8 +86,11 @@ __attribute__((noreturn, format(printf, 1, 2))) void test_skip(const char *fmt, 
 
 #define CHECK_MEM(got, want, n)                                                                    \
     do {                                                                                           \
-        if (memcmp((got), (want), (n)) != 0)                                                       \
-            FAIL("%s and %s differ within %zu bytes", #got, #want, (size_t)(n));                   \
+        const unsigned char *got_ = (const void *)(got), *want_ = (const void *)(want);            \
+        for (size_t at_ = 0, n_ = (n); at_ < n_; at_++)                                            \
+            if (got_[at_] != want_[at_])                                                           \
+                FAIL("%s and %s differ at byte %zu of %zu: 0x%02x, not 0x%02x", #got, #want, at_,  \
+                     n_, (unsigned)got_[at_], (unsigned)want_[at_]);                               \
     } while (0)
 
 /* Absolute; NaN is never near. */

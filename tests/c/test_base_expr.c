@@ -384,7 +384,8 @@ TEST(expr_pending_operands_are_bounded) {
     kg_error err = {0};
     int64_t v = 0;
     CHECK_OK(nested("0 == 1 < 1 + 1 * (", ")", 63, &v, &err), err);
-    CHECK_ERR(nested("x.f(1,2,3,4,5,6,7,1==1<1+1*(", "))", 60, &v, &err), err, KG_EFORMAT, "");
+    CHECK_ERR(nested("x.f(1,2,3,4,5,6,7,1==1<1+1*", ")", 60, &v, &err), err, KG_EFORMAT,
+              "too many operands wait");
 }
 
 TEST(expr_length_is_bounded) {

@@ -277,9 +277,7 @@ TEST(proc_inherits_what_is_kept_and_nothing_else) {
     int keep[] = {pipe_ends[1], open_ones[0]};
     const char *argv[] = {
         "/bin/sh", "-c",
-        "echo hello >&3; test /dev/fd/4 -ef /dev/zero && echo zero; ls /proc/$$/fd "
-        "| tr '\\n' ' '",
-        NULL};
+        "echo hello >&3; test /dev/fd/4 -ef /dev/zero && echo zero; ls -1 /proc/$$/fd", NULL};
     kg_proc p;
     kg_exit ex;
     CHECK_OK(kg_proc_start(argv, NULL, keep, 2, log_fd, NULL, &p, &err), err);
@@ -291,7 +289,7 @@ TEST(proc_inherits_what_is_kept_and_nothing_else) {
     kg_buf text;
     kg_buf_init(&text, 0);
     CHECK_OK(kg_read_file(log, 1000, &text, &err), err);
-    CHECK_STR(text.data, "zero\n0 1 2 3 4 ");
+    CHECK_STR(text.data, "zero\n0\n1\n2\n3\n4\n");
     kg_buf_free(&text);
 }
 
