@@ -154,7 +154,7 @@ static void put_entry(const source *s, size_t launch) {
     kg_buf_printf(s->out, "_Static_assert(__builtin_types_compatible_p(__typeof__(&%s), void (*)(",
                   l->kernel);
     put_params(s, l, false);
-    kg_buf_printf(s->out, ")), \"the plan's launches[%zu] wants: void %s(", launch, l->kernel);
+    kg_buf_printf(s->out, ")), \"launches[%zu] of the plan wants: void %s(", launch, l->kernel);
     put_params(s, l, true);
     kg_buf_printf(
         s->out,
@@ -206,7 +206,7 @@ int kg_source_build(const kg_plan *p, const kg_op *op, const kg_tuning *t, const
     kg_buf_add(out, text, n);
     kg_buf_putc(out, '\n');
     if (p->target == KG_CPU) {
-        put_line(out, "kgen's entries");
+        put_line(out, "entries by kgen");
         for (size_t i = 0; i < p->nlaunches; i++)
             put_entry(&s, i);
     }

@@ -248,9 +248,9 @@ TEST(contract_op_refuses_bad_json) {
         "args[1].shape[1]: expression \"C / G\", column 5: unknown name G; known are N, C, H, W, "
         "O");
     refused(CONV2D, "padding[0] - KH", "padding[0] - OW", KG_EFORMAT, "unknown name OW");
-    refused(CONV2D, "\"shape\": [\"O\"]}", "\"shape\": [\"Z\"]}", KG_EFORMAT,
+    refused(CONV2D, "\"shape\": [\"O\"]", "\"shape\": [\"Z\"]", KG_EFORMAT,
             "Z would be bound by bias, which may be absent");
-    refused(CONV2D, "\"OW\", \"expr\"", "\"OH\", \"expr\"", KG_EFORMAT,
+    refused(CONV2D, "\"name\": \"OW\"", "\"name\": \"OH\"", KG_EFORMAT,
             "dims[1].name: OH is the name of a dim already");
     refused(CONV2D, "\"name\": \"OW\"", "\"name\": \"min\"", KG_EFORMAT,
             "a function of expressions");
