@@ -10,7 +10,7 @@
 static inline char *repo_text(const char *path) {
     kg_buf b;
     kg_error err = {0};
-    char full[512];
+    char full[1024];
     snprintf(full, sizeof full, "%s/%s", KGEN_SOURCE_DIR, path);
     kg_buf_init(&b, 0);
     CHECK_OK(kg_read_file(full, 1 << 20, &b, &err), err);

@@ -290,8 +290,8 @@ TEST(contract_plan_bind_refuses) {
                "workspace.partial.shape[0]: M - 8 is -1");
     bind_fails(&f, "[\"M\", \"ceil_div(N, 4096)\"]", "[\"M * 4611686018427387904 / 7\"]", &c,
                KG_EOVERFLOW, "workspace.partial.shape[0]: expression");
-    bind_fails(&f, "[\"M\", \"ceil_div(N, 4096)\"]", "[\"1152921504606846976\", 4]", &c, KG_EOVERFLOW,
-               "workspace.partial has more bytes than 64 bits can count");
+    bind_fails(&f, "[\"M\", \"ceil_div(N, 4096)\"]", "[\"1152921504606846976\", 4]", &c,
+               KG_EOVERFLOW, "workspace.partial has more bytes than 64 bits can count");
     close_plan(&f);
 }
 
@@ -468,4 +468,34 @@ TEST(contract_plan_tunings) {
     CHECK(strcmp(a, b) != 0);
     CHECK_UINT(strlen(a), 64);
     close_plan(&f);
+}
+
+/* Every house kernel fits its contract, and its plan survives the index. */
+TEST(contract_plan_house_kernels) {
+    static const char *const ops[] = {"softmax", "attention"};
+    size_t read = 0;
+    for (size_t o = 0; o < 2; o++) {
+        char path[512], **names = NULL;
+        size_t n = 0;
+        kg_error err = {0};
+        snprintf(path, sizeof path, "kernels/ops/%s.json", ops[o]);
+        kg_op *op = repo_op(path);
+        snprintf(path, sizeof path, "%s/kernels/%s", KGEN_SOURCE_DIR, ops[o]);
+        CHECK_OK(kg_list_dir(path, &names, &n, &err), err);
+        for (size_t i = 0; i < n; i++) {
+            size_t len = strlen(names[i]);
+            if (len < 3 || strcmp(names[i] + len - 2, ".c") != 0)
+                continue;
+            snprintf(path, sizeof path, "kernels/%s/%s", ops[o], names[i]);
+            char *text = repo_text(path);
+            kg_plan *p = NULL;
+            CHECK_OK(kg_plan_from_source(text, strlen(text), path, op, &p, &err), err);
+            kg_plan_free(p);
+            free(text);
+            read++;
+        }
+        kg_free_names(names, n);
+        kg_op_free(op);
+    }
+    CHECK(read >= 3);
 }
