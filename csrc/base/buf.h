@@ -1,7 +1,8 @@
 /* A growing byte buffer with a cap and a sticky status: a long write is checked once, at its end.
  *
- * Invariants: data[len] is always '\0' when data is not NULL; after a failure (out of memory, or a write
- * that would pass max) status stays negative, later writes do nothing, and the bytes before it stay. */
+ * Invariants: data[len] is always '\0' when data is not NULL; after a failure (out of memory, or a
+ * write that would pass max) status stays negative, later writes do nothing, and the bytes before
+ * it stay. */
 #ifndef KG_BASE_BUF_H
 #define KG_BASE_BUF_H
 
@@ -26,9 +27,10 @@ int kg_buf_putc(kg_buf *b, char c);
 int kg_buf_puts(kg_buf *b, const char *text);
 int kg_buf_printf(kg_buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int kg_buf_vprintf(kg_buf *b, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
-/* n bytes to write into, uninitialised; NULL after a failure. */
+/* n bytes to write into, uninitialised, which count as added; NULL after a failure. */
 void *kg_buf_reserve(kg_buf *b, size_t n);
-/* The string, which the caller frees; b is empty after. NULL after a failure. An empty buffer gives "". */
+/* The string, which the caller frees; b is empty after. NULL after a failure. An empty buffer gives
+ * "". */
 char *kg_buf_take(kg_buf *b);
 /* KG_OK, or the sticky status with a message naming what was being built. */
 int kg_buf_check(const kg_buf *b, const char *what, kg_error *err);
@@ -43,7 +45,8 @@ int kg_put_f64(kg_buf *b, double v);
 int kg_put_str(kg_buf *b, const char *s);                 /* NULL is written as "" */
 int kg_put_bytes(kg_buf *b, const void *bytes, size_t n); /* u32 length, bytes, NUL */
 
-/* A reader over borrowed bytes. After a short read status is KG_EFORMAT, every later get returns 0 or
+/* A reader over borrowed bytes. After a short read status is KG_EFORMAT, every later get returns 0
+ * or
  * "", and nothing is read past the end. Strings it returns are borrowed from the bytes. */
 typedef struct kg_reader {
     const char *data;

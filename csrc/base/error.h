@@ -1,8 +1,8 @@
 /* Status: how our own code says that it failed. A candidate's failure is a verdict, never a status.
  *
- * Functions return KG_OK (0) or a negative code and take a kg_error as their last parameter; it may be
- * NULL. The message names the call that failed and the object it failed on. Out-parameters are written
- * only on success. */
+ * Functions return KG_OK (0) or a negative code and take a kg_error as their last parameter; it may
+ * be NULL. The message names the call that failed and the object it failed on. Out-parameters are
+ * written only on success. */
 #ifndef KG_BASE_ERROR_H
 #define KG_BASE_ERROR_H
 

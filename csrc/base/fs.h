@@ -1,5 +1,6 @@
-/* Files. Whatever must survive a crash is written aside, synced, renamed, and its folder synced: a reader
- * sees the old bytes or the new ones, and after a failure the old ones stand and nothing is left behind. */
+/* Files. Whatever must survive a crash is written aside, synced, renamed, and its folder synced: a
+ * reader sees the old bytes or the new ones, and after a failure the old ones stand and nothing is
+ * left behind. */
 #ifndef KG_BASE_FS_H
 #define KG_BASE_FS_H
 
@@ -12,7 +13,8 @@
 /* dir + "/" + name, the caller's; NULL when out of memory. */
 char *kg_path_join(const char *dir, const char *name);
 
-/* Appends the file's bytes to out. KG_ENOTFOUND when there is none; KG_EOVERFLOW above max bytes. */
+/* Appends the file's bytes to out. KG_ENOTFOUND when there is none; KG_EOVERFLOW above max bytes.
+ */
 int kg_read_file(const char *path, size_t max, kg_buf *out, kg_error *err);
 int kg_write_atomic(const char *path, const void *bytes, size_t n, kg_error *err);
 /* Appends one record and syncs the file; a partial write is cut off again before it fails. */
@@ -27,8 +29,8 @@ bool kg_is_file(const char *path);
 int kg_list_dir(const char *path, char ***names, size_t *n, kg_error *err);
 void kg_free_names(char **names, size_t n);
 
-/* An advisory lock (flock) on a file that is created when absent and stays. wait_ms < 0 waits for ever;
- * KG_EBUSY names the process that holds it. */
+/* An advisory lock (flock) on a file that is created when absent and stays. wait_ms < 0 waits for
+ * ever; KG_EBUSY names the process that holds it. */
 int kg_lock_file(const char *path, int wait_ms, int *fd, kg_error *err);
 void kg_unlock_file(int fd);
 

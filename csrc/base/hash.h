@@ -1,5 +1,5 @@
-/* Hashes: SHA-256 (libmd) for ids, which people may forge; XXH3 (header only) for checks against torn
- * files and for look-ups. The runtime uses XXH3 alone: hash_sha.c is not linked into it. */
+/* Hashes: SHA-256 (libmd) for ids, which people may forge; XXH3 (header only) for checks against
+ * torn files and for look-ups. The runtime uses XXH3 alone: hash_sha.c is not linked into it. */
 #ifndef KG_BASE_HASH_H
 #define KG_BASE_HASH_H
 

@@ -1,5 +1,5 @@
-/* Messages for people. The library prints nothing by itself: they go to a sink that the front sets; without
- * one, warnings go to stderr when KGEN_LOG is set. Thread-safe. */
+/* Messages for people. The library prints nothing by itself: they go to a sink that the front sets;
+ * without one, warnings go to stderr when KGEN_LOG is set. Thread-safe. */
 #ifndef KG_BASE_LOG_H
 #define KG_BASE_LOG_H
 

@@ -1,10 +1,11 @@
 /* Child processes: the only place that forks and execs (beside the worker's sandbox).
  *
- * argv is a vector, never a shell string. A child is started in a process group of its own with stdin from
- * /dev/null, its environment replaced when env is given, and every descriptor closed but those in `keep`
- * (which reach the child under the numbers 3, 4, ... in order). It dies with its parent
- * (PR_SET_PDEATHSIG): with the thread that started it, so that thread must outlive it. When the child ends,
- * what it left in its group is killed. Waits end with KG_EINTR once kg_stop_wanted() (base/stop.h). */
+ * argv is a vector, never a shell string. A child is started in a process group of its own with
+ * stdin from /dev/null, its environment replaced when env is given, and every descriptor closed but
+ * those in `keep` (which reach the child under the numbers 3, 4, ... in order). It dies with its
+ * parent (PR_SET_PDEATHSIG): with the thread that started it, so that thread must outlive it. When
+ * the child ends, what it left in its group is killed. Waits end with KG_EINTR once
+ * kg_stop_wanted() (base/stop.h). */
 #ifndef KG_SYS_PROC_H
 #define KG_SYS_PROC_H
 
@@ -32,14 +33,14 @@ typedef struct kg_exit {
     int64_t wall_ms;
 } kg_exit;
 
-/* Runs to the end. stdout and stderr go to out together when it is not NULL. A program that is not there is
- * KG_EENV. A child that fails is not an error of this call: read *ex. */
+/* Runs to the end. stdout and stderr go to out together when it is not NULL. A program that is not
+ * there is KG_EENV. A child that fails is not an error of this call: read *ex. */
 int kg_proc_run(const char *const argv[], const char *const env[], const char *cwd,
                 const kg_limits *limits, kg_buf *out, kg_exit *ex, kg_error *err);
 
 typedef struct kg_proc {
-    pid_t pid; /* 0 once it is reaped */
-    int pidfd; /* becomes readable when the child ends; -1 once it is reaped */
+    pid_t pid;                     /* 0 once it is reaped */
+    int pidfd;                     /* becomes readable when the child ends; -1 once it is reaped */
     int64_t start_ns, deadline_ns; /* kg_now_ns; no deadline: 0 */
 } kg_proc;
 

@@ -6,6 +6,7 @@
 
 #include "base/json.h"
 #include "base/json_text.h"
+#include "sys/proc.h"
 #include "test.h"
 
 static kg_json *parse(const char *text) {
@@ -426,16 +427,30 @@ TEST(json_pretty_is_for_people) {
     kg_buf_free(&b);
 }
 
-/* Any locale with a comma; without one on this machine there is nothing to see. */
+/* A locale with a comma: one that is installed, else one made for this test. */
+static bool enter_comma_locale(void) {
+    static const char *const installed[] = {"de_DE.UTF-8", "fr_FR.UTF-8", "es_ES.UTF-8"};
+    for (size_t i = 0; i < sizeof installed / sizeof *installed; i++)
+        if (setlocale(LC_ALL, installed[i]))
+            return true;
+    const char *argv[] = {"localedef", "-c", "-i", "de_DE", "-f", "UTF-8", test_path("de_DE.UTF-8"),
+                          NULL};
+    kg_exit ex;
+    if (kg_proc_run(argv, NULL, NULL, NULL, NULL, &ex, NULL) < 0)
+        return false;
+    setenv("LOCPATH", test_dir(), 1);
+    return setlocale(LC_ALL, "de_DE.UTF-8") != NULL;
+}
+
 TEST(json_numbers_do_not_know_the_locale) {
-    static const char *const with_comma[] = {"de_DE.UTF-8", "fr_FR.UTF-8", "de_DE.utf8",
-                                             "es_ES.UTF-8", "ru_RU.UTF-8"};
-    size_t i = 0;
-    while (i < 5 && !setlocale(LC_ALL, with_comma[i]))
-        i++;
-    if (i == 5)
-        test_skip("no locale with a decimal comma is installed");
-    CHECK_STR(canonical_of("[0.5,1e-7]"), "[0.5,1e-07]");
+    if (!enter_comma_locale())
+        test_skip("no locale with a decimal comma is installed or can be made");
+    char text[16];
+    snprintf(text, sizeof text, "%.1f", 0.5);
+    CHECK_STR(text, "0,5");
+    CHECK_STR(canonical_of("[0.5,1e-7,123.25]"), "[0.5,1e-07,123.25]");
+    snprintf(text, sizeof text, "%.1f", 0.5);
+    CHECK_STR(text, "0,5");
 }
 
 static uint64_t seed = 88172645463325252u;
