@@ -41,4 +41,22 @@ KGEN_API int kgen_candidate_check(const char *op_json, const char *source, size_
                                   const char *name, const char *tunables_json, char **json,
                                   char *err, size_t nerr);
 
+/* Called with each journal entry of a search as canonical JSON. */
+typedef void (*kgen_progress)(void *ctx, const char *entry);
+
+/* Searches the templates (and further files) over a judge's Cases; winners' sources go to
+ * <run_dir>/candidates. options: {"budget_ms": 60000, "max_candidates": 96, "jobs": 2, "kernels":
+ * DIR, "files": [PATH]}; all but budget_ms may be absent. The result: {"sources": [NAME],
+ * "winners": [{"case", "id", "source", "file", "tunables", "time_ns", "record"}], "verdicts":
+ * {NAME: COUNT}, "judged", "resumed", "dropped", "out_of_time", "stopped"}. judge comes from
+ * kgen_judge.h and is borrowed. */
+struct kg_judge;
+KGEN_API int kgen_search(struct kg_judge *judge, const char *run_dir, const char *options,
+                         kgen_progress progress, void *ctx, char **json, char *err, size_t nerr);
+/* Adds one entry to a Run's journal. */
+KGEN_API int kgen_journal_add(const char *run_dir, const char *kind, const char *fields, char *err,
+                              size_t nerr);
+/* Asks whatever is under way to wind down (or, with 0, takes that back). Async-signal-safe. */
+KGEN_API void kgen_stop(int stop);
+
 #endif

@@ -7,9 +7,11 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/stop.h"
 #include "sys/proc.h"
 
 /* A third goes on: with the noise of a shared machine (a few percent) the best of a hundred is
@@ -45,10 +47,6 @@ typedef struct search {
     int64_t deadline_ns;
     size_t journal_before; /* entries that were there when the search began */
 } search;
-
-static bool stopped(const search *s) {
-    return s->options->stop && atomic_load(s->options->stop);
-}
 
 static bool late(const search *s) {
     return kg_now_ns() >= s->deadline_ns;
@@ -114,7 +112,7 @@ static void *prepare_some(void *arg) {
     pool *p = arg;
     for (;;) {
         size_t i = atomic_fetch_add(&p->next, 1);
-        if (i >= p->n || stopped(p->s))
+        if (i >= p->n || kg_stop_wanted())
             return NULL;
         candidate *c = p->work[i];
         const kg_evaluator *e = p->s->evaluator;
@@ -270,7 +268,7 @@ static int run_rung(search *s, kg_level level, candidate **list, bool must_finis
         }
         prepare(s, list + from, batch);
         for (size_t i = from; !rc && i < from + batch; i++) {
-            if (stopped(s))
+            if (kg_stop_wanted())
                 return kg_fail(err, KG_EINTR, "search over %s stopped", s->op);
             if (list[i]->dropped)
                 s->result->dropped++;

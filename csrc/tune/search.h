@@ -7,8 +7,6 @@
 #ifndef KG_TUNE_SEARCH_H
 #define KG_TUNE_SEARCH_H
 
-#include <stdatomic.h>
-
 #include "tune/journal.h"
 #include "tune/propose.h"
 #include "tune/verdict.h"
@@ -40,10 +38,9 @@ typedef struct kg_evaluator {
 } kg_evaluator;
 
 typedef struct kg_search_options {
-    int64_t budget_ms;      /* wall clock for this Op; what is under way is finished */
-    size_t max_candidates;  /* a source; 0: 96 */
-    int compile_jobs;       /* threads that prepare; 0: the CPUs of this process */
-    const atomic_int *stop; /* not NULL and not 0: end after the present Candidate with KG_EINTR */
+    int64_t budget_ms;     /* wall clock for this Op; what is under way is finished */
+    size_t max_candidates; /* a source; 0: 96 */
+    int compile_jobs;      /* threads that prepare; 0: the CPUs of this process */
     /* Every journal entry of this search, as canonical JSON; also what was resumed. May be NULL. */
     void (*progress)(void *ctx, const char *entry);
     void *progress_ctx;
@@ -69,7 +66,8 @@ typedef struct kg_search_result {
     size_t nrecords;
 } kg_search_result;
 
-/* op names the Op in the journal. KG_EINTR leaves *out as far as it came. */
+/* op names the Op in the journal. Ends after the present Candidate with KG_EINTR once
+ * kg_stop_wanted() (base/stop.h), and leaves *out as far as it came. */
 int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *evaluator,
               kg_journal *journal, const kg_search_options *options, kg_search_result *out,
               kg_error *err);

@@ -1,5 +1,6 @@
 /* The search against a made-up evaluator whose times are known, so that the winner is known too. */
 #include "base/fs.h"
+#include "base/stop.h"
 #include "test.h"
 #include "tune/search.h"
 
@@ -18,7 +19,6 @@ static const char source_text[] =
 
 typedef struct fake {
     int judged[3], prepared, die_after;
-    atomic_int stop;
 } fake;
 
 static kg_op *read_op(void) {
@@ -54,7 +54,7 @@ static int judge(void *ctx, const kg_source *source, const kg_tuning *t, kg_leve
     (void)source;
     f->judged[level]++;
     if (f->die_after && f->judged[0] + f->judged[1] + f->judged[2] > f->die_after) {
-        atomic_store(&f->stop, 1);
+        kg_stop_set(true);
         return kg_fail(err, KG_EINTR, "killed");
     }
     if (a == 0 || (b == 3 && level == KG_LEVEL_FULL)) {
@@ -79,7 +79,7 @@ static int run(fake *f, int64_t budget_ms, kg_search_result *out) {
     kg_journal *journal = NULL;
     kg_error err = {0};
     kg_evaluator e = {.ctx = f, .ncases = 2, .prepare = prepare, .judge = judge};
-    kg_search_options o = {.budget_ms = budget_ms, .compile_jobs = 2, .stop = &f->stop};
+    kg_search_options o = {.budget_ms = budget_ms, .compile_jobs = 2};
     read_sources(op, &sources);
     if (kg_journal_open(test_dir(), &journal, &err))
         FAIL("%s", err.msg);
@@ -121,6 +121,7 @@ TEST(search_resumes_without_asking_twice) {
     fake killed = {.die_after = 20}, again = {0}, third = {0};
     kg_search_result r;
     CHECK_INT(run(&killed, 60000, &r), KG_EINTR);
+    kg_stop_set(false);
     kg_search_result_free(&r);
     CHECK_INT(run(&again, 60000, &r), KG_OK);
     check_winners(&r);
