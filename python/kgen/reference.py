@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from . import oracle
 from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
 from .graphs import quiet
@@ -312,17 +313,11 @@ def torch_function(dotted: str, folder: Path) -> Callable[..., Any]:
 
 
 def _attention(d: Drawn, wide: bool) -> tuple[torch.Tensor, ...]:
-    """Output and lse. wide: by formula in fp64; else torch's own best: SDPA where it can, else its formula."""
-    from .attention import reference_attention_mod
-
+    """Output and lse by formula: in fp64, or in the inputs' dtype as eager torch computes it."""
     q, k, v = (_widened(d.args[n]) if wide else d.args[n] for n in ("query", "key", "value"))
     captured = [_widened(t) if wide else t for t in d.captured]
-    return _tuple(
-        reference_attention_mod(
-            q, k, v, captured, list(d.scalars), d.program or "", scale=d.args["scale"],
-            enable_gqa=d.args["enable_gqa"],
-        )
-    )  # fmt: skip
+    scale, gqa = d.args["scale"], d.args["enable_gqa"]
+    return oracle.attention(q, k, v, captured, d.scalars, d.program, scale=scale, enable_gqa=gqa)
 
 
 def _tuple(x: Any) -> tuple[torch.Tensor, ...]:

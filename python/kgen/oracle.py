@@ -1,0 +1,77 @@
+"""Attention with a Program by its formula, in any precision: the fp64 oracle, and torch's own eager result.
+
+Slow and plain on purpose. No Kernel, no fused attention of torch and no fallback of serving is used, so that an
+error in one of those cannot hide here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .program import Program, evaluate, parse
+
+_BLOCK = 1 << 23  # scores held at a time
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    captured: Sequence[Tensor],
+    scalars: Sequence[float],
+    program: str | None,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, HQ, SQ, DV) in the query's dtype and lse (B, HQ, SQ), fp64 for fp64 inputs, else fp32.
+
+    Products are made in the query's dtype, as eager torch does; the Program runs in fp64 for fp64 inputs, else in
+    fp32. A row whose every score is masked gives 0 and -inf.
+    """
+    parsed = parse(program) if program else None
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    heads = query.shape[1]
+    key, value = _repeat(key, heads), _repeat(value, heads)
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    output = query.new_empty((*query.shape[:3], value.shape[3]))
+    lse = query.new_empty(query.shape[:3], dtype=wide)
+    step = max(1, _BLOCK // max(1, query.shape[0] * heads * key.shape[2]))
+    for start in range(0, query.shape[2], step):
+        rows = slice(start, min(query.shape[2], start + step))
+        scores = (torch.matmul(query[:, :, rows], key.transpose(2, 3)) * scale).to(wide)
+        if parsed is not None:
+            scores = _modified(parsed, scores, start, captured, scalars)
+        lse[:, :, rows] = torch.logsumexp(scores, dim=-1)
+        empty = (scores == -math.inf).all(dim=-1, keepdim=True)
+        weights = torch.where(empty, 0.0, torch.softmax(scores, dim=-1)).to(query.dtype)
+        output[:, :, rows] = torch.matmul(weights, value)
+    return output, lse
+
+
+def _repeat(x: Tensor, heads: int) -> Tensor:
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _modified(
+    program: Program, scores: Tensor, start: int, captured: Sequence[Tensor], scalars: Sequence[float]
+) -> Tensor:
+    sizes = scores.shape
+    inputs = {}
+    for axis, name in enumerate(("b", "h", "q", "kv")):
+        shape = [1, 1, 1, 1]
+        shape[axis] = sizes[axis]
+        first = start if name == "q" else 0
+        span = torch.arange(first, first + sizes[axis], dtype=torch.int32, device=scores.device)
+        inputs[name] = span.view(shape)
+    if program.score is not None:
+        given = {**inputs, "score": scores}
+        scores = evaluate(program, program.score, given, captured, scalars, scores.dtype).expand(sizes)
+    if program.mask is not None:
+        keep = evaluate(program, program.mask, inputs, captured, scalars, scores.dtype)
+        scores = scores.masked_fill(~keep.expand(sizes), -math.inf)
+    return scores
