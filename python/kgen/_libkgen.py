@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ ERROR_BYTES = 2048
 _BAD_INPUT = {-3, -4, -5, -6, -7, -8, -9, -17}
 _ENVIRONMENT = {-11}
 EINTR = -14
+
+PROGRESS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 
 
 class Interrupted(KgenError):
@@ -41,6 +43,8 @@ def lib() -> ctypes.CDLL:
     err = [text, size]
     so.kgen_free.argtypes = [ctypes.c_void_p]
     so.kgen_free.restype = None
+    so.kgen_stop.argtypes = [ctypes.c_int]
+    so.kgen_stop.restype = None
     for name, args in {
         "kgen_registry_list": [text, out],
         "kgen_registry_find": [text, text, out],
@@ -58,6 +62,16 @@ def lib() -> ctypes.CDLL:
         "kgen_registry_gc": [text, ctypes.c_int, out],
         "kgen_index_build": [text, text],
         "kgen_case_key": [text, text, out],
+        "kgen_journal_add": [text, text, text],
+        "kgen_ratio": [
+            ctypes.POINTER(ctypes.c_double),
+            ctypes.POINTER(ctypes.c_double),
+            size,
+            ctypes.c_double,
+            ctypes.c_uint64,
+            ctypes.POINTER(ctypes.c_double),
+        ],
+        "kgen_search": [ctypes.c_void_p, text, text, PROGRESS, ctypes.c_void_p, out],
         "kgen_candidate_check": [text, text, size, text, text, out],
     }.items():
         function = getattr(so, name)
@@ -169,4 +183,37 @@ def candidate_check(
     given = json.dumps(tunables).encode() if tunables is not None else None
     return call_json(
         lib().kgen_candidate_check, op_json.encode(), source, len(source), name.encode(), given
+    )
+
+
+def ratio(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Median of a over b (how many times faster b is) and its bootstrap interval, from pairs measured in turn."""
+    n = min(len(a), len(b))
+    doubles = ctypes.c_double * n
+    out = (ctypes.c_double * 3)()
+    call(lib().kgen_ratio, doubles(*a[:n]), doubles(*b[:n]), n, level, 1, out)
+    return out[0], out[1], out[2]
+
+
+def journal_add(run_dir: str | Path, kind: str, fields: dict[str, Any]) -> None:
+    """Adds one entry to a Run's journal."""
+    call(lib().kgen_journal_add, _path(run_dir), kind.encode(), json.dumps(fields).encode())
+
+
+def stop(wanted: bool) -> None:
+    """Asks what is under way in the library to wind down, or takes that back."""
+    lib().kgen_stop(int(wanted))
+
+
+def search(
+    judge: int, run_dir: str | Path, options: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Searches over a judge's Cases (csrc/kgen_tune.h has options and result). judge: the handle of a kg_judge."""
+
+    def tell(_: Any, entry: bytes) -> None:
+        progress(json.loads(entry))
+
+    callback = PROGRESS(tell)
+    return call_json(
+        lib().kgen_search, judge, _path(run_dir), json.dumps(options).encode(), callback, None
     )

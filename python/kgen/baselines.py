@@ -1,0 +1,242 @@
+"""What a Candidate must beat: the best that torch itself does with a Case.
+
+A baseline is a name and a function of a Case's inputs; building one may compile. Baselines that cannot be built are
+named with the reason. Nothing is timed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import program
+
+Outputs = tuple[Tensor, ...]
+
+# The dense score matrix of an eager attention: above this it is no way that anybody would run.
+DENSE_LIMIT = 4 << 30
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One input set of a Case: tensors by argument name, and the captured tensors of its Program."""
+
+    args: dict[str, Tensor | None]
+    captured: tuple[Tensor, ...] = ()
+    memo: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """build() gives the function, or raises; `note` says what is counted in its favour."""
+
+    name: str
+    build: Callable[[], Callable[[Inputs], Outputs]]
+    note: str = ""
+
+
+def _fresh_compile(f: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(f, dynamic=False, fullgraph=True)
+
+
+def _softmax(case: dict[str, Any]) -> list[Baseline]:
+    dim = int(case["args"]["dim"])
+
+    def eager() -> Callable[[Inputs], Outputs]:
+        return lambda x: (torch.softmax(x.args["input"], dim),)
+
+    def compiled() -> Callable[[Inputs], Outputs]:
+        f = _fresh_compile(lambda t: torch.softmax(t, dim))
+        return lambda x: (f(x.args["input"]),)
+
+    return [Baseline("eager", eager), Baseline("torch.compile", compiled)]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attributes of an attention Case. score = query key^T * scale, then the Program."""
+
+    text: str | None
+    scalars: tuple[float, ...]
+    scale: float | None
+    enable_gqa: bool
+
+    @staticmethod
+    def of(case: dict[str, Any]) -> Attention:
+        p = case.get("program")
+        return Attention(
+            p["text"] if p else None,
+            tuple(p["scalars"]) if p else (),
+            case["args"].get("scale"),
+            bool(case["args"].get("enable_gqa", False)),
+        )
+
+    def grids(self, q: Tensor, k: Tensor) -> dict[str, Tensor]:
+        """b, h, q, kv as int32 tensors that broadcast to (B, HQ, SQ, SK)."""
+        sizes = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+        out = {}
+        for i, name in enumerate(("b", "h", "q", "kv")):
+            shape = [1, 1, 1, 1]
+            shape[i] = sizes[i]
+            out[name] = torch.arange(sizes[i], dtype=torch.int32, device=q.device).view(shape)
+        return out
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor]) -> Tensor:
+        """The attention spelled out, in the dtype of its inputs (scores in at least fp32)."""
+        group = q.shape[1] // k.shape[1]
+        if group > 1:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scale = self.scale if self.scale is not None else 1 / math.sqrt(q.shape[-1])
+        score = torch.matmul(q, k.transpose(-2, -1)) * scale
+        if self.text is None:
+            return torch.matmul(torch.softmax(score, -1), v)
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        p, at = program.parse(self.text), self.grids(q, k)
+        score = score.to(wide)
+        if p.score:
+            given = {**at, "score": score}
+            score = program.evaluate(p, p.score, given, captured, self.scalars, wide)
+        if p.mask:
+            keep = program.evaluate(p, p.mask, at, captured, self.scalars, wide)
+            score = score.masked_fill(~keep, -math.inf)
+        weights = torch.softmax(score, -1)
+        if p.mask:
+            weights = torch.nan_to_num(weights, nan=0.0)
+        return torch.matmul(weights.to(v.dtype), v)
+
+    def bias(self, x: Inputs) -> Tensor | None:
+        """The Program as an attn_mask of SDPA (bool, or added to the score) when it is no more than that."""
+        p = program.parse(self.text or "")
+        q, k = x.args["query"], x.args["key"]
+        at, wide = self.grids(q, k), torch.float32
+        full = torch.broadcast_shapes(*(t.shape for t in at.values()))
+        added = None
+        if p.score:
+
+            def at_score(s: float) -> Tensor:
+                given = {**at, "score": torch.full((1, 1, 1, 1), s, dtype=torch.float64)}
+                return program.evaluate(p, p.score, given, x.captured, self.scalars, torch.float64)
+
+            zero = at_score(0.0)
+            for s in (1.0, -3.5, 11.25):
+                if not torch.allclose(at_score(s), zero + s, rtol=1e-9, atol=1e-9):
+                    return None
+            added = zero.to(wide)
+        if p.mask is None:
+            return added.to(q.dtype) if added is not None else None
+        keep = program.evaluate(p, p.mask, at, x.captured, self.scalars, wide)
+        if added is None:
+            return keep.expand(full)
+        return added.masked_fill(~keep, -math.inf).to(q.dtype)
+
+
+def _attention(case: dict[str, Any]) -> list[Baseline]:
+    a = Attention.of(case)
+    sizes = {n: case["args"][n]["shape"] for n in ("query", "key")}
+    dense_bytes = 4 * math.prod(sizes["query"][:3]) * sizes["key"][2]
+
+    def tensors(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        return x.args["query"], x.args["key"], x.args["value"]
+
+    def eager() -> Callable[[Inputs], Outputs]:
+        if dense_bytes > DENSE_LIMIT:
+            raise ValueError(f"its score matrix needs {dense_bytes >> 30} GiB")
+        return lambda x: (a.dense(*tensors(x), x.captured),)
+
+    def compiled() -> Callable[[Inputs], Outputs]:
+        if dense_bytes > DENSE_LIMIT:
+            raise ValueError(f"its score matrix needs {dense_bytes >> 30} GiB")
+        f = _fresh_compile(lambda q, k, v, c: a.dense(q, k, v, c))
+        return lambda x: (f(*tensors(x), list(x.captured)),)
+
+    def sdpa() -> Callable[[Inputs], Outputs]:
+        def run(x: Inputs) -> Outputs:
+            if a.text is not None and "bias" not in x.memo:
+                x.memo["bias"] = a.bias(x)
+            mask = x.memo.get("bias")
+            if a.text is not None and mask is None:
+                raise ValueError("its Program is no mask and no bias")
+            return (
+                F.scaled_dot_product_attention(
+                    *tensors(x), attn_mask=mask, scale=a.scale, enable_gqa=a.enable_gqa
+                ),
+            )
+
+        return run
+
+    found = [Baseline("eager", eager), Baseline("torch.compile", compiled)]
+    note = "mask and bias built beforehand" if a.text is not None else ""
+    found.append(Baseline("SDPA", sdpa, note))
+    if a.text is not None:
+        found.append(Baseline("FlexAttention", lambda: _flex(a, case), "compiled; block mask built beforehand"))
+    return found
+
+
+def _flex(a: Attention, case: dict[str, Any]) -> Callable[[Inputs], Outputs]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    p = program.parse(a.text or "")
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+    def mods(captured: Sequence[Tensor]) -> tuple[Any, Any]:
+        def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            at = {"score": score, "b": b, "h": h, "q": q, "kv": kv}
+            return program.evaluate(p, p.score, at, captured, a.scalars, score.dtype)
+
+        def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            at = {"b": b, "h": h, "q": q, "kv": kv}
+            return program.evaluate(p, p.mask, at, captured, a.scalars, torch.float32)
+
+        return score_mod if p.score else None, mask_mod if p.mask else None
+
+    def run(x: Inputs) -> Outputs:
+        q, k, v = x.args["query"], x.args["key"], x.args["value"]
+        if "flex" not in x.memo:
+            score_mod, mask_mod = mods(x.captured)
+            mask = None
+            if mask_mod is not None:
+                mask = create_block_mask(
+                    mask_mod, q.shape[0], q.shape[1], q.shape[2], k.shape[2], device=q.device
+                )
+            x.memo["flex"] = (score_mod, mask)
+        score_mod, mask = x.memo["flex"]
+        out = compiled(
+            q, k, v, score_mod=score_mod, block_mask=mask, scale=a.scale, enable_gqa=a.enable_gqa
+        )
+        return (out,)
+
+    return run
+
+
+def _own(reference: Callable[..., Any], names: Sequence[str]) -> list[Baseline]:
+    def outputs(value: Any) -> Outputs:
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+    def eager() -> Callable[[Inputs], Outputs]:
+        return lambda x: outputs(reference(*(x.args[n] for n in names)))
+
+    def compiled() -> Callable[[Inputs], Outputs]:
+        f = torch.compile(reference, dynamic=False)
+        return lambda x: outputs(f(*(x.args[n] for n in names)))
+
+    return [Baseline("eager", eager), Baseline("torch.compile", compiled)]
+
+
+def of(
+    case: dict[str, Any], reference: Callable[..., Any] | None = None, names: Sequence[str] = ()
+) -> list[Baseline]:
+    """The baselines of a Case (docs/formats.md). reference: for an Op of a model's own, its module, called with the
+    tensors in the order of names."""
+    if case["op"] == "softmax":
+        return _softmax(case)
+    if case["op"] == "attention":
+        return _attention(case)
+    if reference is None:
+        raise ValueError(f"{case['op']} is no canonical Op, and no reference was given")
+    return _own(reference, names)

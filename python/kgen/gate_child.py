@@ -1,0 +1,151 @@
+"""The other side of the gate (gate.py): a fresh process that holds torch, the baselines and one Kernel, served through
+torch.ops.kgen as any user's process would serve it.
+
+It does what it is told over a socket and keeps no clock: inputs, oracles and time are the parent's. Requests are JSON
+lines: {"do": "prepare", "who": i}, {"do": "run", "who": i, "set": s, "reps": n}, {"do": "output", "who": i, "set": s}, {"do": "quit"};
+each is answered with one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kgen
+from kgen import baselines
+from kgen.baselines import Inputs, Outputs
+
+Call = Callable[[Inputs], Outputs]
+
+
+def _tensor(memory: torch.Tensor, spec: dict[str, Any]) -> torch.Tensor:
+    raw = memory[spec["offset"] : spec["offset"] + spec["bytes"]]
+    flat = raw.view(getattr(torch, spec["dtype"]))
+    return flat.as_strided(spec["shape"], spec["stride"])
+
+
+def served(case: dict[str, Any], names: list[str]) -> Call:
+    """The Case through torch.ops.kgen, as model code writes it."""
+    op, args = case["op"], case["args"]
+    if op == "softmax":
+        dim = int(args["dim"])
+        return lambda x: (torch.ops.kgen.softmax(x.args["input"], dim),)
+    if op == "attention":
+        a = baselines.Attention.of(case)
+        extra = {"scale": a.scale, "enable_gqa": a.enable_gqa}
+        if a.text is None:
+            return lambda x: (
+                torch.ops.kgen.attention(x.args["query"], x.args["key"], x.args["value"], **extra),
+            )
+        text, scalars = a.text, list(a.scalars)
+        return lambda x: tuple(
+            torch.ops.kgen.attention_mod(
+                x.args["query"], x.args["key"], x.args["value"], list(x.captured), scalars, text, **extra
+            )
+        )
+    attributes = {n: v for n, v in args.items() if not isinstance(v, dict) and v is not None}
+    call = getattr(torch.ops.kgen, op)
+
+    def run(x: Inputs) -> Outputs:
+        out = call(*(x.args[n] for n in names), **attributes)
+        return tuple(out) if isinstance(out, (tuple, list)) else (out,)
+
+    return run
+
+
+class Child:
+    """One Case: its input sets, and the contenders (0: the Kernel; then the baselines)."""
+
+    def __init__(self, job: dict[str, Any]):
+        torch.set_num_threads(job["threads"])
+        size = os.fstat(job["memory"]).st_size
+        self.memory = torch.frombuffer(mmap.mmap(job["memory"], size), dtype=torch.uint8)
+        self.case = job["case"]
+        self.names = job["names"]
+        self.sets = [self._inputs(s) for s in job["sets"]]
+        self.outputs = job["outputs"]
+        reference = None
+        if job["reference"]:
+            from kgen import reference as reference_module
+
+            reference = reference_module.load(Path(job["reference"]))
+        self.found = baselines.of(self.case, reference, self.names)
+        self.calls: dict[int, Call] = {}
+        self.last: dict[int, Outputs] = {}
+
+    def _inputs(self, spec: dict[str, Any]) -> Inputs:
+        args = {n: _tensor(self.memory, t) if t else None for n, t in spec["args"].items()}
+        return Inputs(args, tuple(_tensor(self.memory, t) for t in spec["captured"]))
+
+    def _build(self, who: int) -> Call:
+        return served(self.case, self.names) if who == 0 else self.found[who - 1].build()
+
+    def names_of_contenders(self) -> list[dict[str, str]]:
+        return [{"name": "kgen", "note": ""}] + [{"name": b.name, "note": b.note} for b in self.found]
+
+    def prepare(self, who: int) -> dict[str, Any]:
+        """Builds a contender and calls it once with each input set; who served it, for the Kernel."""
+        self.calls[who] = self._build(who)
+        for x in self.sets:
+            self.last[who] = self.calls[who](x)
+        if who != 0:
+            return {}
+        why = kgen.why(self.calls[0], self.sets[0])
+        return {"served": [{"kind": d.kind, "id": d.id} for d in why.decisions]}
+
+    def run(self, who: int, which: int, reps: int) -> dict[str, Any]:
+        call, x = self.calls[who], self.sets[which]
+        for _ in range(reps):
+            out = call(x)
+        self.last[who] = out
+        return {}
+
+    def output(self, who: int, which: int) -> dict[str, Any]:
+        """Puts what the last call of a contender gave where the parent reads it."""
+        del which
+        for spec, got in zip(self.outputs, self.last[who], strict=False):
+            if list(got.shape) != spec["shape"] or got.dtype != getattr(torch, spec["dtype"]):
+                return {"error": f"an output is {got.dtype}{list(got.shape)}, not {spec['dtype']}{spec['shape']}"}
+            _tensor(self.memory, spec).copy_(got)
+        return {"outputs": min(len(self.outputs), len(self.last[who]))}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        with torch.inference_mode():
+            if request["do"] == "prepare":
+                return self.prepare(request["who"])
+            if request["do"] == "run":
+                return self.run(request["who"], request["set"], request["reps"])
+            return self.output(request["who"], request["set"])
+
+
+def main() -> None:
+    """Answers until it is told to quit or the parent is gone."""
+    link = socket.socket(fileno=int(sys.argv[1])).makefile("rwb")
+    child = Child(json.loads(link.readline()))
+    link.write(json.dumps({"contenders": child.names_of_contenders()}).encode() + b"\n")
+    link.flush()
+    for line in link:
+        request = json.loads(line)
+        if request["do"] == "quit":
+            return
+        try:
+            reply = child.answer(request)
+        except Exception as e:  # a baseline may fail in any way; the parent is told, and goes on without it
+            if os.environ.get("KGEN_LOG"):
+                traceback.print_exc()
+            reply = {"error": f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"}
+        link.write(json.dumps(reply).encode() + b"\n")
+        link.flush()
+
+
+if __name__ == "__main__":
+    main()
