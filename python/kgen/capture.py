@@ -88,7 +88,7 @@ def from_live(
         if not callable(target):
             raise BadInput(f"expected a module or a function, got {type(target).__name__}")
         module = FunctionModule(target)
-    args, kwargs = _as_call(example_inputs, "example_inputs")
+    args, kwargs = as_call(example_inputs, "example_inputs")
     name = getattr(target, "__qualname__", None) or type(target).__qualname__
     return Model(module, args, {**kwargs, **(example_kwargs or {})}, Source(name, None, None))
 
@@ -119,7 +119,7 @@ def _load_file(path: Path, module: str | None, inputs: str | None, argv: tuple[s
     with _blame(path, f"making {module}"), torch.no_grad():
         made = _as_module(space[module], module)
     with _blame(path, f"making {inputs}"):
-        args, kwargs = _as_call(space[inputs], inputs)
+        args, kwargs = as_call(space[inputs], inputs)
     return Model(made, args, kwargs, source)
 
 
@@ -185,10 +185,10 @@ def _kernelbench(path: Path, space: dict[str, Any], source: Source) -> Model:
         with _blame(path, "get_init_inputs()"):
             init = space["get_init_inputs"]() if "get_init_inputs" in space else []
         with _blame(path, "Model(...)"):
-            init_args, init_kwargs = _as_call(init, "get_init_inputs")
+            init_args, init_kwargs = as_call(init, "get_init_inputs")
             made = space["Model"](*init_args, **init_kwargs)
         with _blame(path, "get_inputs()"):
-            args, kwargs = _as_call(make_inputs(), "get_inputs")
+            args, kwargs = as_call(make_inputs(), "get_inputs")
     if not isinstance(made, nn.Module):
         raise BadInput(f"{path}: Model(...) gives a {type(made).__name__}, not a torch.nn.Module")
     return Model(made, args, kwargs, source)
@@ -216,7 +216,7 @@ def _load_dotted(spec: str, inputs: str | None, argv: tuple[str, ...]) -> Model:
         torch.manual_seed(0)
         made, found = _resolve(space, spec, target, inputs, path)
         with _blame(path, f"making the inputs of {spec}"):
-            args, kwargs = _as_call(found, "inputs")
+            args, kwargs = as_call(found, "inputs")
     return Model(made, args, kwargs, source)
 
 
@@ -269,7 +269,7 @@ def _as_module(value: Any, name: str) -> nn.Module:
     )
 
 
-def _as_call(value: Any, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_call(value: Any, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A tuple, a list, a dict, a tensor, a pair of arguments and keywords, or a callable giving one."""
     if callable(value) and not isinstance(value, torch.Tensor):
         value = value()
@@ -332,12 +332,15 @@ def _leaf(x: Any) -> Any:
 class Capture:
     """One model, run and recorded. parts maps a dotted path ('' is the whole) to what was seen there."""
 
-    def __init__(self, model: Model, train: bool | None = None):
+    def __init__(self, model: Model, train: bool | None = None, light: bool = False):
+        """light: one run, without the check that it is deterministic and without times."""
         self.model = model
         self.train = model.module.training if train is None else train
         self.parts: dict[str, Part] = {}
         self.seconds = 0.0
-        self._record()
+        first = self._record()
+        if not light:
+            self._repeat(first)
 
     @property
     def mode(self) -> str:
@@ -373,12 +376,16 @@ class Capture:
         with _blame(path, "the forward"):
             return module(*self.model.args, **self.model.kwargs)
 
-    def _record(self) -> None:
+    def _record(self) -> Any:
         with self.running() as module:
             torch.manual_seed(0)
             with _hooks(module, self.parts):
                 first = self.call(module)
         _check_output(first, self.model)
+        return first
+
+    def _repeat(self, first: Any) -> None:
+        """Runs the model again, for times and to see that it gives the same."""
         warm: dict[str, Part] = {}
         with self.running() as module:
             torch.manual_seed(0)

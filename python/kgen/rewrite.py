@@ -119,8 +119,8 @@ def apply(graph: Graph, matches: list[Match], emit: Emit) -> fx.GraphModule:
             new.output(fx.node.map_arg(node.args[0], lambda n: copies[n]))
             continue
         if node in by_out:
-            moved = _moved(by_out[node], copies)
-            copies[node] = emit_match(new, moved, emit)
+            match = moved(by_out[node], copies)
+            copies[node] = emit_match(new, match, emit)
             copies[node].meta = dict(node.meta)
         else:
             copies[node] = new.node_copy(node, lambda n: copies[n])
@@ -129,7 +129,7 @@ def apply(graph: Graph, matches: list[Match], emit: Emit) -> fx.GraphModule:
     return fx.GraphModule(graph.module, new)
 
 
-def _moved(match: Match, copies: dict[fx.Node, fx.Node]) -> Match:
+def moved(match: Match, copies: dict[fx.Node, fx.Node]) -> Match:
     """The match with its operands in the copied graph; out stays, for its shape."""
     d = match.detail
     if isinstance(d, Softmax):
@@ -238,7 +238,7 @@ def verify(match: Match, values: dict[fx.Node, torch.Tensor], wide: bool = True)
     for n in order:
         node_of[n] = new.placeholder(n.name)
         node_of[n].meta = dict(n.meta)
-    new.output(emit_match(new, _moved(match, node_of), _reference_node))
+    new.output(emit_match(new, moved(match, node_of), _reference_node))
     rewritten = fx.GraphModule(torch.nn.Module(), new)
     generator = torch.Generator().manual_seed(20261)
     dtype = match.out.meta["val"].dtype

@@ -116,7 +116,7 @@ def units(capture: Capture) -> tuple[list[Unit], list[tuple[str, str]]]:
     queue = [(whole, calls) for calls in whole.calls.values()]
     while queue:
         part, calls = queue.pop(0)
-        args, kwargs = _inputs(capture, part, calls)
+        args, kwargs = inputs(capture, part, calls)
         try:
             if part.writes:
                 raise NotATarget(part.refusal or "")
@@ -129,7 +129,8 @@ def units(capture: Capture) -> tuple[list[Unit], list[tuple[str, str]]]:
     return found, failed
 
 
-def _inputs(capture: Capture, part: Part, calls: Calls) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def inputs(capture: Capture, part: Part, calls: Calls) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of such a call of part, in a run of the model."""
     if not part.path:
         return capture.model.args, capture.model.kwargs
     return capture.inputs_of({part.path: calls.signature})[part.path]
@@ -164,12 +165,12 @@ def _survey_unit(
     capture: Capture, unit: Unit, machine: Machine, targets: dict[str, Target], left: list[Left]
 ) -> None:
     found = recognise.find(unit.graph)
-    left += [Left(m.op, _join(unit.path, m.path), m.reason) for m in found.misses]
+    left += [Left(m.op, join(unit.path, m.path), m.reason) for m in found.misses]
     matches = []
     for match in found.matches:
         reason = rewrite.still_needed(unit.graph, match) or _refused(capture, unit, match)
         if reason:
-            left.append(Left(match.op, _join(unit.path, match.path), reason))
+            left.append(Left(match.op, join(unit.path, match.path), reason))
         else:
             matches.append(match)
     if not matches:
@@ -179,28 +180,28 @@ def _survey_unit(
     timed: dict[str, float] = {}
     for match in matches:
         gm, order = rewrite.original(match)
-        key = _subgraph_key(gm, match)
+        key = subgraph_key(gm, match)
         if key not in checked:
             checked[key] = check(match, values)
             if checked[key] is None:
                 timed[key] = time_of(lambda gm=gm, order=order: gm(*[values[n] for n in order]))
-        path = _join(unit.path, match.path)
+        path = join(unit.path, match.path)
         if checked[key] is not None:
             left.append(Left(match.op, path, checked[key] or ""))
             continue
         _add_case(targets, match, values, unit.count, timed[key], path or capture.model.title, capture.seconds, machine)
 
 
-def _join(outer: str, inner: str) -> str:
+def join(outer: str, inner: str) -> str:
     return ".".join(p for p in (outer, inner) if p)
 
 
 def _refused(capture: Capture, unit: Unit, match: Match) -> str | None:
-    part = capture.parts.get(_join(unit.path, match.path))
+    part = capture.parts.get(join(unit.path, match.path))
     return part.refusal if part is not None and match.path else None
 
 
-def _subgraph_key(gm: fx.GraphModule, match: Match) -> str:
+def subgraph_key(gm: fx.GraphModule, match: Match) -> str:
     """Equal for subgraphs that compute the same from inputs of the same layout; lifted constants by value."""
     strides = [_value_type(n) for n in gm.graph.nodes if n.op == "placeholder"]
     d = match.detail
@@ -414,7 +415,7 @@ def resolve(capture: Capture, target: Target) -> Target:
     if target.part.refusal:
         raise NotATarget(f"{target.title}: {target.part.refusal}")
     calls = next(iter(target.part.calls.values()))
-    args, kwargs = _inputs(capture, target.part, calls)
+    args, kwargs = inputs(capture, target.part, calls)
     with capture.running() as root:
         module = lookup(root, target.part.path) if target.part.path else root
         graph = export(module, args, kwargs)
