@@ -73,14 +73,17 @@ static int check_tensor(const kg_op *op, const kg_call *call, size_t i, kg_error
                    t->ndim, a->rank, shape);
 }
 
-static int check_present(const kg_op *op, const kg_call *call, size_t i, kg_error *err) {
+static int check_arg(const kg_op *op, const kg_call *call, size_t i, kg_error *err) {
     const kg_op_arg *a = &op->args[i];
     bool optional =
         a->type == KG_ARG_TENSOR_OPT || a->type == KG_ARG_INT_OPT || a->type == KG_ARG_FLOAT_OPT;
-    if (call->args[i].present || optional)
+    if (!kg_arg_is_tensor(a->type) && !kg_arg_is_attr(a->type))
         return KG_OK;
-    return kg_fail(err, KG_EINVAL, "%s: %s is missing; it must be a %s", op->name, a->name,
-                   kg_arg_type_name(a->type));
+    if (!call->args[i].present)
+        return optional ? KG_OK
+                        : kg_fail(err, KG_EINVAL, "%s: %s is missing; it must be a %s", op->name,
+                                  a->name, kg_arg_type_name(a->type));
+    return kg_arg_is_tensor(a->type) ? check_tensor(op, call, i, err) : KG_OK;
 }
 
 /* The argument and dim of it that bound dim `dim`, or false. */
@@ -210,16 +213,11 @@ int kg_op_dims(const kg_op *op, const kg_call *call, kg_dims *dims, kg_error *er
     if (call->nargs != op->nargs)
         return kg_fail(err, KG_EINVAL, "%s: %zu arguments given; it takes %zu", op->name,
                        call->nargs, op->nargs);
-    for (size_t i = 0; i < op->nargs && rc == KG_OK; i++) {
-        if (!kg_arg_is_tensor(op->args[i].type) && !kg_arg_is_attr(op->args[i].type))
-            continue;
-        rc = check_present(op, call, i, err);
-        if (rc == KG_OK && kg_arg_is_tensor(op->args[i].type) && call->args[i].present) {
-            rc = check_tensor(op, call, i, err);
-            if (rc == KG_OK && op->args[i].shaped)
-                rc = bind_shape(&s, i, err);
-        }
-    }
+    for (size_t i = 0; i < op->nargs && rc == KG_OK; i++)
+        rc = check_arg(op, call, i, err);
+    for (size_t i = 0; i < op->nargs && rc == KG_OK; i++)
+        if (kg_arg_is_tensor(op->args[i].type) && op->args[i].shaped && call->args[i].present)
+            rc = bind_shape(&s, i, err);
     if (rc == KG_OK)
         rc = derive(&s, err);
     if (rc == KG_OK)

@@ -184,8 +184,8 @@ static int read_attr(kg_op *op, size_t i, const kg_json *j, kg_error *err) {
     if (rc < 0 || none == NULL)
         return rc;
     if (a->type != KG_ARG_FLOAT_OPT)
-        return kg_fail(err, KG_EFORMAT, "%s.none is for a float?, and %s has type %s", at.text, a->name,
-                       kg_arg_type_name(a->type));
+        return kg_fail(err, KG_EFORMAT, "%s.none is for a float?, and %s has type %s", at.text,
+                       a->name, kg_arg_type_name(a->type));
     kg_at_text where = kg_at("%s.none", at.text);
     rc = kg_read_object(none, where.text, err);
     if (rc == KG_OK)
@@ -197,7 +197,10 @@ static int read_attr(kg_op *op, size_t i, const kg_json *j, kg_error *err) {
                   : kg_read_expr(none, kg_at("%s.rsqrt", where.text).text, &a->none_rsqrt, err);
 }
 
+/* What a Program travels in: at most one of each. */
 static int check_single(const kg_op *op, size_t i, kg_error *err) {
+    if (kg_arg_is_tensor(op->args[i].type) || kg_arg_is_attr(op->args[i].type))
+        return KG_OK;
     for (size_t k = 0; k < i; k++)
         if (op->args[k].type == op->args[i].type)
             return kg_fail(err, KG_EFORMAT, "args[%zu]: an Op has at most one %s, and %s is one", i,
@@ -205,9 +208,8 @@ static int check_single(const kg_op *op, size_t i, kg_error *err) {
     return KG_OK;
 }
 
-static int read_arg(kg_op *op, const kg_json *j, kg_error *err) {
-    static const char *const bare_keys[] = {"name", "type", NULL};
-    const size_t i = op->nargs;
+/* Names and types first: a shape may ask for an attribute that comes later. */
+static int read_arg_head(kg_op *op, const kg_json *j, size_t i, kg_error *err) {
     kg_at_text at = kg_at("args[%zu]", i);
     kg_op_arg *a = &op->args[i];
     const kg_json *name = NULL, *type = NULL;
@@ -227,12 +229,16 @@ static int read_arg(kg_op *op, const kg_json *j, kg_error *err) {
         return rc;
     }
     op->nargs++;
-    if (kg_arg_is_tensor(a->type))
+    return check_single(op, i, err);
+}
+
+static int read_arg_body(kg_op *op, const kg_json *j, size_t i, kg_error *err) {
+    static const char *const bare_keys[] = {"name", "type", NULL};
+    if (kg_arg_is_tensor(op->args[i].type))
         return read_tensor_arg(op, i, j, err);
-    if (kg_arg_is_attr(a->type))
+    if (kg_arg_is_attr(op->args[i].type))
         return read_attr(op, i, j, err);
-    rc = kg_json_only(j, at.text, bare_keys, err);
-    return rc < 0 ? rc : check_single(op, i, err);
+    return kg_json_only(j, kg_at("args[%zu]", i).text, bare_keys, err);
 }
 
 static int read_dim(kg_op *op, const kg_json *j, size_t i, kg_error *err) {
@@ -435,11 +441,6 @@ static int read_items(kg_op *op, const kg_json *root, const char *key, size_t ma
     return rc;
 }
 
-static int read_arg_item(kg_op *op, const kg_json *j, size_t i, kg_error *err) {
-    (void)i;
-    return read_arg(op, j, err);
-}
-
 static int check_none(const kg_op *op, kg_error *err) {
     kg_names names = names_of(op);
     int rc = KG_OK;
@@ -492,7 +493,9 @@ static int read_op(kg_op *op, const kg_json *root, kg_error *err) {
     if (rc == KG_OK)
         rc = kg_need(root, "", "args", &j, err);
     if (rc == KG_OK)
-        rc = read_items(op, root, "args", KG_MAX_ARGS, read_arg_item, err);
+        rc = read_items(op, root, "args", KG_MAX_ARGS, read_arg_head, err);
+    if (rc == KG_OK)
+        rc = read_items(op, root, "args", KG_MAX_ARGS, read_arg_body, err);
     if (rc == KG_OK)
         rc = read_items(op, root, "dims", KG_MAX_DIMS, read_dim, err);
     if (rc == KG_OK && (j = kg_json_get(root, "dynamic")) != NULL)

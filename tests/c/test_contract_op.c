@@ -280,6 +280,34 @@ TEST(contract_op_refuses_bad_json) {
             "outputs[0] must have one of like and shape");
 }
 
+/* A grouped convolution: a shape asks for an attribute that the schema has after it. */
+TEST(contract_op_shape_of_a_later_attribute) {
+    static const char text[] =
+        "{\"format\": 1, \"op\": \"grouped\", \"schema\": \"grouped(Tensor x, Tensor w, int "
+        "groups=1) "
+        "-> Tensor\", \"args\": [{\"name\": \"x\", \"type\": \"Tensor\", \"dtypes\": "
+        "[\"float32\"], "
+        "\"shape\": [\"N\", \"C\"]}, {\"name\": \"w\", \"type\": \"Tensor\", \"dtype_as\": \"x\", "
+        "\"shape\": [\"O\", \"C / groups\"]}, {\"name\": \"groups\", \"type\": \"int\"}], "
+        "\"outputs\": [{\"name\": \"y\", \"dtype_as\": \"x\", \"shape\": [\"N\", \"O\"]}], "
+        "\"reference\": {\"kind\": \"source\", \"file\": \"reference.py\", \"name\": \"Model\"}}";
+    kg_op *op = NULL;
+    kg_error err = {0};
+    kg_dims d;
+    CHECK_OK(kg_op_from_json(text, sizeof text - 1, "op.json", &op, &err), err);
+    kg_call c = {.nargs = 3};
+    c.args[0] = TENSOR(KG_F32, 2, 12);
+    c.args[1] = TENSOR(KG_F32, 8, 4);
+    c.args[2] = int_value(3);
+    CHECK_OK(kg_op_dims(op, &c, &d, &err), err);
+    c.args[2] = int_value(2);
+    CHECK_ERR(kg_op_dims(op, &c, &d, &err), err, KG_EINVAL,
+              "grouped: w has size 4 in dim 1; C / groups is 6");
+    c.args[2] = (kg_value){0};
+    CHECK_ERR(kg_op_dims(op, &c, &d, &err), err, KG_EINVAL, "groups is missing");
+    kg_op_free(op);
+}
+
 TEST(contract_op_takes_schema_defaults) {
     kg_op *op = repo_op(ATTENTION);
     CHECK(op->args[7].has_default);
