@@ -15,7 +15,7 @@ enum {
     MIN_PASS_BYTES = 8 << 20 /* a pass of small sets is repeated to be seen by the clock */
 };
 
-typedef long long words __attribute__((vector_size(64), aligned(1)));
+typedef unsigned long long words __attribute__((vector_size(64), aligned(1)));
 
 /* Two accumulators hide the adds behind the loads. */
 #define READ_LOOP                                                                                  \
@@ -25,25 +25,25 @@ typedef long long words __attribute__((vector_size(64), aligned(1)));
         b += *(const words *)(p + i + 64);                                                         \
     }                                                                                              \
     a += b;                                                                                        \
-    long long sum = 0;                                                                             \
+    unsigned long long sum = 0;                                                                    \
     for (int k = 0; k < 8; k++)                                                                    \
         sum += a[k];                                                                               \
     return sum;
 
-static long long read_plain(const char *p, size_t n) {
+static unsigned long long read_plain(const char *p, size_t n) {
     READ_LOOP
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static long long read_v3(const char *p, size_t n) {
+__attribute__((target("avx2"))) static unsigned long long read_v3(const char *p, size_t n) {
     READ_LOOP
 }
-__attribute__((target("avx512f"))) static long long read_v4(const char *p, size_t n) {
+__attribute__((target("avx512f"))) static unsigned long long read_v4(const char *p, size_t n) {
     READ_LOOP
 }
 #endif
 
-typedef long long (*reader)(const char *p, size_t n);
+typedef unsigned long long (*reader)(const char *p, size_t n);
 
 static reader pick_reader(void) {
 #if defined(__x86_64__)
@@ -64,7 +64,7 @@ typedef struct job {
     move what;
     size_t times;
     reader read;
-    volatile long long sink;
+    volatile unsigned long long sink;
 } job;
 
 static void one_part(int64_t begin, int64_t end, void *ctx) {
