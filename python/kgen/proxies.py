@@ -15,6 +15,7 @@ import sys
 from typing import Any, Callable, NoReturn
 
 import torch
+from torch.fx.experimental.symbolic_shapes import guard_scalar, statically_known_true
 
 from .errors import BadInput
 from .program import BOOL, F32, I32, LOAD_TYPE, MAX_RANK, dtype_name, literal
@@ -219,9 +220,33 @@ POSSIBLE = ("what a Program can say: + - * / // % **, comparisons, & | ^ ~ << >>
 # ---- operands ----
 
 
+def is_lifted(x: Any) -> bool:
+    """A number that the trace read (trace.Number), which poses as its value's class. Dynamo meets none."""
+    return not torch.compiler.is_dynamo_compiling() and hasattr(x, "kgen_number")
+
+
 def is_number(x: Any) -> bool:
-    """A Python number, a lifted number (which has .kgen_number), or a symbolic one."""
-    return isinstance(x, (bool, int, float, torch.SymInt, torch.SymFloat)) or hasattr(x, "kgen_number")
+    return isinstance(x, (bool, int, float))
+
+
+def _same_always(x: Any) -> bool:
+    """Whether Dynamo holds x for a constant, judged by what it knows without its hints."""
+    if isinstance(x, float):
+        return statically_known_true(x < 0) or statically_known_true(x >= 0) or statically_known_true(x != x)
+    return statically_known_true(x % 2 == 0) or statically_known_true(x % 2 == 1)
+
+
+@torch.compiler.assume_constant_result
+def _literal(x: Any, kind: str) -> str:
+    return literal(x, kind)
+
+
+def compiled_token(rec: Recorder, x: Any, kind: str) -> str:
+    """Under Dynamo: a number is a constant; a symbolic one becomes a 0-d tensor that the Program looks up."""
+    if isinstance(x, bool) or _same_always(x):
+        return _literal(guard_scalar(x), kind)
+    t = torch.full((), x, dtype=_TORCH_TYPE[kind])
+    return rec.emit("load", kind, rec.tensor(t)).token
 
 
 def kind_of(x: Any) -> str:
@@ -229,7 +254,7 @@ def kind_of(x: Any) -> str:
         return x.kind
     if isinstance(x, bool):
         return BOOL
-    if isinstance(x, (int, torch.SymInt)):
+    if isinstance(x, int):
         return I32
     return F32
 
@@ -255,9 +280,9 @@ def token_of(rec: Recorder, x: Any, kind: str) -> str:
     """The token of a Proxy or number, as a value of this kind."""
     if isinstance(x, Proxy):
         return x.token if x.kind == kind else rec.emit("cast", kind, x.token).token
-    if hasattr(x, "kgen_number") or isinstance(x, (torch.SymInt, torch.SymFloat)):
-        return rec.lift(x, kind)
-    return literal(x, kind)
+    if torch.compiler.is_dynamo_compiling():
+        return compiled_token(rec, x, kind)
+    return rec.lift(x, kind) if hasattr(x, "kgen_number") else literal(x, kind)
 
 
 def common(rec: Recorder, a: Any, b: Any, least: str = BOOL) -> tuple[Any, Any, str]:
@@ -334,7 +359,7 @@ def fmod(rec: Recorder, input: Any, other: Any) -> Proxy:
 
 def concrete(x: Any) -> Any:
     """A number without its being lifted."""
-    return x.concrete() if hasattr(x, "kgen_number") else x
+    return x.concrete() if is_lifted(x) else x
 
 
 def power(rec: Recorder, input: Any, exponent: Any) -> Any:

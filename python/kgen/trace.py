@@ -498,6 +498,8 @@ def _finish(rec: Recorder, result: Any, section: str) -> tuple[tuple[tuple[str, 
     what = "score_mod must return a number" if want == F32 else "mask_mod must return a bool"
     if isinstance(result, Table):
         result.refuse("the return")
+    if isinstance(result, Tensor) and result.dim() != 0:
+        raise TraceError(f"{what} of 0 dims, not a tensor of shape {tuple(result.shape)}; index it: t[h], t[b, q_idx]")
     if not isinstance(result, (Proxy, Tensor)) and not isinstance(result, (bool, int, float, Number)):
         raise TraceError(f"{what} of 0 dims, not {type(result).__name__}")
     if want == BOOL and not isinstance(result, Tensor) and kind_of(result) == F32:
@@ -595,10 +597,10 @@ def _trace_now(score_mod: Any, mask_mod: Any, blocks: Blocks | None, causal: boo
             result = "true"
             if mask_mod is not None:
                 result = _run_user(section, _rebuilt(rebuilder, mask_mod, "mask_mod"), mask_mod)
-            if causal:
-                result = _with_causal(section.rec, result)
             if blocks is not None:
                 result = _with_blocks(section.rec, blocks.kinds, blocks.block_q, blocks.block_kv, result)
+            if causal:
+                result = _with_causal(section.rec, result)
             mask = (section.rec.raw, result)
     return _compile_trace(reads, score, mask, tensors, scalars, blocks)
 
@@ -630,7 +632,7 @@ def _compile_trace(reads: Reads, score: tuple[Raw, str] | None, mask: tuple[Raw,
 
 
 def _check_int64(t: Tensor) -> None:
-    if t.dtype == torch.int64 and t.numel() and not t.is_meta:
+    if t.dtype == torch.int64 and t.numel() and not t.is_meta and type(t) in (Tensor, torch.nn.Parameter):
         low, high = t.min().item(), t.max().item()
         if low < INT32_MIN or high > INT32_MAX:
             raise TraceError(f"cannot trace a look-up into an int64 tensor that holds {low if low < INT32_MIN else high}; "
@@ -715,10 +717,10 @@ def trace_compiled(score_mod: Any, mask_mod: Any, kinds: Tensor | None = None, b
     if mask_mod is not None or kinds is not None or causal:
         section = _Section("mask", tensors, scalars)
         result = section.run(mask_mod) if mask_mod is not None else "true"
-        if causal:
-            result = _with_causal(section.rec, result)
         if kinds is not None:
             result = _with_blocks(section.rec, kinds, block_q, block_kv, result)
+        if causal:
+            result = _with_causal(section.rec, result)
         mask = (tuple(section.rec.raw), result)
     described = tuple((str(t.dtype)[6:], t.dim()) for t in tensors)
     text, used, lifted = _canonical_constant(score, mask, described, tuple(k for _, k in scalars))
