@@ -132,7 +132,7 @@ static void set_attrs(kg_json *root, const kg_op *op, const kg_key *key) {
     size_t n = 0;
     for (size_t i = 0; i < op->nargs && n < key->nattrs; i++)
         if (kg_arg_is_attr(op->args[i].type) && op->args[i].key) {
-            set_attr(attrs, op->args[i].name, (int)op->args[i].type, &key->attr[n]);
+            set_attr(attrs, op->args[i].name, key->attr_type[n], &key->attr[n]);
             n++;
         }
     kg_json_set(root, "attrs", attrs);
