@@ -1,0 +1,411 @@
+/* Measures errors, and finds where they lie.
+ *
+ * The tolerance. Let u be the unit roundoff of the output's dtype (half an ulp of 1) and a that of
+ * the accumulator (float32's, or float64's for float64). Rounding the result once costs at most u
+ * of each element, so at most u by norm, and at most u of the scale by worst element. A sum of K
+ * terms in any order has, by the probabilistic bound for rounding errors of mean zero, an error of
+ * about sqrt(K) * a times the terms' size, 4 sqrt(K) * a with near certainty for every element at
+ * once. Below the smallest normal number the spacing is fixed: half of it, in units of the scale.
+ * So eps_norm = u + sqrt(K) a,    eps_max = 2u + 4 sqrt(K) a + (smallest subnormal / 2) / scale and
+ * where inputs are rounded to a class of lower precision with roundoff p, products carry 2p each,
+ * which adds 4p and 16p. On top of that come 4 and 8 times torch's own errors: for ill-conditioned
+ * inputs (large arguments of exp, cancellation) they are larger than any of this. With K = 4096 in
+ * float32 this lets a plain chain of FMAs pass (1.2e-6) and refuses a truncating tensor core
+ * (1.9e-5). */
+#include "tune/compare.h"
+
+#include <float.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tune/compare_kernels.h"
+#include "tune/parallel.h"
+
+enum { BLOCK = 1024 };
+
+typedef struct format {
+    double roundoff, accumulator, subnormal, largest;
+    double close; /* KernelBench's absolute and relative tolerance */
+} format;
+
+static format format_of(int dtype) {
+    const double f32 = 0x1p-24;
+    switch (dtype) {
+    case KG_F32:
+        return (format){f32, f32, 0x1p-149, FLT_MAX, 1e-4};
+    case KG_F16:
+        return (format){0x1p-11, f32, 0x1p-24, 65504, 1e-2};
+    case KG_BF16:
+        return (format){0x1p-8, f32, 0x1p-133, 0x1.fep127, 1e-2};
+    default:
+        return (format){0x1p-53, 0x1p-53, 0x1p-1074, DBL_MAX, 1e-8};
+    }
+}
+
+static bool is_float(int dtype) {
+    return dtype == KG_F32 || dtype == KG_F64 || dtype == KG_F16 || dtype == KG_BF16;
+}
+
+static double or_zero(double x) {
+    return isfinite(x) && x > 0 ? x : 0;
+}
+
+kg_tolerance kg_tolerance_of(int dtype, int precision, int64_t reduction, kg_errors torch_errors,
+                             double scale) {
+    if (!is_float(dtype))
+        return (kg_tolerance){0, 0};
+    format f = format_of(dtype);
+    double sum = sqrt(reduction > 1 ? (double)reduction : 1) * f.accumulator;
+    double input = precision == KG_PREC_TF32 ? 0x1p-11 : precision == KG_PREC_BF16 ? 0x1p-8 : 0;
+    double tiny = scale > 0 ? f.subnormal / 2 / scale : 0;
+    return (kg_tolerance){.norm = 4 * or_zero(torch_errors.norm) + f.roundoff + sum + 4 * input,
+                          .max = 8 * or_zero(torch_errors.max) + 2 * f.roundoff + 4 * sum +
+                                 16 * input + tiny};
+}
+
+uint64_t kg_poison(int dtype, uint64_t random) {
+    switch (dtype) {
+    case KG_F32: /* signalling: no operation gives one */
+        return 0x7f800001u | (random & 0x803ffffeu);
+    case KG_F64:
+        return 0x7ff0000000000001u | (random & 0x8007fffffffffffeu);
+    case KG_F16:
+        return 0x7c01u | (random & 0x81feu);
+    case KG_BF16:
+        return 0x7f81u | (random & 0x803eu);
+    case KG_BOOL:
+        return 0x80u | (random & 0x7eu);
+    default:
+        return random | 1;
+    }
+}
+
+static uint64_t bits_of(int dtype, const void *data, size_t i) {
+    size_t size = kg_dtype_size(dtype);
+    uint64_t bits = 0;
+    memcpy(&bits, (const char *)data + i * size, size);
+    return bits;
+}
+
+static uint64_t low_bytes(int dtype, uint64_t pattern) {
+    size_t size = kg_dtype_size(dtype);
+    return size >= 8 ? pattern : pattern & ((UINT64_C(1) << (8 * size)) - 1);
+}
+
+static double half_value(uint32_t h) {
+    uint32_t bits = (h & 0x7fffu) << 13;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    f *= 0x1p112f;
+    memcpy(&bits, &f, sizeof f);
+    bits |= (h & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0;
+    memcpy(&f, &bits, sizeof f);
+    return h & 0x8000u ? -(double)f : (double)f;
+}
+
+static int64_t integer(int dtype, const void *data, size_t i) {
+    uint64_t bits = bits_of(dtype, data, i);
+    switch (dtype) {
+    case KG_I8:
+        return (int8_t)bits;
+    case KG_I16:
+        return (int16_t)bits;
+    case KG_I32:
+        return (int32_t)bits;
+    default:
+        return (int64_t)bits;
+    }
+}
+
+double kg_element(int dtype, const void *data, size_t i) {
+    uint64_t bits = bits_of(dtype, data, i);
+    uint32_t word = (uint32_t)bits;
+    float f;
+    double d;
+    switch (dtype) {
+    case KG_F64:
+        memcpy(&d, &bits, sizeof d);
+        return d;
+    case KG_F16:
+        return half_value(word);
+    case KG_BF16:
+        word <<= 16;
+        memcpy(&f, &word, sizeof f);
+        return (double)f;
+    case KG_F32:
+        memcpy(&f, &word, sizeof f);
+        return (double)f;
+    default:
+        return (double)integer(dtype, data, i);
+    }
+}
+
+void kg_element_text(int dtype, const void *data, size_t i, char out[40]) {
+    if (is_float(dtype))
+        snprintf(out, 40, "%.9g", kg_element(dtype, data, i));
+    else
+        snprintf(out, 40, "%" PRId64, integer(dtype, data, i));
+}
+
+typedef enum fit { FIT_BOTH_FINITE, FIT_SAME, FIT_NONFINITE, FIT_MISPLACED } fit;
+
+/* A finite oracle beyond the dtype's range is what the dtype calls infinite; close to its end both
+ * will do. */
+static fit fit_of(double x, double r, double largest) {
+    if (isnan(r))
+        return isnan(x) ? FIT_SAME : FIT_MISPLACED;
+    if (fabs(r) > largest * (1 - 0x1p-9)) {
+        double along = r > 0 ? x : -x;
+        if (isnan(x) || along == -INFINITY)
+            return FIT_NONFINITE;
+        if (along >= largest * (1 - 0x1p-8) && (along == INFINITY || !isinf(r)))
+            return FIT_SAME;
+        if (isinf(r))
+            return FIT_MISPLACED;
+    }
+    return isfinite(x) ? FIT_BOTH_FINITE : FIT_NONFINITE;
+}
+
+typedef struct part_result {
+    kg_block sums;
+    size_t unwritten, nonfinite, misplaced, unequal;
+    char pad[64]; /* threads write their own lines */
+} part_result;
+
+typedef struct compare_job {
+    int dtype;
+    const char *out;
+    const void *oracle;
+    uint64_t poison;
+    format f;
+    size_t size;
+    kg_block_loop loop;
+    part_result parts[KG_MAX_PARTS];
+} compare_job;
+
+static void one_by_one(const compare_job *j, size_t begin, size_t end, part_result *p) {
+    const double *oracle = j->oracle;
+    for (size_t i = begin; i < end; i++) {
+        double x = kg_element(j->dtype, j->out, i), r = oracle[i];
+        if (bits_of(j->dtype, j->out, i) == j->poison) {
+            p->unwritten++;
+            continue;
+        }
+        fit f = fit_of(x, r, j->f.largest);
+        p->nonfinite += f == FIT_NONFINITE;
+        p->misplaced += f == FIT_MISPLACED;
+        if (f != FIT_BOTH_FINITE) {
+            p->sums.far += f != FIT_SAME;
+            continue;
+        }
+        double d = fabs(x - r), ar = fabs(r);
+        p->sums.d2 += d * d;
+        p->sums.r2 += r * r;
+        p->sums.worst = d > p->sums.worst ? d : p->sums.worst;
+        p->sums.scale = ar > p->sums.scale ? ar : p->sums.scale;
+        p->sums.far += d > j->f.close + j->f.close * ar;
+    }
+}
+
+static void add_block(kg_block *to, const kg_block *b) {
+    to->d2 += b->d2;
+    to->r2 += b->r2;
+    to->worst = b->worst > to->worst ? b->worst : to->worst;
+    to->scale = b->scale > to->scale ? b->scale : to->scale;
+    to->far += b->far;
+}
+
+static void compare_floats(size_t part, size_t begin, size_t end, void *ctx) {
+    compare_job *j = ctx;
+    part_result *p = &j->parts[part];
+    for (size_t i = begin; i < end; i += BLOCK) {
+        size_t n = end - i < BLOCK ? end - i : BLOCK, whole = n / 8 * 8;
+        kg_block b = {0};
+        j->loop(j->out + i * j->size, (const double *)j->oracle + i, whole, j->f.close, &b);
+        if (b.odd)
+            one_by_one(j, i, i + whole, p);
+        else
+            add_block(&p->sums, &b);
+        one_by_one(j, i + whole, i + n, p);
+    }
+}
+
+static void compare_integers(size_t part, size_t begin, size_t end, void *ctx) {
+    compare_job *j = ctx;
+    part_result *p = &j->parts[part];
+    const int64_t *oracle = j->oracle;
+    for (size_t i = begin; i < end; i++) {
+        int64_t x = integer(j->dtype, j->out, i), r = oracle[i];
+        double ar = fabs((double)r), d = fabs((double)x - (double)r);
+        p->sums.scale = ar > p->sums.scale ? ar : p->sums.scale;
+        p->sums.r2 += ar * ar;
+        if (x == r)
+            continue;
+        p->unwritten += bits_of(j->dtype, j->out, i) == j->poison;
+        p->unequal++;
+        p->sums.d2 += d * d;
+        p->sums.worst = d > p->sums.worst ? d : p->sums.worst;
+    }
+}
+
+/* In units of scale; an oracle of zeros has the scale 1. */
+static double relative(double error, double scale) {
+    return error == 0 ? 0 : error / (scale > 0 ? scale : 1);
+}
+
+static kg_block_loop loop_of(int dtype) {
+    const kg_loops *loops = kg_compare_loops();
+    switch (dtype) {
+    case KG_F32:
+        return loops->f32;
+    case KG_F16:
+        return loops->f16;
+    case KG_BF16:
+        return loops->bf16;
+    default:
+        return loops->f64;
+    }
+}
+
+int kg_compare(int dtype, const void *out, const void *oracle, size_t n, uint64_t poison,
+               size_t threads, kg_comparison *result, kg_error *err) {
+    if (kg_dtype_size(dtype) == 0)
+        return kg_fail(err, KG_EINVAL, "dtype %d is none", dtype);
+    bool floats = is_float(dtype);
+    compare_job j = {.dtype = dtype,
+                     .out = out,
+                     .oracle = oracle,
+                     .poison = low_bytes(dtype, poison),
+                     .f = format_of(dtype),
+                     .size = kg_dtype_size(dtype)};
+    if (floats)
+        j.loop = loop_of(dtype);
+    /* A thread costs 20 us, what a block of this size does too. */
+    kg_parallel(n, 64 * (size_t)BLOCK, threads, floats ? compare_floats : compare_integers, &j);
+    kg_comparison c = {.n = n};
+    kg_block all = {0};
+    for (size_t i = 0; i < KG_MAX_PARTS; i++) {
+        add_block(&all, &j.parts[i].sums);
+        c.unwritten += j.parts[i].unwritten;
+        c.nonfinite += j.parts[i].nonfinite;
+        c.misplaced += j.parts[i].misplaced;
+        c.unequal += j.parts[i].unequal;
+    }
+    c.scale = all.scale;
+    c.norm_err = relative(sqrt(all.d2), sqrt(all.r2));
+    c.max_err = relative(all.worst, all.scale);
+    c.not_close = all.far + c.unwritten + (floats ? 0 : c.unequal);
+    *result = c;
+    return KG_OK;
+}
+
+bool kg_element_wrong(int dtype, const void *out, const void *oracle, size_t i, uint64_t poison,
+                      double limit) {
+    if (!is_float(dtype))
+        return integer(dtype, out, i) != ((const int64_t *)oracle)[i];
+    if (bits_of(dtype, out, i) == low_bytes(dtype, poison))
+        return true;
+    double x = kg_element(dtype, out, i), r = ((const double *)oracle)[i];
+    fit f = fit_of(x, r, format_of(dtype).largest);
+    return f == FIT_BOTH_FINITE ? fabs(x - r) > limit : f != FIT_SAME;
+}
+
+void kg_index_of(const kg_tensor *shape, size_t at, int64_t index[KG_MAX_RANK]) {
+    for (int32_t d = 0; d < shape->ndim; d++) {
+        int64_t stride = shape->stride[d] > 0 ? shape->stride[d] : 1;
+        index[d] = shape->size[d] > 1 ? (int64_t)at / stride % shape->size[d] : 0;
+    }
+}
+
+void kg_find_mismatches(const kg_tensor *shape, const void *out, const void *oracle,
+                        uint64_t poison, double limit, kg_mismatches *found) {
+    /* After that many, every 61st element tells where they lie well enough. */
+    enum { EXACT = 1 << 20, STEP = 61 };
+    kg_mismatches m = {.count = 0};
+    size_t n = (size_t)kg_tensor_numel(shape), step = 1;
+    for (size_t i = 0; i < n; i += step) {
+        if (!kg_element_wrong(shape->dtype, out, oracle, i, poison, limit))
+            continue;
+        int64_t index[KG_MAX_RANK];
+        kg_index_of(shape, i, index);
+        for (int32_t d = 0; d < shape->ndim; d++) {
+            if (m.count == 0 || index[d] < m.low[d])
+                m.low[d] = index[d];
+            if (m.count == 0 || index[d] > m.high[d])
+                m.high[d] = index[d];
+        }
+        if (m.shown < KG_MAX_MISMATCHES) {
+            m.at[m.shown] = i;
+            memcpy(m.index[m.shown++], index, sizeof index);
+        }
+        m.count += step;
+        step = m.count > EXACT ? STEP : 1;
+    }
+    *found = m;
+}
+
+typedef struct bulk {
+    char *to;
+    const char *from;
+    size_t size;
+    uint64_t pattern;
+    int64_t first[KG_MAX_PARTS];
+} bulk;
+
+static void fill_part(size_t part, size_t begin, size_t end, void *ctx) {
+    bulk *b = ctx;
+    (void)part;
+    unsigned char unit[8];
+    for (size_t i = 0; i < 8; i++)
+        unit[i] = (unsigned char)(b->pattern >> (i % b->size * 8));
+    uint64_t word;
+    memcpy(&word, unit, 8);
+    char *p = b->to + begin;
+    size_t n = end - begin, i = 0;
+    for (; i + 8 <= n; i += 8)
+        memcpy(p + i, &word, 8);
+    memcpy(p + i, unit, n - i);
+}
+
+void kg_fill_parallel(void *to, int dtype, size_t n, uint64_t pattern, size_t threads) {
+    bulk b = {.to = to, .size = kg_dtype_size(dtype), .pattern = pattern};
+    kg_parallel(n * b.size, 1 << 20, threads, fill_part, &b);
+}
+
+static void copy_part(size_t part, size_t begin, size_t end, void *ctx) {
+    bulk *b = ctx;
+    (void)part;
+    memcpy(b->to + begin, b->from + begin, end - begin);
+}
+
+void kg_copy_parallel(void *to, const void *from, size_t bytes, size_t threads) {
+    bulk b = {.to = to, .from = from};
+    kg_parallel(bytes, 1 << 20, threads, copy_part, &b);
+}
+
+static void differ_part(size_t part, size_t begin, size_t end, void *ctx) {
+    enum { STRIDE = 64 << 10 };
+    bulk *b = ctx;
+    for (size_t i = begin; i < end; i += STRIDE) {
+        size_t n = end - i < STRIDE ? end - i : STRIDE;
+        if (memcmp(b->to + i, b->from + i, n) == 0)
+            continue;
+        while (b->to[i] == b->from[i])
+            i++;
+        b->first[part] = (int64_t)i;
+        return;
+    }
+}
+
+int64_t kg_differ_parallel(const void *a, const void *b, size_t bytes, size_t threads) {
+    bulk job = {.to = (char *)(uintptr_t)a, .from = b};
+    for (size_t i = 0; i < KG_MAX_PARTS; i++)
+        job.first[i] = -1;
+    kg_parallel(bytes, 1 << 20, threads, differ_part, &job);
+    for (size_t i = 0; i < KG_MAX_PARTS; i++)
+        if (job.first[i] >= 0)
+            return job.first[i];
+    return -1;
+}

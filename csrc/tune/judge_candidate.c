@@ -1,0 +1,100 @@
+/* From a Candidate's text to images: plan, binding, the look at the text, compiling. Changes
+ * nothing of the judge, so that several threads may compile ahead. */
+#include <string.h>
+
+#include "runtime/image.h"
+#include "tune/judge_internal.h"
+#include "tune/propose.h"
+#include "tune/text_inspect.h"
+
+static int read_tunables(const kg_judge_request *r, kg_candidate *c, kg_error *err) {
+    if (r->tuning) {
+        c->tuning = *r->tuning;
+        return KG_OK;
+    }
+    kg_tuning_default(c->plan, &c->tuning);
+    if (!r->tunables_json)
+        return KG_OK;
+    kg_json *json = NULL;
+    int rc = kg_json_parse(r->tunables_json, strlen(r->tunables_json), "tunables", &json, err);
+    if (rc == KG_OK)
+        rc = kg_tuning_from_json(c->plan, json, "tunables", &c->tuning, err);
+    kg_json_free(json);
+    return rc;
+}
+
+int kg_candidate_read(const kg_judge *j, const kg_judge_request *r, kg_candidate *out,
+                      kg_error *err) {
+    kg_candidate c = {.request = r};
+    int rc = kg_plan_from_source(r->text, r->n, r->name, j->op, &c.plan, err);
+    if (rc == KG_OK)
+        rc = read_tunables(r, &c, err);
+    if (rc == KG_OK && c.plan->target != KG_CPU)
+        rc = kg_fail(err, KG_EFORMAT, "%s: target: this judge has a CPU and no CUDA device",
+                     r->name);
+    if (rc != KG_OK) {
+        kg_plan_free(c.plan);
+        return rc;
+    }
+    *out = c;
+    return KG_OK;
+}
+
+void kg_candidate_clear(kg_candidate *c) {
+    kg_plan_free(c->plan);
+    c->plan = NULL;
+}
+
+int kg_candidate_bind(const kg_judge *j, const kg_candidate *c, const kg_judged_case *jc,
+                      kg_instance **out, kg_error *err) {
+    kg_call call = jc->c->call;
+    kg_fake_addresses(jc, &call);
+    return kg_plan_bind(c->plan, j->op, &c->tuning, &j->constants, &call, out, err);
+}
+
+int kg_candidate_image(const kg_judge *j, const kg_candidate *c, const kg_judged_case *jc,
+                       const kg_instance *inst, kg_buf *image, kg_buf *messages, kg_error *err) {
+    const kg_judge_request *r = c->request;
+    int rc = kg_text_inspect(r->text, r->n, r->name, messages, err);
+    if (rc != KG_OK)
+        return rc;
+    kg_buf unit;
+    kg_buf_init(&unit, 64 << 20);
+    rc = kg_source_build(c->plan, j->op, &c->tuning, &jc->c->call, r->any_size ? NULL : &inst->dims,
+                         r->text, r->n, r->name, &unit, err);
+    if (rc == KG_OK)
+        rc = kg_image_cpu(unit.data, unit.len, r->name, j->options.arch, c->plan->flags, image,
+                          messages, NULL, err);
+    kg_buf_free(&unit);
+    return rc;
+}
+
+int kg_judge_prepare(const kg_judge *j, const kg_judge_request *request, kg_error *err) {
+    kg_candidate c;
+    size_t fitting = 0;
+    int rc = kg_candidate_read(j, request, &c, err);
+    if (rc != KG_OK)
+        return rc == KG_ENOMEM ? rc : KG_OK;
+    for (size_t i = 0; rc == KG_OK && i < j->ncases; i++) {
+        kg_instance *inst = NULL;
+        kg_buf image, messages;
+        int bound = kg_candidate_bind(j, &c, &j->cases[i], &inst, err);
+        if (bound == KG_ENOTFOUND)
+            continue;
+        fitting++;
+        if (bound != KG_OK)
+            continue;
+        kg_buf_init(&image, 0);
+        kg_buf_init(&messages, 1 << 20);
+        rc = kg_candidate_image(j, &c, &j->cases[i], inst, &image, &messages, err);
+        kg_buf_free(&image);
+        kg_buf_free(&messages);
+        kg_instance_free(inst);
+    }
+    kg_candidate_clear(&c);
+    if (rc == KG_ECOMPILE || rc == KG_EUNSUPPORTED)
+        rc = KG_OK;
+    if (rc == KG_OK && fitting == 0 && j->ncases > 0)
+        return KG_ENOTFOUND; /* err has why the last Case was refused */
+    return rc;
+}

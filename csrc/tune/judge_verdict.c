@@ -1,0 +1,238 @@
+/* Puts what went wrong into words that a proposer can act on: which output or buffer, where, what
+ * was expected, what came. */
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tune/judge_internal.h"
+
+const char *kg_set_label(const kg_bench *b, char *out, size_t n) {
+    const char *name = b->set < b->jc->nsets ? b->jc->sets[b->set].name : "";
+    size_t index = (size_t)(b->jc - b->j->cases);
+    if (*name)
+        snprintf(out, n, "case %zu, set %zu (%s)", index, b->set, name);
+    else
+        snprintf(out, n, "case %zu, set %zu", index, b->set);
+    return out;
+}
+
+void kg_condemn(kg_bench *b, kg_verdict v, const char *fmt, ...) {
+    char label[160];
+    va_list ap;
+    b->cr->verdict = b->report->verdict = v;
+    kg_buf_clear(&b->report->message);
+    kg_buf_printf(&b->report->message, "%s: ", kg_set_label(b, label, sizeof label));
+    va_start(ap, fmt);
+    kg_buf_vprintf(&b->report->message, fmt, ap);
+    va_end(ap);
+}
+
+static const char *verb(uint32_t access) {
+    return access == KG_ACCESS_WRITE ? "wrote" : access == KG_ACCESS_READ ? "read" : "touched";
+}
+
+static void put_index(kg_buf *b, const kg_tensor *shape, const int64_t *index) {
+    kg_buf_putc(b, '[');
+    for (int32_t d = 0; d < shape->ndim; d++)
+        kg_buf_printf(b, d ? ", %" PRId64 : "%" PRId64, index[d]);
+    kg_buf_putc(b, ']');
+}
+
+/* A fault within reach of a buffer: in it (an input that was written), or outside of it. */
+static bool condemn_near(kg_bench *b, const kg_death *d) {
+    for (size_t i = 0; i < b->nslots; i++) {
+        const kg_slot *s = b->slots[i];
+        uint64_t low = b->at[i] - s->offset - KG_W_GUARD;
+        uint64_t high = b->at[i] - s->offset + s->used + KG_W_GUARD;
+        if (d->address < low || d->address >= high)
+            continue;
+        int64_t off = (int64_t)(d->address - b->at[i]);
+        if (off >= 0 && off < (int64_t)s->bytes)
+            kg_condemn(b, KG_VERDICT_INPUT_MODIFIED,
+                       "%s the input %s at byte %" PRId64 " of %zu; inputs must not be written",
+                       verb(d->access), b->names[i], off, s->bytes);
+        else if (off < 0)
+            kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS, "%s %s %" PRId64 " bytes before its begin",
+                       verb(d->access), b->names[i], -off);
+        else
+            kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS,
+                       "%s %s %" PRId64 " bytes behind its end (it has %zu bytes)", verb(d->access),
+                       b->names[i], off - (int64_t)s->bytes, s->bytes);
+        return true;
+    }
+    return false;
+}
+
+static void condemn_reported(kg_bench *b, const kg_death *d) {
+    if (d->signal == SIGSYS)
+        kg_condemn(b, KG_VERDICT_POLICY, "made system call %u; a Candidate makes none",
+                   d->system_call);
+    else if (d->stack_guard)
+        kg_condemn(b, KG_VERDICT_OUT_OF_RESOURCES,
+                   "used more than %d KiB of stack; put large arrays into the workspace",
+                   KG_STACK >> 10);
+    else if (d->signal == SIGSEGV || d->signal == SIGBUS) {
+        if (d->access == KG_ACCESS_UNKNOWN || !condemn_near(b, d))
+            kg_condemn(b, KG_VERDICT_ILLEGAL_ACCESS,
+                       "%s address 0x%" PRIx64 ", which belongs to no buffer%s", verb(d->access),
+                       d->address,
+                       d->access == KG_ACCESS_UNKNOWN
+                           ? " (or a vector load or store was not aligned)"
+                           : "");
+    } else
+        kg_condemn(b, KG_VERDICT_CRASH, "%s",
+                   d->signal == SIGFPE   ? "divided an integer by zero (SIGFPE)"
+                   : d->signal == SIGILL ? "ran an instruction that this CPU has not, or "
+                                           "__builtin_trap (SIGILL)"
+                                         : "was stopped by a trap (SIGTRAP)");
+}
+
+void kg_condemn_death(kg_bench *b) {
+    const kg_death *d = kg_worker_death(b->worker);
+    if (d->timed_out)
+        kg_condemn(b, KG_VERDICT_TIMEOUT, "a call did not end within %" PRId64 " ms and was killed",
+                   b->limit_ms);
+    else if (d->reported)
+        condemn_reported(b, d);
+    else if (d->exit_signal == SIGXCPU)
+        kg_condemn(b, KG_VERDICT_TIMEOUT, "the limit of processor time was reached");
+    else if (d->exit_signal == SIGSEGV || d->exit_signal == SIGBUS)
+        kg_condemn(b, KG_VERDICT_ILLEGAL_ACCESS, "the worker died of signal %d", d->exit_signal);
+    else if (d->exit_signal)
+        kg_condemn(b, KG_VERDICT_CRASH, "the worker died of signal %d", d->exit_signal);
+    else
+        kg_condemn(b, KG_VERDICT_CRASH, "the worker ended with code %d without an answer",
+                   d->exit_code);
+}
+
+/* "they lie in [0..3, 4090..4095]". */
+static void put_box(kg_buf *b, const kg_tensor *shape, const kg_mismatches *m) {
+    kg_buf_puts(b, "; they lie in [");
+    for (int32_t d = 0; d < shape->ndim; d++) {
+        kg_buf_puts(b, d ? ", " : "");
+        if (m->low[d] == m->high[d])
+            kg_buf_printf(b, "%" PRId64, m->low[d]);
+        else
+            kg_buf_printf(b, "%" PRId64 "..%" PRId64, m->low[d], m->high[d]);
+    }
+    kg_buf_puts(b, "] of [");
+    for (int32_t d = 0; d < shape->ndim; d++)
+        kg_buf_printf(b, d ? ", %" PRId64 : "%" PRId64, shape->size[d]);
+    kg_buf_putc(b, ']');
+}
+
+static bool is_float_type(int dtype) {
+    return dtype == KG_F32 || dtype == KG_F64 || dtype == KG_F16 || dtype == KG_BF16;
+}
+
+typedef struct wrong_output {
+    kg_tensor shape;
+    const char *name;
+    const void *got, *oracle;
+    uint64_t poison;
+    kg_mismatches found;
+} wrong_output;
+
+static void element_texts(const wrong_output *w, size_t at, char expected[40], char got[40]) {
+    int oracle = is_float_type(w->shape.dtype) ? KG_F64 : KG_I64;
+    kg_element_text(oracle, w->oracle, at, expected);
+    kg_element_text(w->shape.dtype, w->got, at, got);
+}
+
+static void put_mismatches(kg_buf *b, const wrong_output *w) {
+    put_box(b, &w->shape, &w->found);
+    kg_buf_puts(b, "; first:");
+    for (size_t i = 0; i < w->found.shown && i < 4; i++) {
+        char expected[40], got[40];
+        element_texts(w, w->found.at[i], expected, got);
+        kg_buf_puts(b, i ? ", " : " ");
+        put_index(b, &w->shape, w->found.index[i]);
+        kg_buf_printf(b, " expected %s got %s", expected, got);
+    }
+}
+
+/* Numbers that JSON has; others as text. */
+static void set_number(kg_json *o, const char *key, double x, const char *text) {
+    if (isfinite(x))
+        kg_json_set_double(o, key, x);
+    else
+        kg_json_set_str(o, key, text);
+}
+
+static kg_json *mismatch_list(const wrong_output *w) {
+    kg_json *list = kg_json_new_array();
+    int oracle = is_float_type(w->shape.dtype) ? KG_F64 : KG_I64;
+    for (size_t i = 0; i < w->found.shown; i++) {
+        char expected[40], got[40];
+        size_t at = w->found.at[i];
+        element_texts(w, at, expected, got);
+        kg_json *one = kg_json_new_object(), *index = kg_json_new_array();
+        for (int32_t d = 0; d < w->shape.ndim; d++)
+            kg_json_push_int(index, w->found.index[i][d]);
+        kg_json_set(one, "index", index);
+        set_number(one, "expected", kg_element(oracle, w->oracle, at), expected);
+        set_number(one, "got", kg_element(w->shape.dtype, w->got, at), got);
+        kg_json_push(list, one);
+    }
+    return list;
+}
+
+static void keep_details(kg_bench *b, const wrong_output *w, const kg_comparison *c,
+                         kg_tolerance t) {
+    kg_json *o = kg_json_new_object(), *box = kg_json_new_array();
+    kg_json_set_int(o, "case", (int64_t)(b->jc - b->j->cases));
+    kg_json_set_int(o, "set", (int64_t)b->set);
+    kg_json_set_str(o, "output", w->name);
+    kg_json_set_int(o, "elements", (int64_t)c->n);
+    kg_json_set_int(o, "wrong", (int64_t)w->found.count);
+    kg_json_set_int(o, "unwritten", (int64_t)c->unwritten);
+    kg_json_set_int(o, "nonfinite", (int64_t)c->nonfinite);
+    kg_json_set_double(o, "norm_err", c->norm_err);
+    kg_json_set_double(o, "norm_limit", t.norm);
+    kg_json_set_double(o, "max_err", c->max_err);
+    kg_json_set_double(o, "max_limit", t.max);
+    kg_json_set_double(o, "scale", c->scale);
+    for (int32_t d = 0; w->found.count && d < w->shape.ndim; d++) {
+        kg_json *pair = kg_json_new_array();
+        kg_json_push_int(pair, w->found.low[d]);
+        kg_json_push_int(pair, w->found.high[d]);
+        kg_json_push(box, pair);
+    }
+    kg_json_set(o, "box", box);
+    kg_json_set(o, "mismatches", mismatch_list(w));
+    kg_json_free(b->report->details);
+    b->report->details = o;
+}
+
+/* When every element is within the limit of the worst one and the norm is not, the largest errors
+ * are shown. */
+static double shown_limit(const kg_comparison *c, kg_tolerance t) {
+    double scale = c->scale > 0 ? c->scale : 1;
+    return c->max_err > t.max ? t.max * scale : c->max_err * scale / 2;
+}
+
+void kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const kg_comparison *c,
+                       kg_tolerance t, const char *what) {
+    const kg_set *set = &b->jc->sets[b->set];
+    wrong_output w = {.shape = b->jc->outputs[output],
+                      .name = b->j->op->outputs[output].name,
+                      .got = kg_slot_data(&b->j->outputs[side][output]),
+                      .oracle = set->oracles[output],
+                      .poison = b->poison[side][output]};
+    kg_find_mismatches(&w.shape, w.got, w.oracle, w.poison, shown_limit(c, t), &w.found);
+    kg_condemn(b, v, "output %s: %s", w.name, what);
+    kg_buf *m = &b->report->message;
+    if (v == KG_VERDICT_WRONG_VALUES && is_float_type(w.shape.dtype))
+        kg_buf_printf(m,
+                      "; norm error %.3g (allowed %.3g), largest error %.3g of the scale %.3g "
+                      "(allowed %.3g), torch's own %.3g and %.3g",
+                      c->norm_err, t.norm, c->max_err, c->scale, t.max,
+                      set->torch_errors[output].norm, set->torch_errors[output].max);
+    kg_buf_printf(m, "; %zu of %zu elements are wrong", w.found.count, c->n);
+    if (w.found.count)
+        put_mismatches(m, &w);
+    keep_details(b, &w, c, t);
+}
