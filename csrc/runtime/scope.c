@@ -70,8 +70,9 @@ static int attribute(const kg_scope *s, int i, int64_t *out, kg_error *err) {
         *out = v->u.b;
         return KG_OK;
     default:
-        return kg_fail(err, KG_EINVAL, "%s has type %s; only int and bool attributes are numbers here",
-                       arg->name, kg_arg_type_name(arg->type));
+        return kg_fail(err, KG_EINVAL,
+                       "%s has type %s; only int and bool attributes are numbers here", arg->name,
+                       kg_arg_type_name(arg->type));
     }
 }
 
