@@ -59,9 +59,4 @@ KGEN_API int kgen_journal_add(const char *run_dir, const char *kind, const char 
 /* Asks whatever is under way to wind down (or, with 0, takes that back). Async-signal-safe. */
 KGEN_API void kgen_stop(int stop);
 
-/* The ratio of the medians of a over b (how many times faster b is) and its bootstrap interval at
- * `level`, from n pairs that were measured one after the other: out is median, low, high. */
-KGEN_API int kgen_ratio(const double *a, const double *b, size_t n, double level, uint64_t seed,
-                        double out[3], char *err, size_t nerr);
-
 #endif

@@ -203,18 +203,3 @@ int kgen_journal_add(const char *run_dir, const char *kind, const char *fields_j
 void kgen_stop(int stop) {
     kg_stop_set(stop != 0);
 }
-
-int kgen_ratio(const double *a, const double *b, size_t n, double level, uint64_t seed,
-               double out[3], char *err, size_t nerr) {
-    kg_error e = {0};
-    kg_ratio r;
-    int rc = kg_ratio_of(a, b, n, level, seed, &r, &e);
-    if (rc) {
-        give_error(&e, err, nerr);
-        return rc;
-    }
-    out[0] = r.median;
-    out[1] = r.low;
-    out[2] = r.high;
-    return KG_OK;
-}

@@ -67,7 +67,6 @@ def lib() -> ctypes.CDLL:
             ctypes.POINTER(ctypes.c_double),
             ctypes.POINTER(ctypes.c_double),
             size,
-            ctypes.c_double,
             ctypes.c_uint64,
             ctypes.POINTER(ctypes.c_double),
         ],
@@ -186,12 +185,12 @@ def candidate_check(
     )
 
 
-def ratio(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Median of a over b (how many times faster b is) and its bootstrap interval, from pairs measured in turn."""
+def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Median of a over b (how many times faster b is) and its 95% interval, from pairs measured in turn."""
     n = min(len(a), len(b))
     doubles = ctypes.c_double * n
     out = (ctypes.c_double * 3)()
-    call(lib().kgen_ratio, doubles(*a[:n]), doubles(*b[:n]), n, level, 1, out)
+    call(lib().kgen_ratio, doubles(*a[:n]), doubles(*b[:n]), n, 1, out)
     return out[0], out[1], out[2]
 
 

@@ -26,6 +26,7 @@ import torch
 
 from . import _libkgen
 from .errors import KgenError
+from .reference import error as reference_error
 
 BATCH_MS = 10.0
 # Rounds: enough for a bootstrap interval; more while it is wider than WIDTH and there is time.
@@ -37,12 +38,13 @@ ALIGN = 256
 
 @dataclass(frozen=True)
 class GateSet:
-    """One input set: tensors by argument (None: absent), captured tensors, and per output the oracle (float64 or
-    int64) with the largest norm and max error that is let through."""
+    """One input set: tensors by argument (None: absent), captured tensors, and per output the oracle (float64, or
+    exact integers), torch's dtype, and the largest norm and max error that is let through."""
 
     args: dict[str, torch.Tensor | None]
     captured: tuple[torch.Tensor, ...]
     oracles: tuple[torch.Tensor, ...]
+    dtypes: tuple[torch.dtype, ...]
     limits: tuple[tuple[float, float], ...]
 
 
@@ -168,24 +170,6 @@ class _Child:
         self.socket.close()
 
 
-def _errors(got: torch.Tensor, oracle: torch.Tensor) -> tuple[float, float]:
-    """norm_err and max_err in units of the oracle's scale; inf where finiteness differs."""
-    if not oracle.is_floating_point():
-        wrong = float((got.to(oracle.dtype) != oracle).any())
-        return wrong, wrong
-    wide = got.double()
-    same = torch.isfinite(oracle)
-    if not torch.equal(torch.isfinite(wide), same):
-        return float("inf"), float("inf")
-    if not torch.equal(wide[~same].nan_to_num(0.0), oracle[~same].nan_to_num(0.0)):
-        return float("inf"), float("inf")
-    diff, scale = (wide - oracle)[same], oracle[same]
-    if not scale.numel():
-        return 0.0, 0.0
-    norm = float(diff.norm() / scale.norm().clamp_min(1e-300))
-    return norm, float(diff.abs().max() / scale.abs().max().clamp_min(1e-300))
-
-
 class Gate:
     """One Case at the gate. Use as a context manager."""
 
@@ -209,14 +193,13 @@ class Gate:
             }
             for s in sets
         ]
-        wanted = [o.to(_output_dtype(case, i)) for i, o in enumerate(sets[0].oracles)]
-        outputs = [self.memory.place(torch.empty_like(o)) for o in wanted]
-        self.outputs = outputs
+        shapes = zip(sets[0].oracles, sets[0].dtypes, strict=True)
+        self.outputs = [self.memory.place(torch.empty(o.shape, dtype=d)) for o, d in shapes]
         job = {
             "case": case,
             "names": list(names),
             "sets": placed,
-            "outputs": outputs,
+            "outputs": self.outputs,
             "reference": str(reference) if reference else "",
             "threads": torch.get_num_threads(),
         }
@@ -240,7 +223,7 @@ class Gate:
             return reply["error"]
         for i in range(reply["outputs"]):
             oracle = self.sets[which].oracles[i]
-            norm, worst = _errors(self.memory.view(self.outputs[i]), oracle)
+            norm, worst = reference_error(self.memory.view(self.outputs[i]), oracle)
             limit_norm, limit_max = self.sets[which].limits[i]
             if not (norm <= limit_norm and worst <= limit_max):
                 return (
@@ -282,13 +265,6 @@ class Gate:
             if each * reps >= BATCH_MS * 1e6 or reps >= 1 << 20:
                 return reps, each
             reps = min(1 << 20, max(reps + 1, int(reps * min(100.0, 1.3 * BATCH_MS * 1e6 / (each * reps)))))
-
-
-def _output_dtype(case: dict[str, Any], index: int) -> torch.dtype:
-    for name in ("query", "input"):
-        if name in case["args"] and index == 0:
-            return getattr(torch, case["args"][name]["dtype"])
-    return getattr(torch, case.get("output_dtypes", {}).get(str(index), "float32"))
 
 
 def _measure_baselines(gate: Gate, result: GateResult) -> list[tuple[int, int, float]]:

@@ -1,0 +1,111 @@
+"""`kgen demo`: tunes the example model for real on this machine, then runs it beside itself with the new Kernels.
+
+The Kernels go into the demo's own Run, never into the user's registry. The comparison runs in a process of its own, which
+knows the Kernels only through the registry. Nothing here is canned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ._paths import checkout, kernels_dir
+from .errors import EnvironmentLacks
+
+# Pairs of plain and patched runs.
+ROUNDS = 15
+
+
+def example() -> Path:
+    """examples/gpt.py of the checkout, or the copy in the wheel."""
+    root = checkout()
+    path = (root / "examples" if root else kernels_dir().parent / "examples") / "gpt.py"
+    if not path.is_file():
+        raise EnvironmentLacks(f"{path} is not there: run the demo from a checkout, or install kgen again")
+    return path
+
+
+def compare(model_path: str, rounds: int = ROUNDS) -> dict[str, Any]:
+    """The model plain and patched, in turn: median seconds, speedup with interval, largest error."""
+    import copy
+
+    import torch
+
+    import kgen
+    from kgen import _libkgen, capture
+
+    model = capture.load(model_path)
+    plain, args, kwargs = model.module.eval(), model.args, model.kwargs
+    patched = kgen.patch(copy.deepcopy(plain), (args, kwargs), quiet=True)
+    times: dict[str, list[float]] = {"plain": [], "patched": []}
+    with torch.inference_mode():
+        want, got = plain(*args, **kwargs), patched(*args, **kwargs)
+        for _ in range(rounds):
+            for name, f in (("plain", plain), ("patched", patched)):
+                start = time.perf_counter()
+                f(*args, **kwargs)
+                times[name].append(time.perf_counter() - start)
+    median, low, high = _libkgen.ratio(times["plain"], times["patched"])
+    worst = (got.double() - want.double()).abs().max()
+    return {
+        "plain_s": sorted(times["plain"])[rounds // 2],
+        "patched_s": sorted(times["patched"])[rounds // 2],
+        "speedup": {"median": median, "low": low, "high": high},
+        "largest_error": float(worst),
+        "largest_output": float(want.double().abs().max()),
+        "report": str(kgen.patch_report(patched)),
+    }
+
+
+def _compare_elsewhere(model_path: Path, registry: Path) -> dict[str, Any]:
+    env = dict(os.environ, KGEN_REGISTRY=str(registry))
+    package = str(Path(__file__).resolve().parent.parent)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH", "")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "kgen.demo", str(model_path)],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise EnvironmentLacks(f"the patched model did not run in a new process:\n{done.stderr.strip()}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Tunes, shows the table, and compares the whole model."""
+    from . import capture, tune
+    from .ui import Progress, show_result
+
+    model_path = example()
+    run_dir = Path(args.run) if args.run else tune.default_run_dir("demo")
+    args.run = str(run_dir)
+    registry = run_dir / "generated"
+    options = tune.Options(budget=tune.parse_budget(args.budget), registry=registry, run_dir=run_dir)
+    progress = Progress()
+    progress.note(f"tuning {model_path}: plain torch, no line of kgen")
+    report = tune.tune_model(capture.load(str(model_path)), options, progress)
+    show_result(report)
+    if not report.promoted:
+        return 0
+    with progress.step("the whole model, plain and patched, in a new process"):
+        found = _compare_elsewhere(model_path, registry)
+    s = found["speedup"]
+    print(f"\n{found['report']}\n")
+    print(
+        f"whole model: {found['plain_s'] * 1e3:.1f} ms plain, {found['patched_s'] * 1e3:.1f} ms patched: "
+        f"{s['median']:.2f}x ({s['low']:.2f}..{s['high']:.2f}); "
+        f"largest error {found['largest_error']:.2g} where outputs reach {found['largest_output']:.2g}"
+    )
+    print("\nin your own code:\n")
+    print(f"    import kgen; kgen.load({str(registry)!r})")
+    print("    model = kgen.patch(model)")
+    return 0
+
+
+if __name__ == "__main__":
+    print(json.dumps(compare(sys.argv[1])))
