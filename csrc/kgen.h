@@ -30,6 +30,8 @@ KGEN_API int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, 
  * is derived by the libkgen.so beside this library when it is absent or stale. -7: there is no such
  * folder. */
 KGEN_API int kgen_rt_add(const char *registry, int front, char *err, size_t nerr);
+/* Closes a registry. -7: it is not open. */
+KGEN_API int kgen_rt_remove(const char *registry, char *err, size_t nerr);
 /* Looks at every registry again. */
 KGEN_API int kgen_rt_reload(char *err, size_t nerr);
 

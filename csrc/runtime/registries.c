@@ -323,6 +323,28 @@ int kg_rt_add_registry(const char *path, bool front, kg_error *err) {
     return rc;
 }
 
+int kg_rt_remove_registry(const char *path, kg_error *err) {
+    kg_reg *regs[KG_MAX_REGISTRIES];
+    char full[PATH_MAX];
+    const char *name = realpath(path, full) != NULL ? full : path;
+    kg_writers_lock();
+    const kg_snapshot *s = kg_snapshot_current();
+    size_t n = share_regs(s, regs), at = 0;
+    while (at < n && strcmp(regs[at]->path, name) != 0)
+        at++;
+    bool found = at < n;
+    if (found) {
+        kg_reg_release(regs[at]);
+        memmove(regs + at, regs + at + 1, (n - at - 1) * sizeof(regs[0]));
+        n--;
+    }
+    int rc = publish(regs, n, s != NULL ? s->policy : KG_POLICY_ARCH, err);
+    kg_writers_unlock();
+    if (rc == KG_OK && !found)
+        rc = kg_fail(err, KG_ENOTFOUND, "registry %s is not open", path);
+    return rc;
+}
+
 /* Under the writers' lock: *slot becomes a fresh one when the folder changed. */
 static bool refresh(kg_reg **slot, kg_error *err) {
     kg_reg *fresh;

@@ -46,6 +46,8 @@ int kg_rt_start(const kg_host *host, const char *torch_version, kg_error *err);
  * absent or stale, and puts it before (front) or behind the others; one that is open already is
  * refreshed in its place. path is made absolute. KG_ENOTFOUND: no such folder. */
 int kg_rt_add_registry(const char *path, bool front, kg_error *err);
+/* KG_ENOTFOUND: it is not open. Ops that it alone defined stay, served by their references. */
+int kg_rt_remove_registry(const char *path, kg_error *err);
 /* Looks at every registry again: changed ones are opened anew, and call classes are resolved anew.
  */
 int kg_rt_reload(kg_error *err);

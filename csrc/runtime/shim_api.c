@@ -77,6 +77,11 @@ int kgen_rt_add(const char *registry, int front, char *err, size_t nerr) {
     return give(kg_rt_add_registry(registry, front != 0, &e), &e, err, nerr);
 }
 
+int kgen_rt_remove(const char *registry, char *err, size_t nerr) {
+    kg_error e;
+    return give(kg_rt_remove_registry(registry, &e), &e, err, nerr);
+}
+
 int kgen_rt_reload(char *err, size_t nerr) {
     kg_error e;
     return give(kg_rt_reload(&e), &e, err, nerr);

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+import types
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ def _define_on_access() -> None:
     base = type(namespace)
 
     class KgenOps(base):  # type: ignore[misc, valid-type]
+        __module__ = base.__module__  # torch builds the ops' own module names, which exports keep, from it
+
         def __getattr__(self, name: str) -> Any:
             if not name.startswith("__"):
                 from . import ops
@@ -50,6 +54,7 @@ _LAZY = {
     "verify": ("verify", "verify"),
     "check": ("check", "check"),
     "load": ("serving", "load"),
+    "unload": ("serving", "unload"),
     "reload": ("serving", "reload"),
     "why": ("serving", "why"),
     "warmup": ("serving", "warmup"),
@@ -59,12 +64,22 @@ _LAZY = {
 }
 
 
+class _Package(types.ModuleType):
+    """Importing kgen.attention must not put a module where the function kgen.attention is."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _LAZY and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'kgen' has no attribute {name!r}")
     module, attribute = _LAZY[name]
     value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
-    # A submodule of the same name was bound to the package by the import; the function takes its place.
     globals()[name] = value
     return value
 

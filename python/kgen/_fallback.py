@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _native
+from .ops import recording
 from .program import Program, evaluate, parse
 
 # Scores held at a time by the plain path; below DENSE in all, compiling FlexAttention takes longer than it saves.
@@ -116,6 +117,24 @@ def dense_attention(
     return output, lse
 
 
+def functional_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    captured: Sequence[Tensor],
+    scalars: Sequence[float],
+    program: str,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The same in one piece, without a write: for torch.func, which differentiates and batches it."""
+    parsed = parse(program) if program else None
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
+    score = _scores(query, key, slice(0, query.shape[2]), parsed, captured, scalars, scale)
+    output, lse = _finish(score, value)
+    return output.to(query.dtype), lse.float()
+
+
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
@@ -208,7 +227,7 @@ def attention_vjp(
     parsed = parse(program) if program else None
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     dtype = _compute_dtype(query)
-    with torch.enable_grad():
+    with recording():
         q, k, v = (t.detach().to(dtype).requires_grad_() for t in (query, key, value))
         tables = [t.detach().to(dtype).requires_grad_() if w else t for t, w in zip(captured, wanted)]
         leaves = [q, k, v, *(t for t, w in zip(tables, wanted) if w)]
@@ -264,10 +283,15 @@ def serve(call: dict[str, Any], inputs: list[Tensor]) -> list[Tensor]:
     return [t.clone() if any(t is i for i in inputs) else t for t in found]
 
 
+def own_reference(op: str, args: Sequence[Any]) -> Any:
+    found = _outputs(_reference(op)(*args))
+    return found[0] if len(found) == 1 else tuple(found)
+
+
 def own_vjp(
     op: str, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], plain: list[Any], wanted: Sequence[bool]
 ) -> list[Tensor]:
-    with torch.enable_grad():
+    with recording():
         leaves = [t.detach().requires_grad_() if w else t for t, w in zip(tensors, wanted)]
         found = _outputs(_reference(op)(*_restore(plain, leaves)))
         pairs = [(o, g) for o, g in zip(found, grads) if g is not None and o.requires_grad]

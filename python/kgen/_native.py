@@ -31,6 +31,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("kgen_rt_free", None, [ctypes.c_void_p]),
         ("kgen_rt_start", c, [text, text, *error]),
         ("kgen_rt_add", c, [text, c, *error]),
+        ("kgen_rt_remove", c, [text, *error]),
         ("kgen_rt_reload", c, error),
         ("kgen_rt_policy", c, [text, ctypes.POINTER(text), *error]),
         ("kgen_rt_precision", c, [c]),
@@ -100,6 +101,11 @@ def start() -> None:
 def add(path: str, front: bool) -> None:
     """Opens a registry. LookupError when there is no such folder."""
     _call("kgen_rt_add", os.fsencode(path), int(front))
+
+
+def remove(path: str) -> None:
+    """Closes a registry. LookupError when it is not open."""
+    _call("kgen_rt_remove", os.fsencode(path))
 
 
 def _user_registry() -> str:

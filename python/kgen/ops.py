@@ -7,13 +7,15 @@ gradient. The names with a leading underscore end up in exported programs: their
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _native
 
@@ -59,22 +61,49 @@ def _op(name: str) -> Any:
     return getattr(torch.ops.kgen, name).default
 
 
-def _autograd(name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
-    torch.library.register_autograd(f"kgen::{name}", backward, setup_context=setup, lib=_lib)
+def _autograd(name: str, differentiable: Callable[..., Any], reference: Callable[..., Any]) -> None:
+    """The Autograd kernel of a `_train` op: `differentiable` where a gradient is wanted, else the backend kernel.
+
+    Under torch.func and forward-mode derivatives the op is torch's own (`reference`), which has them all.
+    """
+    op = _op(name)
+    after = torch._C._after_autograd_keyset
+
+    def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return reference(*args, **kwargs)
+
+        def below() -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keys & after, *args, **kwargs)
+
+        return differentiable(below, *args, **kwargs) if torch.is_grad_enabled() else below()
+
+    _lib.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+class _Once(torch.autograd.Function):
+    """Hands gradients on and refuses to be differentiated. apply(op, n, n gradients, what they depend on)."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.op = op
+        return tuple(t.view_as(t) for t in tensors[:n])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"kgen::{ctx.op} has no second derivative; use torch's own op where you need one"
+        )
+
+
+def _once(op: str, grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    return _Once.apply(op, len(grads), *grads, *inputs) if torch.is_grad_enabled() else grads
 
 
 def _fake(names: Sequence[str], fake: Callable[..., Any]) -> None:
     for name in names:
         torch.library.register_fake(f"kgen::{name}", fake, lib=_lib)
-
-
-def _refuse_double(name: str, op: str) -> None:
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(
-            f"kgen::{op} has no second derivative; differentiate torch's own op where you need one"
-        )
-
-    _autograd(name, lambda ctx, inputs, output: None, backward)
 
 
 def _autocast(name: str, device: str, cast: Callable[[tuple[Any, ...], torch.dtype], tuple[Any, ...]]) -> None:
@@ -89,17 +118,37 @@ def _autocast(name: str, device: str, cast: Callable[[tuple[Any, ...], torch.dty
     _lib.impl(name, kernel, "AutocastCPU" if device == "cpu" else "AutocastCUDA")
 
 
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Gradients are recorded inside, also where the dispatcher is already below autograd: under a dispatch mode
+    or in a compiled backward."""
+    exclude = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradCPU", "AutogradCUDA", "AutogradOther", "AutogradFunctionality", "ADInplaceOrView"):
+        exclude = exclude.remove(getattr(torch._C.DispatchKey, key))
+    include = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        yield
+
+
 # ---- softmax ----
 
 
-def _softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.dim = inputs[1]
-    ctx.save_for_backward(output)
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, below: Callable[[], Tensor], dim: int, input: Tensor) -> Tensor:
+        output = below()
+        ctx.dim = dim
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        (output,) = ctx.saved_tensors
+        return None, None, torch.ops.aten._softmax_backward_data.default(grad, output, ctx.dim, output.dtype)
 
 
-def _softmax_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    (output,) = ctx.saved_tensors
-    return torch.ops.aten._softmax_backward_data.default(grad, output, ctx.dim, output.dtype), None
+def _differentiable_softmax(below: Callable[[], Tensor], input: Tensor, dim: int) -> Tensor:
+    return _Softmax.apply(below, dim, input) if input.requires_grad else below()
 
 
 def _softmax_vmap(info: Any, in_dims: tuple[Any, ...], input: Tensor, dim: int) -> tuple[Tensor, int]:
@@ -116,7 +165,7 @@ def _softmax_cuda_cast(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, 
 
 def _define_softmax() -> None:
     _fake(_SOFTMAX[1:], lambda input, dim: torch.empty_like(input))
-    _autograd("_softmax_train", _softmax_setup, _softmax_backward)
+    _autograd("_softmax_train", _differentiable_softmax, lambda input, dim: torch.softmax(input, dim))
     torch.library.register_vmap("kgen::softmax", _softmax_vmap, lib=_lib)
     # On the CPU torch's own softmax keeps the dtype of its input under autocast, so this one does.
     _autocast("softmax", "cuda", _softmax_cuda_cast)
@@ -129,18 +178,38 @@ def _attention_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kw:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
-def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    query, key, value, mask, ctx.is_causal, ctx.scale, ctx.enable_gqa = inputs
-    ctx.save_for_backward(query, key, value, mask)
-    ctx.mask_grad = mask is not None and ctx.needs_input_grad[3]
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, below: Callable[[], Tensor], options: tuple[Any, ...], *tensors: Any) -> Tensor:
+        ctx.options = options
+        ctx.save_for_backward(*tensors)
+        return below()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        mask_grad = ctx.needs_input_grad[5]
+        with torch.no_grad():
+            grads = _op("_attention_backward")(grad, query, key, value, mask, *ctx.options, mask_grad)
+        dq, dk, dv, dmask = _once("attention", grads, (grad, query, key, value))
+        return None, None, dq, dk, dv, dmask if mask_grad else None
 
 
-def _attention_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    query, key, value, mask = ctx.saved_tensors
-    dq, dk, dv, dmask = _op("_attention_backward")(
-        grad, query, key, value, mask, ctx.is_causal, ctx.scale, ctx.enable_gqa, ctx.mask_grad
+def _differentiable_attention(
+    below: Callable[[], Tensor], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *options: Any
+) -> Tensor:
+    wanted = query.requires_grad or key.requires_grad or value.requires_grad
+    if not wanted and (mask is None or not mask.requires_grad):
+        return below()
+    return _Attention.apply(below, options, query, key, value, mask)
+
+
+def _torch_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None, gqa: bool
+) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=gqa
     )
-    return dq, dk, dv, dmask if ctx.mask_grad else None, None, None, None
 
 
 def _attention_backward(
@@ -156,12 +225,10 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The vector-Jacobian product of torch's own attention, which it runs again."""
     wanted = [query, key, value] + ([attn_mask] if mask_grad else [])
-    with torch.enable_grad():
+    with recording():
         leaves = [t.detach().requires_grad_() for t in wanted]
         mask = leaves[3] if mask_grad else attn_mask
-        output = torch.nn.functional.scaled_dot_product_attention(
-            *leaves[:3], attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        output = _torch_attention(leaves[0], leaves[1], leaves[2], mask, is_causal, scale, enable_gqa)
         grads = [g.contiguous() for g in torch.autograd.grad(output, leaves, grad)]
     if not mask_grad:
         grads.append(query.new_empty(0))
@@ -208,8 +275,7 @@ def _define_attention() -> None:
     _fake(("_attention", "_attention_train"), _attention_fake)
     _fake(("_attention_backward",), _attention_backward_fake)
     _lib.impl("_attention_backward", _attention_backward, "CompositeExplicitAutograd")
-    _autograd("_attention_train", _attention_setup, _attention_grad)
-    _refuse_double("_attention_backward", "attention")
+    _autograd("_attention_train", _differentiable_attention, _torch_attention)
     torch.library.register_vmap("kgen::attention", _attention_vmap, lib=_lib)
     for device in ("cpu", "cuda"):
         _autocast("attention", device, _low_precision)
@@ -223,24 +289,61 @@ def _program_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kw: A
     return query.new_empty((*shape, value.shape[-1])), query.new_empty(shape, dtype=torch.float32)
 
 
-def _program_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
-    query, key, value, captured, ctx.scalars, ctx.program = inputs
-    ctx.scale, ctx.enable_gqa = keyword_only_inputs["scale"], keyword_only_inputs["enable_gqa"]
-    ctx.save_for_backward(query, key, value, *captured)
-    ctx.wanted = [t.is_floating_point() and t.requires_grad for t in captured]
-    ctx.set_materialize_grads(False)
+class _Program(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, below: Callable[[], Any], options: tuple[Any, ...], *tensors: Tensor) -> Any:
+        ctx.options = options  # scalars, program, scale, enable_gqa
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return below()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+        query, key, value, *captured = ctx.saved_tensors
+        if grad is None:
+            grad = query.new_zeros((*query.shape[:-1], value.shape[-1]))
+        wanted = list(ctx.needs_input_grad[5:])
+        with torch.no_grad():
+            grads = _op("_attention_mod_backward")(
+                grad, grad_lse, query, key, value, captured, *ctx.options, wanted
+            )
+        grads = _once("attention_mod", grads, (grad, query, key, value, *captured))
+        found = iter(grads[3:])
+        return None, None, *grads[:3], *(next(found) if w else None for w in wanted)
 
 
-def _program_grad(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-    query, key, value, *captured = ctx.saved_tensors
-    if grad is None:
-        grad = query.new_zeros((*query.shape[:-1], value.shape[-1]))
-    grads = _op("_attention_mod_backward")(
-        grad, grad_lse, query, key, value, captured, ctx.scalars, ctx.program, ctx.scale, ctx.enable_gqa, ctx.wanted
-    )
-    found = iter(grads[3:])
-    tables = [next(found) if w else None for w in ctx.wanted]
-    return grads[0], grads[1], grads[2], tables, None, None
+def _differentiable_program(
+    below: Callable[[], Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    captured: Sequence[Tensor],
+    scalars: Sequence[float],
+    program: str,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    tensors = (query, key, value, *captured)
+    if not any(t.requires_grad for t in tensors):
+        return below()
+    return _Program.apply(below, (scalars, program, scale, enable_gqa), *tensors)
+
+
+def _torch_program(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    captured: Sequence[Tensor],
+    scalars: Sequence[float],
+    program: str,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    from ._fallback import functional_attention
+
+    return functional_attention(query, key, value, captured, scalars, program, scale)
 
 
 def _program_backward(
@@ -282,8 +385,7 @@ def _define_program() -> None:
     _fake(_PROGRAM[:2], _program_fake)
     _fake(_PROGRAM[2:], _program_backward_fake)
     _lib.impl("_attention_mod_backward", _program_backward, "CompositeExplicitAutograd")
-    _autograd("attention_mod_train", _program_setup, _program_grad)
-    _refuse_double("_attention_mod_backward", "attention_mod")
+    _autograd("attention_mod_train", _differentiable_program, _torch_program)
     for device in ("cpu", "cuda"):
         for name in _PROGRAM[:2]:
             _autocast(name, device, lambda args, dtype: (*_low_precision(args[:3], dtype), *args[3:]))
@@ -340,26 +442,39 @@ def _flatten(args: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
     return tensors, plain
 
 
+class _Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, below: Callable[[], Any], name: str, plain: list[Any], *tensors: Tensor) -> Any:
+        ctx.name, ctx.plain = name, plain
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return below()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        wanted, tensors = list(ctx.needs_input_grad[3:]), list(ctx.saved_tensors)
+        with torch.no_grad():
+            found = _op("_vjp")(ctx.name, tensors, list(grads), json.dumps(ctx.plain), wanted)
+        given = [g for g in grads if g is not None]
+        handed = iter(_once(ctx.name, found, (*given, *tensors)))
+        return None, None, None, *(next(handed) if w else None for w in wanted)
+
+
 def _own_autograd(name: str, contract: dict[str, Any]) -> None:
     names = [a["name"] for a in contract["args"]]
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
-        args = [*inputs, *(keyword_only_inputs[n] for n in names[len(inputs) :])]
-        tensors, ctx.plain = _flatten(args)
-        ctx.places = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
-        ctx.count = len(inputs)
-        ctx.wanted = [t.is_floating_point() and t.requires_grad for t in tensors]
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
+    def differentiable(below: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        tensors, plain = _flatten([*args, *(kwargs[n] for n in names[len(args) :])])
+        if not any(t.requires_grad for t in tensors):
+            return below()
+        return _Own.apply(below, name, plain, *tensors)
 
-    def backward(ctx: Any, *grads: Any) -> Any:
-        found = iter(_op("_vjp")(name, list(ctx.saved_tensors), list(grads), json.dumps(ctx.plain), ctx.wanted))
-        result: list[Any] = [None] * ctx.count
-        for place, w in zip(ctx.places, ctx.wanted):
-            result[place] = next(found) if w else None
-        return tuple(result) if len(result) != 1 else result[0]
+    def reference(*args: Any, **kwargs: Any) -> Any:
+        from ._fallback import own_reference
 
-    _autograd(f"_{name}_train", setup, backward)
+        return own_reference(name, [*args, *(kwargs[n] for n in names[len(args) :])])
+
+    _autograd(f"_{name}_train", differentiable, reference)
 
 
 def _define_own(name: str) -> None:

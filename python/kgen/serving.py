@@ -116,6 +116,14 @@ def load(path: str | os.PathLike[str]) -> None:
         raise BadInput(str(e)) from None
 
 
+def unload(path: str | os.PathLike[str]) -> None:
+    """Closes a registry; what it alone served falls back."""
+    try:
+        _native.remove(os.fspath(path))
+    except LookupError as e:
+        raise BadInput(str(e)) from None
+
+
 def reload() -> None:
     """Looks at every open registry again: what was promoted or rolled back meanwhile takes effect."""
     _native.reload()
