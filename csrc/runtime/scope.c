@@ -1,6 +1,8 @@
 /* Gives dims, tunables, attributes, tensors' fields and device constants to expressions. What a
  * name may be was checked when the contract or plan was read; here a name that is not there is
- * still an error, since a flat index may say anything. */
+ * still an error, since a flat index may say anything: KG_EFORMAT, never the KG_ENOTFOUND of a plan
+ * that is only not for this call.
+ */
 #include "runtime/scope.h"
 
 #include <string.h>
@@ -94,13 +96,13 @@ static int by_name(const kg_scope *s, const char *name, int64_t *out, kg_error *
         *out = i;
         return KG_OK;
     }
-    return kg_fail(err, KG_ENOTFOUND, "unknown name %s", name);
+    return kg_fail(err, KG_EFORMAT, "unknown name %s", name);
 }
 
 static int list_of(const kg_scope *s, const char *name, const kg_value **out, kg_error *err) {
     int i = kg_op_arg_index(s->op, name);
     if (i < 0 || s->op->args[i].type != KG_ARG_INT_LIST)
-        return kg_fail(err, KG_ENOTFOUND, "%s is no int[] attribute", name);
+        return kg_fail(err, KG_EFORMAT, "%s is no int[] attribute", name);
     *out = &s->call->args[i];
     if ((*out)->u.list.n > KG_MAX_LIST)
         return kg_fail(err, KG_EINVAL, "%s has more than %d elements", name, KG_MAX_LIST);
@@ -128,7 +130,7 @@ static int is_present(const kg_scope *s, const char *name, int64_t *out, kg_erro
     }
     i = kg_op_output_index(s->op, name);
     if (i < 0)
-        return kg_fail(err, KG_ENOTFOUND, "%s is no argument and no output", name);
+        return kg_fail(err, KG_EFORMAT, "%s is no argument and no output", name);
     *out = (s->call->skip_outputs >> i & 1) == 0;
     return KG_OK;
 }
@@ -152,7 +154,7 @@ static int tensor_of(const kg_scope *s, const char *name, const kg_tensor **out,
         *align = s->call->device == KG_CUDA ? ALIGN_CUDA_OUTPUT : ALIGN_CPU_OUTPUT;
         return KG_OK;
     }
-    return kg_fail(err, KG_ENOTFOUND, "%s is no tensor here", name);
+    return kg_fail(err, KG_EFORMAT, "%s is no tensor here", name);
 }
 
 static int dim_number(const char *name, const char *what, int64_t i, int ndim, int *out,
@@ -182,7 +184,7 @@ static int method(const kg_tensor *t, const kg_ref *ref, int64_t *out, kg_error 
         return prod(t, ref, out, err);
     bool size = same(ref->name, "size");
     if (ref->nargs != 1 || !(size || same(ref->name, "stride")))
-        return kg_fail(err, KG_ENOTFOUND, "%s has no %s with %zu arguments", ref->object, ref->name,
+        return kg_fail(err, KG_EFORMAT, "%s has no %s with %zu arguments", ref->object, ref->name,
                        ref->nargs);
     int i = 0, rc = dim_number(ref->object, ref->name, ref->args[0], t->ndim, &i, err);
     if (rc == KG_OK)
@@ -200,7 +202,7 @@ static int field(const kg_tensor *t, const kg_ref *ref, int64_t *out, kg_error *
     else if (same(ref->name, "contiguous"))
         *out = kg_tensor_contiguous(t);
     else
-        return kg_fail(err, KG_ENOTFOUND, "%s has no field %s", ref->object, ref->name);
+        return kg_fail(err, KG_EFORMAT, "%s has no field %s", ref->object, ref->name);
     return KG_OK;
 }
 
@@ -225,7 +227,7 @@ static int of_object(const kg_scope *s, const kg_ref *ref, int64_t *out, kg_erro
     if (ref->kind == KG_REF_FIELD)
         return field(t, ref, out, err);
     if (!same(ref->name, "align"))
-        return kg_fail(err, KG_ENOTFOUND, "no function %s", ref->name);
+        return kg_fail(err, KG_EFORMAT, "no function %s", ref->name);
     *out = align;
     return KG_OK;
 }

@@ -499,3 +499,17 @@ TEST(contract_plan_house_kernels) {
     }
     CHECK(read >= 3);
 }
+
+/* A damaged plan is no plan that is merely not for this call. */
+TEST(contract_plan_with_unknown_names_is_malformed) {
+    fixture f = rows();
+    kg_error err = {0};
+    kg_instance *inst = NULL;
+    kg_call c = softmax_call(TENSOR(KG_F32, 7, 64), -1);
+    kg_expr_free(f.plan->require);
+    f.plan->require = NULL;
+    CHECK_OK(kg_expr_parse("M > 0 && nowhere", &f.plan->require, &err), err);
+    CHECK_ERR(kg_plan_bind(f.plan, f.op, &f.tuning, &machine, &c, &inst, &err), err, KG_EFORMAT,
+              "require: expression \"M > 0 && nowhere\", column 10: unknown name nowhere");
+    close_plan(&f);
+}

@@ -21,17 +21,25 @@ static const char OP[] =
     "{\"name\": \"sums\", \"dtype\": \"float32\", \"shape\": [\"N\", \"L\"], \"optional\": true}],"
     "\"reference\": {\"kind\": \"torch\", \"call\": \"f\"}}";
 
-static kg_call some_call(void) {
-    kg_call c = {.nargs = 6};
-    c.args[0].present = c.args[2].present = c.args[4].present = c.args[5].present = true;
-    c.args[0].u.t = (kg_tensor){.ndim = 3, .size = {2, 3, 4}, .stride = {12, 4, 1}};
-    c.args[2].u.list.n = 1;
-    c.args[5].u.i = 2;
+/* A call of whatever the contract has become: values of its own types. */
+static kg_call some_call(const kg_op *op) {
+    kg_call c = {.nargs = op->nargs};
+    for (size_t i = 0; i < op->nargs; i++) {
+        kg_value *v = &c.args[i];
+        kg_arg_type type = op->args[i].type;
+        v->present = type != KG_ARG_TENSOR_OPT && type != KG_ARG_FLOAT_OPT;
+        if (kg_arg_is_tensor(type))
+            v->u.t = (kg_tensor){.ndim = 3, .size = {2, 3, 4}, .stride = {12, 4, 1}};
+        else if (type == KG_ARG_INT_LIST)
+            v->u.list.n = 1;
+        else if (type == KG_ARG_INT || type == KG_ARG_INT_OPT)
+            v->u.i = 2;
+    }
     return c;
 }
 
 static void use_plan(const kg_op *op, const kg_plan *p) {
-    kg_call call = some_call();
+    kg_call call = some_call(op);
     kg_constants machine = {.num_threads = 2, .arch = 90, .max_shared = 232448};
     kg_tuning tuning;
     kg_instance *inst = NULL;
@@ -47,7 +55,7 @@ static void use_plan(const kg_op *op, const kg_plan *p) {
 }
 
 static void use_op(const kg_op *op) {
-    kg_call call = some_call();
+    kg_call call = some_call(op);
     kg_dims dims;
     kg_tensor outputs[KG_MAX_OUTPUTS];
     kg_key key;
