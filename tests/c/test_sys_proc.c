@@ -259,8 +259,12 @@ TEST(proc_resets_ignored_and_blocked_signals) {
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
-    CHECK_STR(shell("grep -E 'Sig(Blk|Ign)' /proc/self/status | tr -d '\\t'", &in_10_s, &ex),
-              "SigBlk:0000000000000000\nSigIgn:0000000000000000\n");
+    const char *status = shell("grep -E 'Sig(Blk|Ign)' /proc/self/status", &in_10_s, &ex);
+    unsigned long long blocked = ~0ULL, ignored = ~0ULL;
+    CHECK_INT(sscanf(status, "SigBlk: %llx SigIgn: %llx", &blocked, &ignored), 2);
+    CHECK_UINT(blocked, 0);
+    /* Signals 32 and 33 are glibc's own: what its posix_spawn starts (make does) ignores them. */
+    CHECK_UINT(ignored & ~(3ULL << 31), 0);
     sigprocmask(SIG_BLOCK, NULL, &set);
     CHECK(sigismember(&set, SIGTERM) == 1);
 }
