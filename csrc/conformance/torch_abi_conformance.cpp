@@ -1,6 +1,7 @@
-// Holds csrc/runtime/torch_abi.h, our own C declarations of torch's stable ABI, against torch's headers:
-// a function whose type differs does not compile. There is nothing to run. Headers older than 2.10 are
-// refused; functions newer than the headers are left out, so CI compiles this on the newest torch.
+// Holds csrc/runtime/torch_abi.h, our own C declarations of torch's stable ABI, against torch's
+// headers: a function whose type differs does not compile. There is nothing to run. Headers older
+// than 2.10 are refused; functions newer than the headers are left out, so CI compiles this on the
+// newest torch.
 #define USE_CUDA 1 // the declarations for CUDA builds are wanted on CPU builds too
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>

@@ -1,17 +1,20 @@
-/* Images: a Candidate compiled for one call class. Built through a per-user content-addressed cache: losing
- * a race is fine, a corrupt entry is built again, a cache that cannot be written is only slower. */
+/* Images: a Candidate compiled for one call class. Built through a per-user content-addressed
+ * cache: losing a race is fine, a corrupt entry is built again, a cache that cannot be written is
+ * only slower. */
 #ifndef KG_RUNTIME_IMAGE_H
 #define KG_RUNTIME_IMAGE_H
 
 #include "runtime/plan.h"
 #include "runtime/program.h"
 
-/* Why a CPU object is refused; NULL when it is fine. The text names section or symbol and the rule. */
+/* Why a CPU object is refused; NULL when it is fine. The text names section or symbol and the rule.
+ */
 int kg_object_inspect(const void *object, size_t n, kg_buf *complaint, kg_error *err);
 
-/* The shared object's bytes for a full translation unit (from kg_source_build): cache, else compile, inspect,
- * link, store. status KG_ECOMPILE: messages has the compiler's text. KG_EUNSUPPORTED: the inspection refused
- * it, messages says why. `path` (may be NULL) gets the cached file's path, "" when the cache is not there. */
+/* The shared object's bytes for a full translation unit (from kg_source_build): cache, else
+ * compile, inspect, link, store. status KG_ECOMPILE: messages has the compiler's text.
+ * KG_EUNSUPPORTED: the inspection refused it, messages says why. `path` (may be NULL) gets the
+ * cached file's path, "" when the cache is not there. */
 int kg_image_cpu(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
                  kg_buf *image, kg_buf *messages, char path[512], kg_error *err);
 /* True if the cache has it (nothing is compiled). */

@@ -1,5 +1,6 @@
-/* Programs: traced score_mod and mask_mod functions as canonical SSA text (docs/formats.md, "Program"), and
- * their lowering to C for the holes of a kernel. Libc only; immutable after parsing. */
+/* Programs: traced score_mod and mask_mod functions as canonical SSA text (docs/formats.md,
+ * "Program"), and their lowering to C for the holes of a kernel. Libc only; immutable after
+ * parsing. */
 #ifndef KG_RUNTIME_PROGRAM_H
 #define KG_RUNTIME_PROGRAM_H
 
@@ -12,9 +13,11 @@ typedef struct kg_program kg_program;
 int kg_program_parse(const char *text, size_t n, kg_program **out, kg_error *err);
 void kg_program_free(kg_program *p);
 const char *kg_program_text(const kg_program *p); /* canonical */
-const char *kg_program_hash(const kg_program *p); /* 32 hex digits of XXH3-128 of the canonical text */
+const char *
+kg_program_hash(const kg_program *p); /* 32 hex digits of XXH3-128 of the canonical text */
 bool kg_program_has(const kg_program *p, const char *hole); /* "SCORE", "MASK" */
-size_t kg_program_captured(const kg_program *p, int32_t *dtypes, int32_t *ranks); /* count; arrays may be NULL */
+size_t kg_program_captured(const kg_program *p, int32_t *dtypes,
+                           int32_t *ranks); /* count; arrays may be NULL */
 size_t kg_program_scalars(const kg_program *p);
 
 /* Checks a call's captured tensors and scalars against the Program. */
@@ -25,23 +28,24 @@ int kg_program_check(const kg_program *p, const kg_call *call, kg_error *err);
  *   KG_PROGRAMS                       the parameter type: `const struct kg_programs *` on the CPU,
  *                                     `const struct kg_programs` by value on CUDA
  *   KG_HAS_SCORE, KG_HAS_MASK         0 or 1
- *   struct kg_score_row, kg_score_row(p, b, h, q)    what does not depend on kv or score, computed once a row
- *   float kg_score(p, row, score, b, h, q, kv)       fp32; `score` is the scaled product
+ *   struct kg_score_row, kg_score_row(p, b, h, q)    what does not depend on kv or score, computed
+ * once a row float kg_score(p, row, score, b, h, q, kv)       fp32; `score` is the scaled product
  *   struct kg_mask_row, kg_mask_row(p, b, h, q); int kg_mask(p, row, b, h, q, kv)      0 or 1
- *   int kg_mask_range(p, b, h, q0, q1, k0, k1)       over [q0,q1) x [k0,k1): 0 none, 1 all, 2 unknown
- *   KG_MASK_CAUSAL_LIKE, ...          reserved
- * The scalar functions are branch-free, so that a compiler vectorises a loop over kv that calls them. On the
- * CPU, tanh, exp and log are kgen's own branch-free float versions (at most 4 ulp). */
+ *   int kg_mask_range(p, b, h, q0, q1, k0, k1)       over [q0,q1) x [k0,k1): 0 none, 1 all, 2
+ * unknown KG_MASK_CAUSAL_LIKE, ...          reserved The scalar functions are branch-free, so that
+ * a compiler vectorises a loop over kv that calls them. On the CPU, tanh, exp and log are kgen's
+ * own branch-free float versions (at most 4 ulp). */
 int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err);
 
-/* Bytes of `struct kg_programs`, and its content for one call (pointers from the call's captured tensors). */
+/* Bytes of `struct kg_programs`, and its content for one call (pointers from the call's captured
+ * tensors). */
 size_t kg_program_args_size(const kg_program *p);
 int kg_program_args(const kg_program *p, const kg_call *call, void *bytes, size_t n, kg_error *err);
 
 /* Evaluates on the host in double precision: the judge's and the tests' own reference. */
-int kg_program_score(const kg_program *p, const kg_call *call, double score, int64_t b, int64_t h, int64_t q,
-                     int64_t kv, double *out, kg_error *err);
-int kg_program_mask(const kg_program *p, const kg_call *call, int64_t b, int64_t h, int64_t q, int64_t kv,
-                    bool *out, kg_error *err);
+int kg_program_score(const kg_program *p, const kg_call *call, double score, int64_t b, int64_t h,
+                     int64_t q, int64_t kv, double *out, kg_error *err);
+int kg_program_mask(const kg_program *p, const kg_call *call, int64_t b, int64_t h, int64_t q,
+                    int64_t kv, bool *out, kg_error *err);
 
 #endif

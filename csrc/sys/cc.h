@@ -1,4 +1,5 @@
-/* The C compiler of the machine (CPU Candidates), found at run time: $KGEN_CC, $CC, cc, gcc, clang. */
+/* The C compiler of the machine (CPU Candidates), found at run time: $KGEN_CC, $CC, cc, gcc, clang.
+ */
 #ifndef KG_SYS_CC_H
 #define KG_SYS_CC_H
 
@@ -18,9 +19,10 @@ int kg_cc_find(const kg_cc **out, kg_error *err);
 int kg_cpu_level(void);
 int kg_cpu_has_amx(void);
 
-/* Compiles one freestanding translation unit to a relocatable object, then (after the caller inspected it)
- * links it. arch is "x86-64-v3"; flags are KG_FLAG_* of the plan. On KG_ECOMPILE out holds the compiler's
- * messages with paths cut to `name`. Compiler runs in an empty temporary folder, with limits (60 s, 4 GiB). */
+/* Compiles one freestanding translation unit to a relocatable object, then (after the caller
+ * inspected it) links it. arch is "x86-64-v3"; flags are KG_FLAG_* of the plan. On KG_ECOMPILE out
+ * holds the compiler's messages with paths cut to `name`. Compiler runs in an empty temporary
+ * folder, with limits (60 s, 4 GiB). */
 int kg_cc_object(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
                  kg_buf *object, kg_buf *messages, kg_error *err);
 int kg_cc_link(const void *object, size_t n, kg_buf *shared, kg_error *err);
