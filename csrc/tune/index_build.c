@@ -1,15 +1,24 @@
 /* Derives the index of a registry from its files. Every Candidate's id is checked against its bytes
  * and every pin's name against its key, so that what the runtime serves is what was promoted; what
- * does not hold is left out with a warning. Nothing in the registry is changed. */
+ * does not hold is left out with a warning. Nothing in the registry is changed.
+ *
+ * Ops are read on several threads, since a process that imports kgen waits for it. Those threads
+ * log nothing: the sink may need a lock that the waiting thread holds. */
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/fs.h"
 #include "base/log.h"
 #include "runtime/index.h"
+#include "tune/parallel.h"
 #include "tune/registry_internal.h"
 
 #define MAX_SOURCE ((size_t)4 << 20)
+/* More threads wait for the same folders' locks; fewer Ops than this cost less than a thread. */
+#define MAX_THREADS 8
+#define OPS_A_THREAD 4
 
 /* One Op while it is being read. Strings that the index borrows live in `texts` and `roots`. */
 typedef struct draft {
@@ -26,6 +35,9 @@ typedef struct draft {
     size_t ntexts, cap_texts;
     kg_json **roots;
     size_t nroots, cap_roots;
+    kg_buf warnings; /* a line each */
+    int status;      /* KG_OK, or why the Op is left out */
+    kg_error error;
 } draft;
 
 static int grow(void **items, size_t *cap, size_t n, size_t size, kg_error *err) {
@@ -76,6 +88,7 @@ static void draft_free(draft *d) {
     free(d->roots);
     free(d->task);
     free(d->dir);
+    kg_buf_free(&d->warnings);
     kg_op_free(d->op);
 }
 
@@ -285,7 +298,7 @@ static int each(draft *d, const char *arch, const char *dir, entry_reader read, 
         if (rc == KG_ENOMEM) {
             kg_fail(err, rc, "%s", bad.msg);
         } else if (rc) {
-            kg_log(KG_LOG_WARNING, "left out: %s", bad.msg);
+            kg_buf_printf(&d->warnings, "left out: %s\n", bad.msg);
             rc = KG_OK;
         }
         free(path);
@@ -356,28 +369,78 @@ static int read_op(draft *d, kg_error *err) {
     return rc;
 }
 
+/* Ops that threads take one after the other. */
+typedef struct reading {
+    draft *drafts;
+    size_t n;
+    atomic_size_t next;
+} reading;
+
+static void read_some(size_t part, size_t begin, size_t end, void *ctx) {
+    reading *r = ctx;
+    (void)part, (void)begin, (void)end;
+    for (size_t i; (i = atomic_fetch_add(&r->next, 1)) < r->n;)
+        r->drafts[i].status = read_op(&r->drafts[i], &r->drafts[i].error);
+}
+
+static size_t reading_threads(size_t nops) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    size_t n = sched_getaffinity(0, sizeof set, &set) == 0 ? (size_t)CPU_COUNT(&set) : 1;
+    n = n > MAX_THREADS ? MAX_THREADS : n;
+    return n > nops / OPS_A_THREAD ? nops / OPS_A_THREAD : n;
+}
+
+static int begin_draft(draft *d, const char *registry, const char *name, bool *folder,
+                       kg_error *err) {
+    *d = (draft){.name = name, .dir = kg_path_join(registry, name)};
+    kg_buf_init(&d->warnings, 64 << 10);
+    if (!d->dir)
+        return kg_fail(err, KG_ENOMEM, "path of %s", name);
+    *folder = name[0] != '.' && kg_is_dir(d->dir);
+    return KG_OK;
+}
+
+/* What the threads had to say, in the order of the Ops' names. */
+static void tell(const draft *d) {
+    for (const char *at = d->warnings.len ? d->warnings.data : ""; *at;) {
+        int n = (int)strcspn(at, "\n");
+        kg_log(KG_LOG_WARNING, "%.*s", n, at);
+        at += n + (at[n] == '\n');
+    }
+    if (d->status)
+        kg_log(KG_LOG_WARNING, "Op left out: %s", d->error.msg);
+}
+
+/* Drafts of all Ops that can be served stand at the front, *ndrafts of them. */
 static int read_ops(const char *registry, char **names, size_t n, draft *drafts, size_t *ndrafts,
                     kg_error *err) {
-    for (size_t i = 0; i < n; i++) {
-        kg_error bad = {0};
-        draft *d = &drafts[*ndrafts];
-        *d = (draft){.name = names[i], .dir = kg_path_join(registry, names[i])};
-        if (!d->dir)
-            return kg_fail(err, KG_ENOMEM, "path of %s", names[i]);
-        bool folder = names[i][0] != '.' && kg_is_dir(d->dir);
-        int rc = folder ? read_op(d, &bad) : KG_OK;
-        if (rc == KG_ENOMEM) {
-            (*ndrafts)++;
-            return kg_fail(err, rc, "%s", bad.msg);
-        }
-        if (rc)
-            kg_log(KG_LOG_WARNING, "Op left out: %s", bad.msg);
+    reading r = {.drafts = drafts};
+    int rc = KG_OK;
+    for (size_t i = 0; !rc && i < n; i++) {
+        bool folder = false;
+        rc = begin_draft(&drafts[r.n], registry, names[i], &folder, err);
         if (rc || !folder)
+            draft_free(&drafts[r.n]);
+        else
+            r.n++;
+    }
+    size_t threads = reading_threads(r.n);
+    if (!rc && threads > 1)
+        kg_parallel(threads, 1, threads, read_some, &r);
+    else if (!rc)
+        read_some(0, 0, 1, &r);
+    for (size_t i = 0; i < r.n; i++) {
+        draft *d = &drafts[i];
+        tell(d);
+        if (!rc && d->status == KG_ENOMEM)
+            rc = kg_fail(err, KG_ENOMEM, "%s", d->error.msg);
+        if (rc || d->status)
             draft_free(d);
         else
-            (*ndrafts)++;
+            drafts[(*ndrafts)++] = *d;
     }
-    return KG_OK;
+    return rc;
 }
 
 static int write_index(const char *registry, const char *index_path, uint64_t fingerprint,
