@@ -29,7 +29,7 @@
 #else
 #define VL 4
 #endif
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static inline __attribute__((always_inline, unused))
 #define PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define FULLY PRAGMA(unroll)
