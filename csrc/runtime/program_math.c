@@ -4,8 +4,7 @@
  * loop over kv vectorises; errors are at most 4 ulp over all of float, denormals, infinities and
  * NaN included (the tests measure it). The polynomials are our own: least squares on Chebyshev
  * nodes of the relative error, reweighted (Lawson) until it is level, then rounded to the working
- * type. tanh is x P(x^2) / Q(x^2) with P(0) = Q(0) = 1, fitted the same way on [0, 9.02], beyond
- * which tanh rounds to 1. On CUDA they are the device's own functions, with the accuracy that torch
+ * type. On CUDA they are the device's own functions, with the accuracy that torch
  * has there. No header is needed by any of the text. */
 #include "runtime/program_ir.h"
 
@@ -60,24 +59,26 @@ static const char EXP2F[] = "KG_FN float kg_exp2f(float x) {\n"
                             "    return kg_pow2i(p, n);\n"
                             "}\n";
 
-static const char TANHF[] = "KG_FN float kg_tanhf(float x) {\n"
-                            "    float c = x > 9.02f ? 9.02f : x;\n"
-                            "    c = c < -9.02f ? -9.02f : c;\n"
-                            "    float u = c * c;\n"
-                            "    float p = 0x1.cbe186p-27f;\n"
-                            "    float q = 0x1.a23c68p-21f;\n"
-                            "    p = p * u + 0x1.5a3634p-16f;\n"
-                            "    q = q * u + 0x1.58d37ap-12f;\n"
-                            "    p = p * u + 0x1.ca6b38p-9f;\n"
-                            "    q = q * u + 0x1.a816e2p-6f;\n"
-                            "    p = p * u + 0x1.1213d4p-3f;\n"
-                            "    q = q * u + 0x1.de5f36p-2f;\n"
-                            "    p = p * u + 1.0f;\n"
-                            "    q = q * u + 1.0f;\n"
-                            "    float r = c * p / q;\n"
-                            "    r = r > 1.0f ? 1.0f : r;\n"
-                            "    return r < -1.0f ? -1.0f : r;\n"
-                            "}\n";
+/* (e^2a - 1) / (e^2a + 1) for a = |x|, from p = e^r - 1 with 2a = k log 2 + r; beyond 10 tanh is 1.
+ */
+static const char TANHF[] =
+    "KG_FN float kg_tanhf(float x) {\n"
+    "    float a = kg_as_f32(kg_as_i32(x) & 0x7fffffff);\n"
+    "    a = a > 10.0f ? 10.0f : a;\n"
+    "    float t = a * 0x1.715476p+1f + 0x1.8p+23f;\n"
+    "    float k = t - 0x1.8p+23f;\n"
+    "    float r = (a + a) - k * 0x1.62e430p-1f;\n"
+    "    float p = 0x1.6bebe8p-10f;\n"
+    "    p = p * r + 0x1.1227f8p-7f;\n"
+    "    p = p * r + 0x1.555674p-5f;\n"
+    "    p = p * r + 0x1.5554b0p-3f;\n"
+    "    p = p * r + 0x1.fffffep-2f;\n"
+    "    p = p * (r * r) + r;\n"
+    "    float s = kg_as_f32((int)((unsigned)kg_as_i32(t) << 23) + 0x3f800000);\n"
+    "    float e = s * p + (s - 1.0f);\n"
+    "    float y = e / (e + 2.0f);\n"
+    "    return kg_as_f32(kg_as_i32(y) | (kg_as_i32(x) & (-2147483647 - 1)));\n"
+    "}\n";
 
 /* kg_split: y = 2^e * m, m in [sqrt(1/2), sqrt(2)), for positive y, denormals included. */
 static const char SPLIT[] =

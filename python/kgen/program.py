@@ -149,10 +149,12 @@ def _identity(op: str, kind: str, args: tuple[str, ...]) -> str | None:
     """The operand that the operation leaves as it is, if any."""
     a, b = (args + ("", ""))[:2]
     same = {
-        (I32, "add"): [(a, b == "0"), (b, a == "0")], (I32, "sub"): [(a, b == "0")],
+        (I32, "add"): [(a, b == "0"), (b, a == "0")], (I32, "sub"): [(a, b == "0"), ("0", a == b)],
         (I32, "mul"): [(a, b == "1"), (b, a == "1"), ("0", "0" in (a, b))],
         (I32, "floordiv"): [(a, b == "1")], (I32, "truncdiv"): [(a, b == "1")], (I32, "rem"): [("0", b == "1")],
         (I32, "shl"): [(a, b == "0")], (I32, "shr"): [(a, b == "0")],
+        (I32, "min"): [(a, a == b)], (I32, "max"): [(a, a == b)],
+        (I32, "and"): [(a, a == b)], (I32, "or"): [(a, a == b)], (I32, "xor"): [("0", a == b)],
         (F32, "mul"): [(a, b == "1.0"), (b, a == "1.0")], (F32, "div"): [(a, b == "1.0")],
         (F32, "sub"): [(a, b == "0.0")], (F32, "add"): [(a, b == "-0.0"), (b, a == "-0.0")],
         (BOOL, "and"): [(a, b == "true"), (b, a == "true"), ("false", "false" in (a, b)), (a, a == b)],
