@@ -18,14 +18,15 @@
 */
 /* Attention for few queries: decoding, with or without grouped heads.
  *
- * One item is all queries of all heads that share one head of keys, against one of SPLIT parts of the keys; the
- * second launch joins the parts. d lies along the vector lanes: a score is d / VL products and, for VL keys at a time,
- * a tree of additions that leaves one score a lane. Keys and values are read once, in order.
+ * One item is all queries of all heads that share one head of keys, against one of SPLIT parts of
+ * the keys; the second launch joins the parts. d lies along the vector lanes: a score is d / VL
+ * products and, for VL keys at a time, a tree of additions that leaves one score a lane. Keys and
+ * values are read once, in order.
  *
  * Traffic: K and V once. Floor: their bytes over the rate of reading.
  *
- * Refuses more than 16 queries a head of keys (flash.c is for those), head sizes over 256 and tensors whose innermost
- * stride is not 1. */
+ * Refuses more than 16 queries a head of keys (flash.c is for those), head sizes over 256 and
+ * tensors whose innermost stride is not 1. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -81,7 +82,9 @@ struct item {
     float peak[ROWS], sum[ROWS]; /* peak: the running maximum, times log2(e) */
 };
 
-INLINE vf splat(float x) { return x - (vf){0}; }
+INLINE vf splat(float x) {
+    return x - (vf){0};
+}
 
 INLINE vf load(const float *p) {
     vf v;
@@ -89,9 +92,13 @@ INLINE vf load(const float *p) {
     return v;
 }
 
-INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+INLINE void store(float *p, vf v) {
+    memcpy(p, &v, sizeof v);
+}
 
-INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf pick(vi mask, vf a, vf b) {
+    return (vf)((mask & (vi)a) | (~mask & (vi)b));
+}
 
 INLINE vf fma_(vf a, vf b, vf c) {
 #if VL == 16
@@ -103,7 +110,8 @@ INLINE vf fma_(vf a, vf b, vf c) {
 #endif
 }
 
-/* b where either is NaN, so that a running maximum keeps no NaN and the exponential brings it up. */
+/* b where either is NaN, so that a running maximum keeps no NaN and the exponential brings it up.
+ */
 INLINE vf max_(vf a, vf b) {
 #if VL == 16
     return _mm512_max_ps(a, b);
@@ -215,8 +223,10 @@ INLINE vf fetch(const char *p, int64_t i, int64_t n) {
 #else
     vf v = {0};
 #endif
-    if (i + VL <= n) memcpy(&v, p + i * SIZE, sizeof v);
-    else memcpy(&v, p + i * SIZE, (size_t)((n - i) * SIZE));
+    if (i + VL <= n)
+        memcpy(&v, p + i * SIZE, sizeof v);
+    else
+        memcpy(&v, p + i * SIZE, (size_t)((n - i) * SIZE));
 #if HALF
     return widen(v);
 #else
@@ -232,23 +242,27 @@ INLINE void write_row(char *to, const float *from, int64_t n) {
 #else
         vf v = load(from + i);
 #endif
-        if (bytes == sizeof v) memcpy(to + i * SIZE, &v, sizeof v);
-        else memcpy(to + i * SIZE, &v, bytes);
+        if (bytes == sizeof v)
+            memcpy(to + i * SIZE, &v, sizeof v);
+        else
+            memcpy(to + i * SIZE, &v, bytes);
     }
 }
 
 /* Lane i of the result is the sum over the lanes of a[i]. */
 INLINE vf sum_lanes(vf *a) {
-    UNROLL for (int n = VL / 2; n > 0; n /= 2) UNROLL for (int i = 0; i < n; i++)
-        a[i] = SHUFFLE(a[i], a[i + n], LOW) + SHUFFLE(a[i], a[i + n], HIGH);
+    UNROLL for (int n = VL / 2; n > 0; n /= 2) UNROLL for (int i = 0; i < n; i++) a[i] =
+        SHUFFLE(a[i], a[i + n], LOW) + SHUFFLE(a[i], a[i + n], HIGH);
     return a[0];
 }
 
 /* Scores of all rows against keys [0, n) at key; -inf from n to the next multiple of VL. */
-INLINE void tile_scores(const struct problem *pr, struct item *it, int rows, const char *key, int n) {
+INLINE void tile_scores(const struct problem *pr, struct item *it, int rows, const char *key,
+                        int n) {
     for (int t = 0; t < n; t += VL) {
         const char *at[VL];
-        UNROLL for (int i = 0; i < VL; i++) at[i] = key + (t + i < n ? t + i : n - 1) * pr->k.row * SIZE;
+        UNROLL for (int i = 0; i < VL; i++) at[i] =
+            key + (t + i < n ? t + i : n - 1) * pr->k.row * SIZE;
         for (int r = 0; r < rows; r++) {
             vf part[VL];
             UNROLL for (int i = 0; i < VL; i++) {
@@ -261,24 +275,28 @@ INLINE void tile_scores(const struct problem *pr, struct item *it, int rows, con
     }
 }
 
-INLINE void apply_programs(const struct problem *pr, struct item *it, int r, int32_t b, int32_t h, int32_t q, int32_t k0,
-                           int n, int masked) {
+INLINE void apply_programs(const struct problem *pr, struct item *it, int r, int32_t b, int32_t h,
+                           int32_t q, int32_t k0, int n, int masked) {
     float *score = it->score[r];
 #if KG_HAS_SCORE
     const struct kg_score_row row = kg_score_row(&pr->programs, b, h, q);
-    for (int t = 0; t < n; t += VL) for (int i = t; i < t + VL; i++)
-        score[i] = kg_score(&pr->programs, row, score[i], b, h, q, k0 + i);
+    for (int t = 0; t < n; t += VL)
+        for (int i = t; i < t + VL; i++)
+            score[i] = kg_score(&pr->programs, row, score[i], b, h, q, k0 + i);
 #endif
 #if KG_HAS_MASK
     if (masked) {
         const struct kg_mask_row seen = kg_mask_row(&pr->programs, b, h, q);
-        for (int t = 0; t < n; t += VL) for (int i = t; i < t + VL; i++)
-            it->keep[i] = (float)kg_mask(&pr->programs, seen, b, h, q, k0 + i);
         for (int t = 0; t < n; t += VL)
-            store(score + t, pick(load(it->keep + t) != (vf){0}, load(score + t), splat(-INFINITY)));
+            for (int i = t; i < t + VL; i++)
+                it->keep[i] = (float)kg_mask(&pr->programs, seen, b, h, q, k0 + i);
+        for (int t = 0; t < n; t += VL)
+            store(score + t,
+                  pick(load(it->keep + t) != (vf){0}, load(score + t), splat(-INFINITY)));
     }
 #endif
-    for (int t = n; t % VL; t++) score[t] = -INFINITY;
+    for (int t = n; t % VL; t++)
+        score[t] = -INFINITY;
     (void)pr, (void)b, (void)h, (void)q, (void)k0, (void)masked;
 }
 
@@ -286,7 +304,8 @@ INLINE void apply_programs(const struct problem *pr, struct item *it, int r, int
 INLINE float tile_softmax(struct item *it, int r, int n) {
     float *score = it->score[r];
     vf top = splat(-INFINITY), part = (vf){0};
-    for (int t = 0; t < n; t += VL) top = max_(top, load(score + t));
+    for (int t = 0; t < n; t += VL)
+        top = max_(top, load(score + t));
     const float peak = peak_of(top) * LOG2E, now = peak > it->peak[r] ? peak : it->peak[r];
     const float low = now == -INFINITY ? 0 : now, decay = exp2_(splat(it->peak[r] - low))[0];
     for (int t = 0; t < n; t += VL) {
@@ -300,28 +319,34 @@ INLINE float tile_softmax(struct item *it, int r, int n) {
 }
 
 /* `vectors` vectors of the output row from column c on. */
-INLINE void value_cols(const int vectors, const struct problem *pr, float *output, const float *score, const char *value,
-                       int n, int64_t c, float decay) {
+INLINE void value_cols(const int vectors, const struct problem *pr, float *output,
+                       const float *score, const char *value, int n, int64_t c, float decay) {
     vf acc[8];
     UNROLL for (int j = 0; j < vectors; j++) acc[j] = load(output + c + j * VL) * decay;
     for (int t = 0; t < n; t++) {
         const vf p = splat(score[t]);
-        UNROLL for (int j = 0; j < vectors; j++)
-            acc[j] = fma_(p, fetch(value + t * pr->v.row * SIZE, c + j * VL, pr->dv), acc[j]);
+        UNROLL for (int j = 0; j < vectors; j++) acc[j] =
+            fma_(p, fetch(value + t * pr->v.row * SIZE, c + j * VL, pr->dv), acc[j]);
     }
     UNROLL for (int j = 0; j < vectors; j++) store(output + c + j * VL, acc[j]);
 }
 
-INLINE void tile_values(const struct problem *pr, struct item *it, int r, const char *value, int n, float decay) {
+INLINE void tile_values(const struct problem *pr, struct item *it, int r, const char *value, int n,
+                        float decay) {
     int64_t c = 0;
-    for (; c + 8 * VL <= pr->dv; c += 8 * VL) value_cols(8, pr, it->output[r], it->score[r], value, n, c, decay);
-    for (; c + 4 * VL <= pr->dv; c += 4 * VL) value_cols(4, pr, it->output[r], it->score[r], value, n, c, decay);
-    for (; c < pr->dv; c += VL) value_cols(1, pr, it->output[r], it->score[r], value, n, c, decay);
+    for (; c + 8 * VL <= pr->dv; c += 8 * VL)
+        value_cols(8, pr, it->output[r], it->score[r], value, n, c, decay);
+    for (; c + 4 * VL <= pr->dv; c += 4 * VL)
+        value_cols(4, pr, it->output[r], it->score[r], value, n, c, decay);
+    for (; c < pr->dv; c += VL)
+        value_cols(1, pr, it->output[r], it->score[r], value, n, c, decay);
 }
 
-INLINE void start_item(const struct problem *pr, struct item *it, int rows, int64_t b, int64_t head) {
+INLINE void start_item(const struct problem *pr, struct item *it, int rows, int64_t b,
+                       int64_t head) {
     for (int r = 0; r < rows; r++) {
-        const int64_t at = b * pr->q.batch + (head + r / pr->sq) * pr->q.head + r % pr->sq * pr->q.row;
+        const int64_t at =
+            b * pr->q.batch + (head + r / pr->sq) * pr->q.head + r % pr->sq * pr->q.row;
         for (int64_t c = 0; c < pr->d; c += VL)
             store(&it->query[r][c], fetch(pr->query + at * SIZE, c, pr->d) * pr->scale);
         memset(it->output[r], 0, sizeof it->output[r]);
@@ -330,7 +355,8 @@ INLINE void start_item(const struct problem *pr, struct item *it, int rows, int6
 }
 
 /* Keys [k0, k1) of head hk. */
-INLINE void attend(const struct problem *pr, struct item *it, int64_t b, int64_t hk, int64_t k0, int64_t k1) {
+INLINE void attend(const struct problem *pr, struct item *it, int64_t b, int64_t hk, int64_t k0,
+                   int64_t k1) {
     const int64_t head = hk * (pr->hq / pr->hkv);
     const int rows = (int)(pr->hq / pr->hkv * pr->sq);
     const char *key = pr->key + (b * pr->k.batch + hk * pr->k.head) * SIZE;
@@ -342,19 +368,21 @@ INLINE void attend(const struct problem *pr, struct item *it, int64_t b, int64_t
         for (int r = 0; r < rows; r++) {
 #if KG_HAS_MASK
             const int32_t q = (int32_t)(r % pr->sq);
-            code[r] = kg_mask_range(&pr->programs, (int32_t)b, (int32_t)(head + r / pr->sq), q, q + 1, (int32_t)k0,
-                                    (int32_t)k0 + n);
+            code[r] = kg_mask_range(&pr->programs, (int32_t)b, (int32_t)(head + r / pr->sq), q,
+                                    q + 1, (int32_t)k0, (int32_t)k0 + n);
 #else
             code[r] = 1;
 #endif
             any |= code[r];
         }
-        if (!any) continue;
+        if (!any)
+            continue;
         tile_scores(pr, it, rows, key + k0 * pr->k.row * SIZE, n);
         for (int r = 0; r < rows; r++) {
-            if (!code[r]) continue;
-            apply_programs(pr, it, r, (int32_t)b, (int32_t)(head + r / pr->sq), (int32_t)(r % pr->sq), (int32_t)k0, n,
-                           code[r] == 2);
+            if (!code[r])
+                continue;
+            apply_programs(pr, it, r, (int32_t)b, (int32_t)(head + r / pr->sq),
+                           (int32_t)(r % pr->sq), (int32_t)k0, n, code[r] == 2);
             const float decay = tile_softmax(it, r, n);
             tile_values(pr, it, r, value + k0 * pr->v.row * SIZE, n, decay);
         }
@@ -364,39 +392,47 @@ INLINE void attend(const struct problem *pr, struct item *it, int64_t b, int64_t
 /* row: the sums of exponentials times values, against the maximum peak (times log2(e)). */
 INLINE void finish_row(char *output, float *lse, float *row, float peak, float sum, int64_t dv) {
     const vf scale = splat(sum == 0 ? 0 : 1 / sum);
-    for (int64_t c = 0; c < dv; c += VL) store(row + c, sum == 0 ? (vf){0} : load(row + c) * scale);
+    for (int64_t c = 0; c < dv; c += VL)
+        store(row + c, sum == 0 ? (vf){0} : load(row + c) * scale);
     write_row(output, row, dv);
-    if (lse) *lse = sum == 0 ? -INFINITY : peak * LN2 + logf(sum);
+    if (lse)
+        *lse = sum == 0 ? -INFINITY : peak * LN2 + logf(sum);
 }
 
-void attention_part(int64_t begin, int64_t end, const KG_T_query *query, const KG_T_key *key, const KG_T_value *value,
-                    KG_T_output *output, KG_T_lse *lse, KG_T_partial *partial, KG_PROGRAMS programs, int64_t hq,
-                    int64_t hkv, int64_t sq, int64_t sk, int64_t d, int64_t dv, int64_t q0, int64_t q1, int64_t q2,
-                    int64_t k0, int64_t k1, int64_t k2, int64_t v0, int64_t v1, int64_t v2, float scale);
-void attention_join(int64_t begin, int64_t end, KG_T_output *output, KG_T_lse *lse, KG_T_partial *partial, int64_t hq,
-                    int64_t hkv, int64_t sq, int64_t dv);
+void attention_part(int64_t begin, int64_t end, const KG_T_query *query, const KG_T_key *key,
+                    const KG_T_value *value, KG_T_output *output, KG_T_lse *lse,
+                    KG_T_partial *partial, KG_PROGRAMS programs, int64_t hq, int64_t hkv,
+                    int64_t sq, int64_t sk, int64_t d, int64_t dv, int64_t q0, int64_t q1,
+                    int64_t q2, int64_t k0, int64_t k1, int64_t k2, int64_t v0, int64_t v1,
+                    int64_t v2, float scale);
+void attention_join(int64_t begin, int64_t end, KG_T_output *output, KG_T_lse *lse,
+                    KG_T_partial *partial, int64_t hq, int64_t hkv, int64_t sq, int64_t dv);
 
-void attention_part(int64_t begin, int64_t end, const KG_T_query *query, const KG_T_key *key, const KG_T_value *value,
-                    KG_T_output *output, KG_T_lse *lse, KG_T_partial *partial, KG_PROGRAMS programs, int64_t hq,
-                    int64_t hkv, int64_t sq, int64_t sk, int64_t d, int64_t dv, int64_t q0, int64_t q1, int64_t q2,
-                    int64_t k0, int64_t k1, int64_t k2, int64_t v0, int64_t v1, int64_t v2, float scale) {
+void attention_part(int64_t begin, int64_t end, const KG_T_query *query, const KG_T_key *key,
+                    const KG_T_value *value, KG_T_output *output, KG_T_lse *lse,
+                    KG_T_partial *partial, KG_PROGRAMS programs, int64_t hq, int64_t hkv,
+                    int64_t sq, int64_t sk, int64_t d, int64_t dv, int64_t q0, int64_t q1,
+                    int64_t q2, int64_t k0, int64_t k1, int64_t k2, int64_t v0, int64_t v1,
+                    int64_t v2, float scale) {
     struct item it;
-    struct problem pr = {.query = (const char *)query,
-                         .key = (const char *)key,
-                         .value = (const char *)value,
+    struct problem pr = {
+        .query = (const char *)query,
+        .key = (const char *)key,
+        .value = (const char *)value,
 #if KG_HAS_SCORE || KG_HAS_MASK
-                         .programs = *programs,
+        .programs = *programs,
 #endif
-                         .hq = hq,
-                         .hkv = hkv,
-                         .sq = sq,
-                         .sk = sk,
-                         .d = d,
-                         .dv = dv,
-                         .q = {q0, q1, q2},
-                         .k = {k0, k1, k2},
-                         .v = {v0, v1, v2},
-                         .scale = scale};
+        .hq = hq,
+        .hkv = hkv,
+        .sq = sq,
+        .sk = sk,
+        .d = d,
+        .dv = dv,
+        .q = {q0, q1, q2},
+        .k = {k0, k1, k2},
+        .v = {v0, v1, v2},
+        .scale = scale
+    };
     const int64_t rows = hq / hkv * sq, part = ((sk + SPLIT - 1) / SPLIT + VL - 1) / VL * VL;
     (void)programs;
 #if KG_EXACT_D
@@ -406,12 +442,14 @@ void attention_part(int64_t begin, int64_t end, const KG_T_query *query, const K
     pr.dv = DV;
 #endif
     for (int64_t i = begin; i < end; i++) {
-        const int64_t group = i / SPLIT, from = i % SPLIT * part, to = from + part < sk ? from + part : sk;
+        const int64_t group = i / SPLIT, from = i % SPLIT * part,
+                      to = from + part < sk ? from + part : sk;
         attend(&pr, &it, group / hkv, group % hkv, from, to);
         for (int64_t r = 0; r < rows; r++) {
             if (SPLIT == 1) {
                 char *to_row = (char *)output + (group * rows + r) * pr.dv * SIZE;
-                finish_row(to_row, lse ? lse + group * rows + r : 0, it.output[r], it.peak[r], it.sum[r], pr.dv);
+                finish_row(to_row, lse ? lse + group * rows + r : 0, it.output[r], it.peak[r],
+                           it.sum[r], pr.dv);
             } else {
                 float *to_row = partial + (i * rows + r) * (pr.dv + 2);
                 memcpy(to_row, it.output[r], (size_t)pr.dv * 4);
@@ -421,17 +459,20 @@ void attention_part(int64_t begin, int64_t end, const KG_T_query *query, const K
     }
 }
 
-void attention_join(int64_t begin, int64_t end, KG_T_output *output, KG_T_lse *lse, KG_T_partial *partial, int64_t hq,
-                    int64_t hkv, int64_t sq, int64_t dv) {
+void attention_join(int64_t begin, int64_t end, KG_T_output *output, KG_T_lse *lse,
+                    KG_T_partial *partial, int64_t hq, int64_t hkv, int64_t sq, int64_t dv) {
     const int64_t rows = hq / hkv * sq;
     for (int64_t i = begin; i < end; i++) {
         const float *from = partial + (i / rows * SPLIT * rows + i % rows) * (dv + 2);
         const int64_t step = rows * (dv + 2);
         float row[D_MAX] ALIGNED = {0}, peak = -INFINITY, sum = 0;
-        for (int s = 0; s < SPLIT; s++) peak = from[s * step + dv] > peak ? from[s * step + dv] : peak;
+        for (int s = 0; s < SPLIT; s++)
+            peak = from[s * step + dv] > peak ? from[s * step + dv] : peak;
         for (int s = 0; s < SPLIT; s++) {
-            const float low = peak == -INFINITY ? 0 : peak, share = exp2f(from[s * step + dv] - low);
-            for (int64_t c = 0; c < dv; c++) row[c] += from[s * step + c] * share;
+            const float low = peak == -INFINITY ? 0 : peak,
+                        share = exp2f(from[s * step + dv] - low);
+            for (int64_t c = 0; c < dv; c++)
+                row[c] += from[s * step + c] * share;
             sum += from[s * step + dv + 1] * share;
         }
         finish_row((char *)output + i * dv * SIZE, lse ? lse + i : 0, row, peak, sum, dv);

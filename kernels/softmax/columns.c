@@ -9,14 +9,16 @@
 */
 /* Softmax over a dim that is not the last: columns of N elements, K apart.
  *
- * An item is WIDTH neighbouring columns, which lie along the vector lanes, so that nothing is reduced across lanes.
- * When they fit the scratch buffer each element is read once from memory and exponentiated once; else the rows go in
- * chunks with a running maximum and are read twice. With K below two vectors a whole [N][K] block is one item: VL rows
- * are K whole vectors, vector v of each such group holds the same columns, and K accumulators see all of them.
+ * An item is WIDTH neighbouring columns, which lie along the vector lanes, so that nothing is
+ * reduced across lanes. When they fit the scratch buffer each element is read once from memory and
+ * exponentiated once; else the rows go in chunks with a running maximum and are read twice. With K
+ * below two vectors a whole [N][K] block is one item: VL rows are K whole vectors, vector v of each
+ * such group holds the same columns, and K accumulators see all of them.
  *
  * Traffic: 2 * M * N * K elements for what fits. Floor: that over the rate of a copy.
  *
- * A column with NaN or +inf, and one of -inf, comes out as NaN. Refuses K == 1: rows.c is for that. */
+ * A column with NaN or +inf, and one of -inf, comes out as NaN. Refuses K == 1: rows.c is for that.
+ */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -54,9 +56,13 @@ typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef uint32_t vu __attribute__((vector_size(4 * VL)));
 typedef uint16_t vh __attribute__((vector_size(2 * VL)));
 
-INLINE vf splat(float x) { return x - (vf){0}; }
+INLINE vf splat(float x) {
+    return x - (vf){0};
+}
 
-INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf pick(vi mask, vf a, vf b) {
+    return (vf)((mask & (vi)a) | (~mask & (vi)b));
+}
 
 INLINE vf fma_(vf a, vf b, vf c) {
 #if VL == 16
@@ -107,8 +113,9 @@ INLINE vf exp2_(vf x) {
 #endif
 }
 
-/* What e^(x - peak) subtracts: with FMA it is 2^(x * log2e - low), low = peak * log2e, whose rounding is common to a
- * column and cancels. Without, x * log2e would be rounded too, so the difference comes first. */
+/* What e^(x - peak) subtracts: with FMA it is 2^(x * log2e - low), low = peak * log2e, whose
+ * rounding is common to a column and cancels. Without, x * log2e would be rounded too, so the
+ * difference comes first. */
 INLINE vf low_of(vf peak) {
 #if VL > 4
     return peak * LOG2E;
@@ -172,8 +179,12 @@ INLINE vh narrow(vf f) {
 }
 typedef vh stored;
 #else
-INLINE vf widen(vf f) { return f; }
-INLINE vf narrow(vf f) { return f; }
+INLINE vf widen(vf f) {
+    return f;
+}
+INLINE vf narrow(vf f) {
+    return f;
+}
 typedef vf stored;
 #endif
 
@@ -226,7 +237,9 @@ INLINE void stream(char *y, int64_t i, vf f) {
 #endif
 }
 
-INLINE vf fetch(const char *x, int64_t i, int lanes) { return lanes == VL ? load(x, i) : load_tail(x, i, i + lanes); }
+INLINE vf fetch(const char *x, int64_t i, int lanes) {
+    return lanes == VL ? load(x, i) : load_tail(x, i, i + lanes);
+}
 
 INLINE void put(char *y, int64_t i, vf v, int lanes, int streamed) {
     if (lanes < VL)
@@ -244,30 +257,36 @@ INLINE vf scratch(const float *e, int64_t i) {
 }
 
 /* Maximum of rows [0, n) at x, which are k elements apart. */
-INLINE void block_peak(const int vectors, const int lanes, const char *x, int64_t n, int64_t k, vf *top) {
+INLINE void block_peak(const int vectors, const int lanes, const char *x, int64_t n, int64_t k,
+                       vf *top) {
     for (int64_t r = 0; r < n; r++)
-        FULLY for (int v = 0; v < vectors; v++) top[v] = max_(top[v], fetch(x, r * k + v * VL, lanes));
+        FULLY for (int v = 0; v < vectors; v++) top[v] =
+            max_(top[v], fetch(x, r * k + v * VL, lanes));
 }
 
-/* Adds the exponentials of rows [0, n) to sum, in short runs so that rounding does not grow with n. */
-INLINE void block_sum(const int vectors, const int lanes, const char *x, int64_t n, int64_t k, const vf *low,
-                      float *e, vf *sum) {
+/* Adds the exponentials of rows [0, n) to sum, in short runs so that rounding does not grow with n.
+ */
+INLINE void block_sum(const int vectors, const int lanes, const char *x, int64_t n, int64_t k,
+                      const vf *low, float *e, vf *sum) {
     for (int64_t r0 = 0; r0 < n; r0 += RUN) {
         const int64_t r1 = n - r0 < RUN ? n : r0 + RUN;
         vf part[WIDTH / VL];
         FULLY for (int v = 0; v < vectors; v++) part[v] = (vf){0};
-        for (int64_t r = r0; r < r1; r++) FULLY for (int v = 0; v < vectors; v++) {
-            vf p = exp_below(fetch(x, r * k + v * VL, lanes), low[v]);
-            if (e) memcpy(e + (r * vectors + v) * VL, &p, sizeof p);
-            part[v] += p;
-        }
+        for (int64_t r = r0; r < r1; r++)
+            FULLY for (int v = 0; v < vectors; v++) {
+                vf p = exp_below(fetch(x, r * k + v * VL, lanes), low[v]);
+                if (e)
+                    memcpy(e + (r * vectors + v) * VL, &p, sizeof p);
+                part[v] += p;
+            }
         FULLY for (int v = 0; v < vectors; v++) sum[v] += part[v];
     }
 }
 
-/* `vectors` vectors of columns, of which the last may have fewer than VL lanes (then vectors is 1). */
-INLINE void column_block(const int vectors, const int lanes, const char *x, char *y, int64_t n, int64_t k, float *e,
-                         int streamed) {
+/* `vectors` vectors of columns, of which the last may have fewer than VL lanes (then vectors is 1).
+ */
+INLINE void column_block(const int vectors, const int lanes, const char *x, char *y, int64_t n,
+                         int64_t k, float *e, int streamed) {
     const int64_t chunk = FIT / (vectors * VL);
     vf peak[WIDTH / VL], low[WIDTH / VL], sum[WIDTH / VL];
     FULLY for (int v = 0; v < vectors; v++) peak[v] = splat(-INFINITY), low[v] = sum[v] = (vf){0};
@@ -285,27 +304,31 @@ INLINE void column_block(const int vectors, const int lanes, const char *x, char
         block_sum(vectors, lanes, x + r * k * SIZE, rows, k, low, e, sum);
     }
     FULLY for (int v = 0; v < vectors; v++) sum[v] = 1 / sum[v];
-    for (int64_t r = 0; r < n; r++) FULLY for (int v = 0; v < vectors; v++) {
-        vf p = n <= chunk ? scratch(e, (r * vectors + v) * VL)
-                          : exp_below(fetch(x, r * k + v * VL, lanes), low[v]);
-        put(y, r * k + v * VL, p * sum[v], lanes, streamed);
-    }
+    for (int64_t r = 0; r < n; r++)
+        FULLY for (int v = 0; v < vectors; v++) {
+            vf p = n <= chunk ? scratch(e, (r * vectors + v) * VL)
+                              : exp_below(fetch(x, r * k + v * VL, lanes), low[v]);
+            put(y, r * k + v * VL, p * sum[v], lanes, streamed);
+        }
 }
 
-/* Joins the lanes of one column (as maximum or sum) and gives each of them the result; flat[i] is column i % k. */
+/* Joins the lanes of one column (as maximum or sum) and gives each of them the result; flat[i] is
+ * column i % k. */
 INLINE void join_lanes(float *flat, int64_t used, int64_t k, int64_t total, int sums) {
     float col[NARROW];
-    for (int64_t c = 0; c < k; c++) col[c] = flat[c];
+    for (int64_t c = 0; c < k; c++)
+        col[c] = flat[c];
     for (int64_t i = k, c = 0; i < used; i++, c = c + 1 < k ? c + 1 : 0) {
         const float f = flat[i];
         col[c] = sums ? col[c] + f : col[c] > f ? col[c] : f;
     }
-    for (int64_t i = 0, c = 0; i < total; i++, c = c + 1 < k ? c + 1 : 0) flat[i] = col[c];
+    for (int64_t i = 0, c = 0; i < total; i++, c = c + 1 < k ? c + 1 : 0)
+        flat[i] = col[c];
 }
 
 /* All of an [n][k] block, k below two vectors. */
-static __attribute__((noinline)) void narrow_block(const char *x, char *y, int64_t n, int64_t k, float *e,
-                                                   int streamed) {
+static __attribute__((noinline)) void narrow_block(const char *x, char *y, int64_t n, int64_t k,
+                                                   float *e, int streamed) {
     union {
         vf v[NARROW];
         float f[NARROW * VL];
@@ -313,24 +336,30 @@ static __attribute__((noinline)) void narrow_block(const char *x, char *y, int64
     vf part[NARROW];
     const int64_t total = n * k, used = n < VL ? total : k * VL, vectors = (used + VL - 1) / VL;
     const int fits = total <= FIT;
-    for (int64_t v = 0; v < vectors; v++) low.v[v] = splat(-INFINITY), sum.v[v] = part[v] = (vf){0};
+    for (int64_t v = 0; v < vectors; v++)
+        low.v[v] = splat(-INFINITY), sum.v[v] = part[v] = (vf){0};
     for (int64_t i = 0, v = 0; i < total; i += VL, v = v + 1 < vectors ? v + 1 : 0)
         low.v[v] = max_(low.v[v], i + VL <= total ? load(x, i) : load_tail(x, i, total));
     join_lanes(low.f, used, k, vectors * VL, 0);
-    for (int64_t v = 0; v < vectors; v++) low.v[v] = low_of(low.v[v]);
+    for (int64_t v = 0; v < vectors; v++)
+        low.v[v] = low_of(low.v[v]);
     for (int64_t i = 0, v = 0, run = 0; i < total; i += VL) {
         vf p = exp_below(i + VL <= total ? load(x, i) : load_tail(x, i, total), low.v[v]);
-        if (fits) memcpy(e + i, &p, sizeof p);
+        if (fits)
+            memcpy(e + i, &p, sizeof p);
         part[v] += p;
         v = v + 1 < vectors ? v + 1 : 0;
         if (v == 0 && ++run == RUN) {
-            for (int64_t u = 0; u < vectors; u++) sum.v[u] += part[u], part[u] = (vf){0};
+            for (int64_t u = 0; u < vectors; u++)
+                sum.v[u] += part[u], part[u] = (vf){0};
             run = 0;
         }
     }
-    for (int64_t v = 0; v < vectors; v++) sum.v[v] += part[v];
+    for (int64_t v = 0; v < vectors; v++)
+        sum.v[v] += part[v];
     join_lanes(sum.f, used, k, vectors * VL, 1);
-    for (int64_t v = 0; v < vectors; v++) sum.v[v] = 1 / sum.v[v];
+    for (int64_t v = 0; v < vectors; v++)
+        sum.v[v] = 1 / sum.v[v];
     for (int64_t i = 0, v = 0; i < total; i += VL, v = v + 1 < vectors ? v + 1 : 0) {
         const int lanes = total - i < VL ? (int)(total - i) : VL;
         vf p = fits ? scratch(e, i) : exp_below(fetch(x, i, lanes), low.v[v]);
@@ -338,11 +367,11 @@ static __attribute__((noinline)) void narrow_block(const char *x, char *y, int64
     }
 }
 
-void softmax_columns(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output, int64_t m, int64_t n,
-                     int64_t k);
+void softmax_columns(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
+                     int64_t m, int64_t n, int64_t k);
 
-void softmax_columns(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output, int64_t m, int64_t n,
-                     int64_t k) {
+void softmax_columns(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
+                     int64_t m, int64_t n, int64_t k) {
     float e[FIT + VL] __attribute__((aligned(64)));
 #if KG_EXACT_N
     n = N;
@@ -368,10 +397,13 @@ void softmax_columns(int64_t begin, int64_t end, const KG_T_input *input, KG_T_o
             column_block(WIDTH / VL, VL, x, y, n, k, e, streamed);
             continue;
         }
-        for (; c + VL <= columns; c += VL) column_block(1, VL, x + c * SIZE, y + c * SIZE, n, k, e, streamed);
-        if (c < columns) column_block(1, (int)(columns - c), x + c * SIZE, y + c * SIZE, n, k, e, 0);
+        for (; c + VL <= columns; c += VL)
+            column_block(1, VL, x + c * SIZE, y + c * SIZE, n, k, e, streamed);
+        if (c < columns)
+            column_block(1, (int)(columns - c), x + c * SIZE, y + c * SIZE, n, k, e, 0);
     }
 #if VL > 4
-    if (large) _mm_sfence();
+    if (large)
+        _mm_sfence();
 #endif
 }

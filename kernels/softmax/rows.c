@@ -8,13 +8,15 @@
 */
 /* Softmax over contiguous rows, one trip to memory.
  *
- * A row that fits the scratch buffer is read from memory once (maximum), exponentiated into scratch while the next
- * row is prefetched, and written scaled; outputs of STREAM MiB or more bypass the cache, which saves reading what is
- * overwritten. Longer rows go block by block with a running maximum and are read twice.
+ * A row that fits the scratch buffer is read from memory once (maximum), exponentiated into scratch
+ * while the next row is prefetched, and written scaled; outputs of STREAM MiB or more bypass the
+ * cache, which saves reading what is overwritten. Longer rows go block by block with a running
+ * maximum and are read twice.
  *
  * Traffic: 2 * M * N elements for rows that fit. Floor: that over the rate of a copy.
  *
- * A row with NaN or +inf, and a row of -inf, comes out as NaN. Refuses strided rows: columns.c is for those. */
+ * A row with NaN or +inf, and a row of -inf, comes out as NaN. Refuses strided rows: columns.c is
+ * for those. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -48,10 +50,14 @@ typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef uint32_t vu __attribute__((vector_size(4 * VL)));
 typedef uint16_t vh __attribute__((vector_size(2 * VL)));
 
-INLINE vf splat(float x) { return x - (vf){0}; }
+INLINE vf splat(float x) {
+    return x - (vf){0};
+}
 
 #if VL == 4
-INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf pick(vi mask, vf a, vf b) {
+    return (vf)((mask & (vi)a) | (~mask & (vi)b));
+}
 #endif
 
 INLINE vf fma_(vf a, vf b, vf c) {
@@ -134,8 +140,9 @@ INLINE vf exp2_(vf x) {
 #endif
 }
 
-/* e^(x - peak) for x <= peak. With FMA as 2^(x * log2e - m), m = peak * log2e: the rounding of m is common to a
- * row and cancels. Without, x * log2e would be rounded too, so the difference comes first. */
+/* e^(x - peak) for x <= peak. With FMA as 2^(x * log2e - m), m = peak * log2e: the rounding of m is
+ * common to a row and cancels. Without, x * log2e would be rounded too, so the difference comes
+ * first. */
 INLINE vf exp_below(vf x, float peak) {
 #if VL > 4
     return exp2_(fma_(x, splat(LOG2E), splat(-(peak * LOG2E))));
@@ -182,8 +189,12 @@ INLINE vh narrow(vf f) {
 }
 typedef vh stored;
 #else
-INLINE vf widen(vf f) { return f; }
-INLINE vf narrow(vf f) { return f; }
+INLINE vf widen(vf f) {
+    return f;
+}
+INLINE vf narrow(vf f) {
+    return f;
+}
 typedef vf stored;
 #endif
 
@@ -242,8 +253,10 @@ INLINE float row_peak(const char *x, int64_t n) {
     FULLY for (int u = 0; u < UNROLL; u++) top[u] = splat(-INFINITY);
     for (; i + UNROLL * VL <= n; i += UNROLL * VL)
         FULLY for (int u = 0; u < UNROLL; u++) top[u] = max_(top[u], load(x, i + u * VL));
-    for (; i + VL <= n; i += VL) top[0] = max_(top[0], load(x, i));
-    if (i < n) top[0] = max_(top[0], load_tail(x, i, n));
+    for (; i + VL <= n; i += VL)
+        top[0] = max_(top[0], load(x, i));
+    if (i < n)
+        top[0] = max_(top[0], load_tail(x, i, n));
     FULLY for (int u = 1; u < UNROLL; u++) top[0] = max_(top[0], top[u]);
     return peak_of(top[0]);
 }
@@ -253,16 +266,19 @@ INLINE float row_exp(const char *x, float *e, int64_t n, float peak, const char 
     vf part[UNROLL];
     int64_t i = 0;
     FULLY for (int u = 0; u < UNROLL; u++) part[u] = (vf){0};
-    for (; i + UNROLL * VL <= n; i += UNROLL * VL) FULLY for (int u = 0; u < UNROLL; u++) {
-        vf p = exp_below(load(x, i + u * VL), peak);
-        if (AHEAD && ahead && (i + u * VL) * SIZE % 64 == 0)
-            __builtin_prefetch(ahead + (i + u * VL) * SIZE, 0, AHEAD == 1 ? 3 : 2);
-        if (e) memcpy(e + i + u * VL, &p, sizeof p);
-        part[u] += p;
-    }
+    for (; i + UNROLL * VL <= n; i += UNROLL * VL)
+        FULLY for (int u = 0; u < UNROLL; u++) {
+            vf p = exp_below(load(x, i + u * VL), peak);
+            if (AHEAD && ahead && (i + u * VL) * SIZE % 64 == 0)
+                __builtin_prefetch(ahead + (i + u * VL) * SIZE, 0, AHEAD == 1 ? 3 : 2);
+            if (e)
+                memcpy(e + i + u * VL, &p, sizeof p);
+            part[u] += p;
+        }
     for (; i < n; i += VL) {
         vf p = exp_below(i + VL <= n ? load(x, i) : load_tail(x, i, n), peak);
-        if (e) memcpy(e + i, &p, sizeof p);
+        if (e)
+            memcpy(e + i, &p, sizeof p);
         part[0] += p;
     }
     FULLY for (int u = 1; u < UNROLL; u++) part[0] += part[u];
@@ -284,14 +300,18 @@ INLINE void row_write(char *y, const float *e, int64_t n, float scale, int strea
             store(y, 0, scratch(e, 0) * s);
             i = VL - skew;
         }
-        for (; i + VL <= n; i += VL) stream(y, i, scratch(e, i) * s);
+        for (; i + VL <= n; i += VL)
+            stream(y, i, scratch(e, i) * s);
     } else {
-        for (; i + VL <= n; i += VL) store(y, i, scratch(e, i) * s);
+        for (; i + VL <= n; i += VL)
+            store(y, i, scratch(e, i) * s);
     }
-    if (i < n) store_tail(y, i, n, scratch(e, i) * s);
+    if (i < n)
+        store_tail(y, i, n, scratch(e, i) * s);
 }
 
-/* What a sum against the maximum `from` is multiplied with to stand against `to`: the quotient of exp_below's. */
+/* What a sum against the maximum `from` is multiplied with to stand against `to`: the quotient of
+ * exp_below's. */
 INLINE double rescale(float from, float to) {
 #if VL > 4
     return exp2((double)(from * LOG2E) - (double)(to * LOG2E));
@@ -301,7 +321,8 @@ INLINE double rescale(float from, float to) {
 }
 
 /* Rows that do not fit: blocks with a running maximum, then a second reading. */
-static __attribute__((noinline)) void long_row(const char *x, char *y, int64_t n, float *e, int streamed) {
+static __attribute__((noinline)) void long_row(const char *x, char *y, int64_t n, float *e,
+                                               int streamed) {
     float peak = -INFINITY;
     double sum = 0;
     for (int64_t i = 0; i < n; i += FIT) {
@@ -319,9 +340,11 @@ static __attribute__((noinline)) void long_row(const char *x, char *y, int64_t n
     }
 }
 
-void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output, int64_t m, int64_t n);
+void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
+                  int64_t m, int64_t n);
 
-void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output, int64_t m, int64_t n) {
+void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
+                  int64_t m, int64_t n) {
     float e[FIT + VL] __attribute__((aligned(64)));
 #if KG_EXACT_N
     n = N;
@@ -339,6 +362,7 @@ void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_outp
         }
     }
 #if VL > 4
-    if (streamed) _mm_sfence();
+    if (streamed)
+        _mm_sfence();
 #endif
 }
