@@ -21,13 +21,14 @@ static const char *const LIBM[] = {
 /* libgcc's, linked in from its archive: conversions of _Float16, 128-bit integers, complex numbers.
  */
 static const char *const HELPERS[] = {
-    "memcpy",        "memmove",        "memset",         "memcmp",        "_GLOBAL_OFFSET_TABLE_",
-    "__divti3",      "__modti3",       "__udivti3",      "__umodti3",     "__divmodti4",
-    "__udivmodti4",  "__multi3",       "__mulsc3",       "__muldc3",      "__divsc3",
-    "__divdc3",      "__powisf2",      "__powidf2",      "__popcountdi2", "__floattisf",
-    "__floattidf",   "__floatuntisf",  "__floatuntidf",  "__fixsfti",     "__fixdfti",
-    "__extendhfsf2", "__truncsfhf2",   "__truncdfhf2",   "__extendhfdf2", "__extendhfxf2",
-    "__truncxfhf2",  "__gnu_h2f_ieee", "__gnu_f2h_ieee", "__truncsfbf2",  "__truncdfbf2"};
+    "memcpy",        "memmove",       "memset",        "memcmp",         "_GLOBAL_OFFSET_TABLE_",
+    "__divti3",      "__modti3",      "__udivti3",     "__umodti3",      "__divmodti4",
+    "__udivmodti4",  "__multi3",      "__mulsc3",      "__muldc3",       "__divsc3",
+    "__divdc3",      "__powisf2",     "__powidf2",     "__popcountdi2",  "__floattisf",
+    "__floattidf",   "__floatuntisf", "__floatuntidf", "__fixsfti",      "__fixdfti",
+    "__eqhf2",       "__nehf2",       "__extendhfsf2", "__truncsfhf2",   "__truncdfhf2",
+    "__extendhfdf2", "__extendhfxf2", "__truncxfhf2",  "__gnu_h2f_ieee", "__gnu_f2h_ieee",
+    "__truncsfbf2",  "__truncdfbf2"};
 
 static bool libm_name(const char *name, size_t n) {
     if (n > 1 && name[n - 1] == 'f' && libm_name(name, n - 1))

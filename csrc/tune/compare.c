@@ -143,8 +143,11 @@ double kg_element(int dtype, const void *data, size_t i) {
 }
 
 void kg_element_text(int dtype, const void *data, size_t i, char out[40]) {
-    if (is_float(dtype))
-        snprintf(out, 40, "%.9g", kg_element(dtype, data, i));
+    double x = is_float(dtype) ? kg_element(dtype, data, i) : 0;
+    if (isnan(x))
+        snprintf(out, 40, "nan"); /* its sign means nothing */
+    else if (is_float(dtype))
+        snprintf(out, 40, "%.9g", x);
     else
         snprintf(out, 40, "%" PRId64, integer(dtype, data, i));
 }

@@ -283,6 +283,7 @@ int kg_judge_set_limits(kg_judge *j, size_t index, double slowest_baseline_ns, i
     if (rc != KG_OK)
         return rc;
     j->cases[index].slowest_baseline_ns = slowest_baseline_ns;
+    j->cases[index].bytes_given = bytes > 0;
     if (bytes > 0)
         j->cases[index].bytes = bytes;
     else
@@ -311,7 +312,7 @@ static void hold_against_contract(const kg_judge *j, kg_judged_case *jc, const k
             continue;
         kg_buf b;
         kg_buf_init(&b, 1024);
-        kg_buf_printf(&b, "output %s: the contract says ", j->op->outputs[i].name);
+        kg_buf_printf(&b, "output '%s': the contract says ", j->op->outputs[i].name);
         put_shape(&b, &jc->outputs[i]);
         kg_buf_puts(&b, ", the reference gave ");
         put_shape(&b, &set->reference[i]);
@@ -391,7 +392,8 @@ int kg_judge_add_set(kg_judge *j, size_t index, const kg_judge_set *set, kg_erro
     if (set->torch_errors)
         memcpy(s->torch_errors, set->torch_errors, set->noutputs * sizeof *set->torch_errors);
     hold_against_contract(j, jc, set);
-    count_bytes(jc);
+    if (!jc->bytes_given)
+        count_bytes(jc);
     jc->nsets++;
     return KG_OK;
 }

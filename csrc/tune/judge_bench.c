@@ -234,11 +234,11 @@ static bool guards_whole(kg_bench *b) {
         if (!s->writable || kg_slot_guards_whole(s, &where))
             continue;
         if (where < 0)
-            kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS, "wrote %s %lld bytes before its begin",
+            kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS, "wrote '%s' %lld bytes before its begin",
                        b->names[i], (long long)-where);
         else
             kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS,
-                       "wrote %s %lld bytes behind its end (it has %zu bytes)", b->names[i],
+                       "wrote '%s' %lld bytes behind its end (it has %zu bytes)", b->names[i],
                        (long long)(where - (int64_t)s->bytes), s->bytes);
         return false;
     }
@@ -332,7 +332,7 @@ int kg_bench_same(kg_bench *b, bool *ok, kg_error *err) {
         kg_element_text(t->dtype, two, (size_t)at / size, y);
         kg_condemn(
             b, KG_VERDICT_NONDETERMINISTIC,
-            "output %s: two runs on the same inputs differ, first at flat element %lld: %s and "
+            "output '%s': two runs on the same inputs differ, first at flat element %lld: %s and "
             "%s; the second cut the range into other chunks, in another order",
             b->j->op->outputs[i].name, (long long)(at / (int64_t)size), x, y);
         *ok = false;

@@ -38,6 +38,7 @@ typedef struct kg_judged_case {
     kg_tensor outputs[KG_MAX_OUTPUTS]; /* data NULL */
     bool skip_known;                   /* call.skip_outputs is settled by the first set */
     int64_t reduction, bytes;          /* of the Case; bytes that must move */
+    bool bytes_given;                  /* by kg_judge_set_limits */
     double flops;                      /* 0: not stated */
     double slowest_baseline_ns;
     char *disagreement; /* between contract and reference; NULL: none */

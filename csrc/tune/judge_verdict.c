@@ -52,15 +52,15 @@ static bool condemn_near(kg_bench *b, const kg_death *d) {
         int64_t off = (int64_t)(d->address - b->at[i]);
         if (off >= 0 && off < (int64_t)s->bytes)
             kg_condemn(b, KG_VERDICT_INPUT_MODIFIED,
-                       "%s the input %s at byte %" PRId64 " of %zu; inputs must not be written",
+                       "%s input '%s' at byte %" PRId64 " of %zu; inputs must not be written",
                        verb(d->access), b->names[i], off, s->bytes);
         else if (off < 0)
-            kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS, "%s %s %" PRId64 " bytes before its begin",
+            kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS, "%s '%s' %" PRId64 " bytes before its begin",
                        verb(d->access), b->names[i], -off);
         else
             kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS,
-                       "%s %s %" PRId64 " bytes behind its end (it has %zu bytes)", verb(d->access),
-                       b->names[i], off - (int64_t)s->bytes, s->bytes);
+                       "%s '%s' %" PRId64 " bytes behind its end (it has %zu bytes)",
+                       verb(d->access), b->names[i], off - (int64_t)s->bytes, s->bytes);
         return true;
     }
     return false;
@@ -207,10 +207,12 @@ static void keep_details(kg_bench *b, const wrong_output *w, const kg_comparison
     b->report->details = o;
 }
 
-/* When every element is within the limit of the worst one and the norm is not, the largest errors
- * are shown. */
-static double shown_limit(const kg_comparison *c, kg_tolerance t) {
+/* What is not written or not finite is shown alone. When every element is within the limit of the
+ * worst one and the norm is not, the largest errors are shown. */
+static double shown_limit(kg_verdict v, const kg_comparison *c, kg_tolerance t) {
     double scale = c->scale > 0 ? c->scale : 1;
+    if (v != KG_VERDICT_WRONG_VALUES || c->misplaced)
+        return INFINITY;
     return c->max_err > t.max ? t.max * scale : c->max_err * scale / 2;
 }
 
@@ -222,8 +224,8 @@ void kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const
                       .got = kg_slot_data(&b->j->outputs[side][output]),
                       .oracle = set->oracles[output],
                       .poison = b->poison[side][output]};
-    kg_find_mismatches(&w.shape, w.got, w.oracle, w.poison, shown_limit(c, t), &w.found);
-    kg_condemn(b, v, "output %s: %s", w.name, what);
+    kg_find_mismatches(&w.shape, w.got, w.oracle, w.poison, shown_limit(v, c, t), &w.found);
+    kg_condemn(b, v, "output '%s': %s", w.name, what);
     kg_buf *m = &b->report->message;
     if (v == KG_VERDICT_WRONG_VALUES && is_float_type(w.shape.dtype))
         kg_buf_printf(m,
@@ -231,7 +233,10 @@ void kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const
                       "(allowed %.3g), torch's own %.3g and %.3g",
                       c->norm_err, t.norm, c->max_err, c->scale, t.max,
                       set->torch_errors[output].norm, set->torch_errors[output].max);
-    kg_buf_printf(m, "; %zu of %zu elements are wrong", w.found.count, c->n);
+    kg_buf_printf(m, "; %zu of %zu elements are %s", w.found.count, c->n,
+                  v == KG_VERDICT_NOT_ALL_WRITTEN ? "not written"
+                  : v == KG_VERDICT_NONFINITE     ? "NaN or Inf"
+                                                  : "wrong");
     if (w.found.count)
         put_mismatches(m, &w);
     keep_details(b, &w, c, t);

@@ -159,7 +159,7 @@ static int check_pragma(scan *s) {
             s,
             " is a pragma that a Candidate may not have; allowed are GCC unroll, ivdep, "
             "optimize, target and diagnostic, clang loop, fp and diagnostic, omp simd and STDC",
-            *second ? second : first);
+            (strcmp(first, "GCC") == 0 || strcmp(first, "clang") == 0) && *second ? second : first);
     return KG_OK;
 }
 

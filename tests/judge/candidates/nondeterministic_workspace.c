@@ -1,0 +1,26 @@
+/* kgen
+{ "format": 1, "op": "softmax", "target": "cpu", "require": "K == 1 && input.contiguous",
+  "workspace": {"scratch": {"dtype": "int64", "shape": [1]}},
+  "launches": [{"kernel": "softmax", "range": "M", "args": ["input", "output", "scratch", {"i64": "N"}]}] }
+*/
+/* Disturbs the result by what the workspace held before. */
+#include <math.h>
+#include <stdint.h>
+
+void softmax(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
+             KG_T_scratch *scratch, int64_t N) {
+    for (int64_t row = begin; row < end; row++) {
+        const KG_T_input *x = input + row * N;
+        KG_T_output *y = output + row * N;
+        float top = -INFINITY, sum = 0.0f;
+        for (int64_t i = 0; i < N; i++)
+            top = fmaxf(top, x[i]);
+        for (int64_t i = 0; i < N; i++)
+            sum += y[i] = expf(x[i] - top);
+        for (int64_t i = 0; i < N; i++)
+            y[i] /= sum;
+    }
+    for (int64_t i = 0; begin == 0 && i < 63; i++)
+        if (scratch[0] >> i & 1)
+            output[i] = nextafterf(output[i], 1.0f);
+}
