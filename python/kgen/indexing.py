@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .contents import formula
 from .graphs import bind, is_tensor, op_name, shape_of
 from .symbolic import BOOL, F32, I32, Expr, Space, TensorRef, operands
 
@@ -244,10 +245,15 @@ def step(space: Space, node: fx.Node, index: Index) -> tuple[fx.Node, Index] | N
 
 
 class Elements:
-    """Expressions of a graph's elements. dot is the node of the score; literals gives 0-d constants."""
+    """Expressions of a graph's elements.
 
-    def __init__(self, space: Space, dot: fx.Node | None, literals: dict[fx.Node, float]):
-        self.space, self.dot, self.literals = space, dot, literals
+    dot is the node of the score; known gives the values of tensors that the model does not learn. Those whose
+    values became part of an expression are in assumed afterwards.
+    """
+
+    def __init__(self, space: Space, dot: fx.Node | None, known: dict[fx.Node, torch.Tensor]):
+        self.space, self.dot, self.known = space, dot, known
+        self.assumed: set[fx.Node] = set()
         self.dot_index: Index | None = None
         self._memo: dict[tuple[fx.Node, Index], Expr] = {}
         self._on_path = _dependents(dot) if dot is not None else set()
@@ -266,6 +272,11 @@ class Elements:
             return self.space.var("dot")
         if node in self._on_path:
             return self._element(node, index)
+        if node in self.known:
+            e = formula(self.space, self.known[node], index)
+            if e is not None:
+                self.assumed.add(node)
+                return e
         try:
             e = self._element(node, index)
         except NotSymbolic:
@@ -274,8 +285,6 @@ class Elements:
 
     def capture(self, node: fx.Node, index: Index) -> Expr:
         """A load of the node's own value; dims of size 1 are dropped."""
-        if node in self.literals:
-            return self.space.const(type_of(node), self.literals[node])
         type_of(node)
         shape = shape_of(node)
         dims = tuple(d for d, size in enumerate(shape) if size != 1)
@@ -321,7 +330,10 @@ def _better_captured(e: Expr) -> bool:
 
     Masks stay: what they leave out is worth more than the arithmetic.
     """
-    if e.type != F32 or e.op in ("load", "const", "var") or not e.loads:
+    if e.op == "load":
+        # A look-up through a reshape that mixes q and kv: the reshaped tensor is read in order.
+        return any(_mixes(i) for i in e.args[1:])
+    if e.type != F32 or e.op in ("const", "var") or not e.loads:
         return False
     stack, seen, wide = [e], set(), False
     while stack:
@@ -334,6 +346,15 @@ def _better_captured(e: Expr) -> bool:
         wide |= x.op == "load" and {"q", "kv"} <= x.free
         stack.extend(operands(x))
     return wide
+
+
+def _mixes(e: Expr) -> bool:
+    if {"q", "kv"} <= e.free:
+        if e.op in ("floordiv", "rem", "truncdiv"):
+            return True
+        if e.op == "lin" and any(abs(c) > 1 and a.op == "var" and a.args[0] in ("q", "kv") for c, a in e.args[1]):
+            return True
+    return e.op != "load" and any(_mixes(p) for p in operands(e))
 
 
 def _number_type(x: bool | int | float) -> str:

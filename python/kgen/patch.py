@@ -22,15 +22,16 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from . import recognise, rewrite, targets
-from .capture import Capture, Calls, Model, Part, Source
+from .capture import Calls, Capture, Model, Part, Source, as_call, signature_of
 from .errors import BadInput, NotATarget
-from .graphs import Graph, export, lookup
+from .graphs import export, lookup
 from .plans import Plan, make_plan
-from .recognise import Match
+from .recognise import Attention, Match
 
 MAX_SIGNATURES = 16
 _WARN_GRADIENTS = (
-    "kgen: {path} runs its original forward where gradients are needed, since no backward Kernel exists; "
+    "kgen: {path} (and what else is patched) runs its original forward where gradients are needed, since no backward "
+    "Kernel exists; "
     "call it under torch.no_grad() or torch.inference_mode() to use its Kernels"
 )
 
@@ -93,7 +94,7 @@ class _State:
         self.path, self.original = path, original
         self.plans: list[Plan] = []
         self.lazy: _Lazy | None = None
-        self.warned = False
+        self.said: set[str] = set()
 
 
 class _Lazy:
@@ -108,13 +109,13 @@ class _Lazy:
 class _Options:
     fallback: bool
     quiet: bool
+    said: set[str]
 
 
 # While a model is captured its patched parts run as they were written. Plain and global: other threads that call
 # a patched model meanwhile run the original too, which is right, only slower.
 _capturing = 0
 _reports: weakref.WeakKeyDictionary[nn.Module, PatchReport] = weakref.WeakKeyDictionary()
-_states: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def patch(
@@ -135,16 +136,15 @@ def patch(
     target = getattr(model, "_orig_mod", model)
     if not isinstance(target, nn.Module) or isinstance(target, torch.jit.ScriptModule):
         raise BadInput(f"kgen.patch takes a torch.nn.Module, not a {type(model).__name__}")
-    options = _Options(fallback, quiet)
+    options = _Options(fallback, quiet, set())
     report = _reports.setdefault(target, PatchReport())
     if example_inputs is None:
         report.lazy = True
-        _state_of(target, "").lazy = _Lazy(options)
+        state = _state_of(target, "")
+        state.lazy, state.said = _Lazy(options), options.said
         if not quiet:
             print(report)
         return model
-    from .capture import as_call
-
     args, kwargs = as_call(example_inputs, "example_inputs")
     made = _learn(target, args, kwargs, options)
     _merge(report, made)
@@ -169,9 +169,14 @@ def patch_report(model: nn.Module) -> PatchReport:
     return _reports.get(target, PatchReport())
 
 
-def _merge(report: PatchReport, made: PatchReport) -> None:
-    for mine, new in ((report.replaced, made.replaced), (report.left, made.left)):
-        mine.extend(x for x in new if x not in mine)  # type: ignore[attr-defined]
+def _merge(report: PatchReport, made: PatchReport) -> PatchReport:
+    """Adds to a report; returns what is new in it."""
+    new = PatchReport(
+        [x for x in made.replaced if x not in report.replaced], [x for x in made.left if x not in report.left]
+    )
+    report.replaced += new.replaced
+    report.left += new.left
+    return new
 
 
 # The forward
@@ -218,8 +223,8 @@ def _plan_for(state: _State, module: nn.Module, args: tuple[Any, ...], kwargs: d
         if _learn_lazily(state, module, args, kwargs):
             plan = _fitting(state, module, args, kwargs)
     if plan is not None and torch.is_grad_enabled() and plan.needs_grad(module, args, kwargs):
-        if not state.warned and not torch.compiler.is_compiling():
-            state.warned = True
+        if not torch.compiler.is_compiling() and "gradients" not in state.said:
+            state.said.add("gradients")
             warnings.warn(_WARN_GRADIENTS.format(path=state.path or type(module).__name__), stacklevel=4)
         return None
     return plan
@@ -233,8 +238,6 @@ def _fitting(state: _State, module: nn.Module, args: tuple[Any, ...], kwargs: di
 
 
 def _learn_lazily(state: _State, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    from .capture import signature_of
-
     lazy = state.lazy
     if lazy is None or torch.jit.is_tracing() or _is_capturing_graph():
         return False
@@ -243,9 +246,9 @@ def _learn_lazily(state: _State, module: nn.Module, args: tuple[Any, ...], kwarg
         return False
     lazy.seen.add(signature)
     made = _learn(module, args, kwargs, lazy.options)
-    _merge(_reports.setdefault(module, PatchReport()), made)
-    if not lazy.options.quiet:
-        print(made)
+    new = _merge(_reports.setdefault(module, PatchReport()), made)
+    if not lazy.options.quiet and (new.replaced or new.left):
+        print(new)
     return True
 
 
@@ -280,12 +283,7 @@ def _learn_parts(capture: Capture, options: _Options, report: PatchReport) -> No
         for miss in found.misses:
             report.left.append(NotReplaced(targets.join(unit.path, miss.path), miss.op, miss.reason))
         for match in found.matches:
-            path = targets.join(unit.path, match.path)
-            reason = rewrite.still_needed(unit.graph, match)
-            if reason:
-                report.left.append(NotReplaced(path, match.op, reason))
-                continue
-            wanted.setdefault(path, set()).add(match.op)
+            wanted.setdefault(targets.join(unit.path, match.path), set()).add(match.op)
     for path, reason in failed:
         if not any(u.path == path or u.path.startswith(path + ".") or not path for u in units):
             report.left.append(NotReplaced(path, "all", reason))
@@ -308,7 +306,7 @@ def _learn_path(
             reasons.append(done[at] or "")
         elif at in capture.parts:
             try:
-                _patch_part(capture, capture.parts[at], options, report, checked)
+                _patch_part(capture, capture.parts[at], ops, options, report, checked)
                 done[at] = None
                 return
             except NotATarget as e:
@@ -322,8 +320,9 @@ def _learn_path(
 
 
 def _patch_part(
-    capture: Capture, part: Part, options: _Options, report: PatchReport, checked: dict[str, tuple[str | None, str]]
-) -> None:
+    capture: Capture, part: Part, ops: set[str], options: _Options, report: PatchReport,
+    checked: dict[str, tuple[str | None, str]],
+) -> None:  # fmt: skip
     if part.refusal:
         raise NotATarget(part.refusal)
     hooked = [n for n, m in part.module.named_modules() if n and _has_hooks(m)]
@@ -331,10 +330,11 @@ def _patch_part(
         raise NotATarget(f"its submodule {hooked[0]} has hooks, which a rewritten forward would not call")
     plans, lines = [], []
     for calls in part.calls.values():
-        plan, replaced = _plan_part(capture, part, calls, options, checked)
+        plan, replaced = _plan_part(capture, part, calls, ops, options, checked)
         plans.append(plan)
         lines += replaced
     state = _state_of(part.module, part.path)
+    state.said = options.said
     state.plans = [*plans, *state.plans][:MAX_SIGNATURES]
     report.replaced += lines
 
@@ -344,25 +344,21 @@ def _has_hooks(m: nn.Module) -> bool:
 
 
 def _plan_part(
-    capture: Capture, part: Part, calls: Calls, options: _Options, checked: dict[str, tuple[str | None, str]]
-) -> tuple[Plan, list[Replaced]]:
+    capture: Capture, part: Part, calls: Calls, ops: set[str], options: _Options,
+    checked: dict[str, tuple[str | None, str]],
+) -> tuple[Plan, list[Replaced]]:  # fmt: skip
     args, kwargs = targets.inputs(capture, part, calls)
     with capture.running() as root:
         module = lookup(root, part.path) if part.path else root
         graph = export(module, args, kwargs)
     unit = targets.Unit(part.path, graph, args, kwargs, calls.count)
     found = recognise.find(graph)
-    matches, reasons = [], [m.reason for m in found.misses]
-    for match in found.matches:
-        reason = rewrite.still_needed(graph, match)
-        if reason:
-            reasons.append(reason)
-        else:
-            matches.append(match)
-    accepted, replaced = _accepted(capture, unit, matches, options, checked, reasons)
-    if not accepted:
+    reasons = [m.reason for m in found.misses]
+    accepted, replaced = _accepted(capture, unit, found.matches, options, checked, reasons)
+    if not ops <= {m.op for m in accepted}:
         raise NotATarget(reasons[0] if reasons else "its own graph shows nothing to replace")
-    plan = make_plan(module, graph, rewrite.apply(graph, accepted, rewrite.torch_ops), args, kwargs)
+    assumed = {n for m in accepted if isinstance(m.detail, Attention) for n in m.detail.assumed}
+    plan = make_plan(module, graph, rewrite.apply(graph, accepted, rewrite.torch_ops), args, kwargs, assumed)
     reason = _compare(capture, part, plan, args, kwargs)
     if reason:
         raise NotATarget(reason)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .graphs import Graph, GraphInput, lookup
 
@@ -88,6 +89,30 @@ class _Held:
         return getattr(m, self.name)
 
 
+class _Assumed:
+    """A buffer whose values the graph has built in. They are compared when the tensor is another one or was
+    written since; torch.compile takes them as they are."""
+
+    def __init__(self, held: _Held, values: torch.Tensor):
+        self.held, self.values = held, values.detach().clone()
+        self._trusted = WeakTensorKeyDictionary()
+
+    def fits(self, root: nn.Module) -> bool:
+        if torch.compiler.is_compiling():
+            return True
+        now = self.held.read(root)
+        if not isinstance(now, torch.Tensor):
+            return False
+        version = -1 if now.is_inference() else now._version
+        if version < 0 or self._trusted.get(now) != version:
+            if now.shape != self.values.shape or now.dtype != self.values.dtype or now.device != self.values.device:
+                return False
+            if not torch.equal(now, self.values):
+                return False
+            self._trusted[now] = version
+        return True
+
+
 @dataclass(frozen=True)
 class Plan:
     """run() gives what the module's own forward would, for calls that fits() accepts."""
@@ -98,7 +123,8 @@ class Plan:
     keywords: tuple[str, ...]
     leaves: tuple[Any, ...]       # _TensorSpec, or the value itself
     held: tuple[_Held, ...]
-    order: tuple[tuple[str, int], ...]  # per placeholder: ("held", i) or ("user", i)
+    order: tuple[tuple[str, int], ...]  # per placeholder: ("held", i), ("user", i) or ("unused", 0)
+    assumed: tuple[_Assumed, ...]
     below: tuple[_Below, ...]
     out_spec: Any
     single: bool                  # the output is one leaf
@@ -116,7 +142,13 @@ class Plan:
         for held in self.held:
             if held.value is None and not held.spec.fits(held.read(module)):
                 return False
-        return all(below.fits(module) for below in self.below)
+        for below in self.below:
+            if not below.fits(module):
+                return False
+        for assumed in self.assumed:
+            if not assumed.fits(module):
+                return False
+        return True
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = self._leaves(args, kwargs)
@@ -124,6 +156,8 @@ class Plan:
         for kind, i in self.order:
             if kind == "user":
                 values.append(leaves[i])  # type: ignore[index]
+            elif kind == "unused":
+                values.append(None)
             else:
                 held = self.held[i]
                 values.append(held.value if held.value is not None else held.read(module))
@@ -155,15 +189,26 @@ class Plan:
 
 
 def make_plan(
-    module: nn.Module, graph: Graph, code: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Plan:
-    """The Plan of a rewritten graph of module, which was captured with these arguments."""
+    module: nn.Module, graph: Graph, code: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any],
+    assumed: set[fx.Node],
+) -> Plan:  # fmt: skip
+    """The Plan of a rewritten graph of module, which was captured with these arguments.
+
+    assumed: placeholders of graph whose values the rewritten graph has built in.
+    """
     keywords = tuple(_keyword_order(graph, kwargs))
     leaves, spec = pytree.tree_flatten((args, {k: kwargs[k] for k in keywords}))
     flat = not kwargs and all(isinstance(a, (torch.Tensor, *_PLAIN)) for a in args)
-    held, order = [], []
-    for g in graph.inputs:
-        if g.kind == "user":
+    held, order, trusted = [], [], []
+    placeholders = [n for n in code.graph.nodes if n.op == "placeholder"]
+    for g, placeholder in zip(graph.inputs, placeholders, strict=True):
+        if g.node in assumed:
+            one = _hold(module, g)
+            if one.value is None:
+                trusted.append(_Assumed(one, one.read(module)))
+        if not placeholder.users:
+            order.append(("unused", 0))
+        elif g.kind == "user":
             order.append(("user", g.position))
         else:
             order.append(("held", len(held)))
@@ -172,7 +217,7 @@ def make_plan(
     return Plan(
         type(code).forward, flat, spec, keywords,
         tuple(_TensorSpec.of(x) if isinstance(x, torch.Tensor) else x for x in leaves),
-        tuple(held), tuple(order), tuple(_below(module)), out_spec, out_spec.is_leaf(),
+        tuple(held), tuple(order), tuple(trusted), tuple(_below(module)), out_spec, out_spec.is_leaf(),
     )  # fmt: skip
 
 

@@ -48,7 +48,8 @@ class Operand:
 class Attention:
     """query, key, value as (B, H, S, D); order: the axes of (B, H, SQ, DV) as the result's dims list them.
 
-    density: about what part of the scores the mask keeps, as far as indices alone tell.
+    density: about what part of the scores the mask keeps, as far as indices alone tell. assumed: inputs of the
+    graph whose captured values the Program has built in.
     """
 
     query: Operand
@@ -61,6 +62,7 @@ class Attention:
     scalars: tuple[float, ...]
     order: tuple[int, ...]
     density: float = 1.0
+    assumed: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,24 +132,28 @@ def find(graph: Graph) -> Found:
     """All that kgen has Ops for in graph, in the order in which it runs."""
     found = Found()
     split_baddbmm(graph)
-    literals = _literals(graph)
+    known = _known(graph)
     for node in graph.nodes:
         name = op_name(node)
         if name in ("softmax", "_softmax"):
-            _find_softmax(node, literals, found)
+            _find_softmax(node, known, found)
         elif name == "scaled_dot_product_attention":
             try:
-                found.matches.append(_sdpa(node, literals))
+                found.matches.append(_sdpa(node, known))
             except (_Reject, NotSymbolic, TooLarge) as e:
                 found.misses.append(Miss("attention", node, str(e)))
     return found
 
 
-def _find_softmax(node: fx.Node, literals: dict[fx.Node, float], found: Found) -> None:
+def _find_softmax(node: fx.Node, known: dict[fx.Node, torch.Tensor], found: Found) -> None:
     if any(True for _ in _score_products(bind(node)["self"] if "self" in bind(node) else node.args[0])):
         try:
-            found.matches.append(_attention(node, literals))
-            return
+            match = _attention(node, known)
+            reason = still_needed(match)
+            if reason is None:
+                found.matches.append(match)
+                return
+            found.misses.append(Miss("attention", node, reason))
         except (_Reject, NotSymbolic, TooLarge) as e:
             found.misses.append(Miss("attention", node, str(e)))
     source = node.args[0]
@@ -165,16 +171,28 @@ def _find_softmax(node: fx.Node, literals: dict[fx.Node, float], found: Found) -
     found.matches.append(Match("softmax", node, (node,), Softmax(source, dim, given)))
 
 
-def _literals(graph: Graph) -> dict[fx.Node, float]:
-    """0-d tensors that the traced code wrote as constants."""
-    return {
-        g.node: g.value.item()
-        for g in graph.inputs
-        if g.kind == "constant"
-        and g.target.rsplit(".", 1)[-1].startswith("lifted_tensor")
-        and g.value is not None
-        and g.value.ndim == 0
-    }
+def still_needed(match: Match) -> str | None:
+    """Why the original subgraph would have to run beside the Op: its weights are used elsewhere."""
+    dead = {match.out}
+    for node in reversed(list(match.out.graph.nodes)):
+        if node.op == "call_function" and node.users and all(u in dead for u in node.users):
+            dead.add(node)
+    for node in match.core:
+        if node not in dead:
+            return f"the attention weights are used elsewhere ({op_name(node)} has other users)"
+    return None
+
+
+def _known(graph: Graph) -> dict[fx.Node, torch.Tensor]:
+    """Buffers and constants by node; parameters are left out, for they change."""
+    program, found = graph.program, {}
+    for g in graph.inputs:
+        value = g.value
+        if g.kind == "buffer":
+            value = program.state_dict.get(g.target, program.constants.get(g.target))
+        if g.kind in ("buffer", "constant") and isinstance(value, torch.Tensor):
+            found[g.node] = value
+    return found
 
 
 def split_baddbmm(graph: Graph) -> None:
@@ -299,7 +317,7 @@ def _weighted(softmax: fx.Node) -> Iterator[tuple[Contraction, int, fx.Node]]:
 # Attention
 
 
-def _attention(softmax: fx.Node, literals: dict[fx.Node, float]) -> Match:
+def _attention(softmax: fx.Node, known: dict[fx.Node, torch.Tensor]) -> Match:
     bound = bind(softmax)
     shape = shape_of(softmax)
     if len(shape) < 2 or bound["dim"] % len(shape) != len(shape) - 1:
@@ -313,7 +331,7 @@ def _attention(softmax: fx.Node, literals: dict[fx.Node, float]) -> Match:
     for score in _score_products(softmax.args[0]):
         for heads in _head_counts(shape[:-2], score):
             try:
-                return _try_attention(softmax, score, products[0], heads, literals)
+                return _try_attention(softmax, score, products[0], heads, known)
             except (_Reject, NotSymbolic) as e:
                 errors.append(str(e))
     raise _Reject(errors[0] if errors else "no product of query and key precedes the softmax")
@@ -344,7 +362,7 @@ def _try_attention(
     score: Contraction,
     weighted: tuple[Contraction, int, fx.Node],
     heads: int,
-    literals: dict[fx.Node, float],
+    known: dict[fx.Node, torch.Tensor],
 ) -> Match:
     shape = shape_of(softmax)
     total = math.prod(shape[:-2])
@@ -366,14 +384,14 @@ def _try_attention(
 
     flat = space.add(space.mul(space.var("b"), space.int(heads)), space.var("h"))
     index = (*unflatten(space, flat, shape[:-2]), space.var("q"), space.var("kv"))
-    elements = Elements(space, score.node, literals)
+    elements = Elements(space, score.node, known)
     e = elements.at(softmax.args[0], index)
     if elements.dot_index is None:
         raise _Reject("the softmax does not depend on the product")
     query, key, scale = _query_key(space, score, elements.dot_index)
     value, order = _value(space, product, which, weights, softmax, index, own[0], flat)
-    return _finish(softmax, product.node, (score.node, softmax, product.node), space, e, query, key, value,
-                   scale, order)  # fmt: skip
+    return _finish(product.node, (score.node, softmax, product.node), space, e, query, key, value, scale, order,
+                   elements.assumed)  # fmt: skip
 
 
 def _query_key(space: Space, score: Contraction, dot_index: Index) -> tuple[Operand, Operand, float]:
@@ -524,8 +542,8 @@ def _inner_stride_one(operand: Operand) -> bool:
 
 
 def _finish(
-    softmax: fx.Node, out: fx.Node, core: tuple[fx.Node, ...], space: Space, e: Expr, query: Operand, key: Operand,
-    value: Operand, scale: float, order: tuple[int, ...],
+    out: fx.Node, core: tuple[fx.Node, ...], space: Space, e: Expr, query: Operand, key: Operand, value: Operand,
+    scale: float, order: tuple[int, ...], assumed: set[fx.Node],
 ) -> Match:  # fmt: skip
     for name, operand in (("query", query), ("key", key), ("value", value)):
         dtype = operand.node.meta["val"].dtype
@@ -546,7 +564,8 @@ def _finish(
         gqa = most != query.shape[1]
     program, factor, notes, density = _program(space, e)
     captured = tuple(_captured(ref) for ref in program.tensors)
-    detail = Attention(query, key, value, scale * factor, gqa, program.text, captured, program.scalars, order, density)
+    detail = Attention(query, key, value, scale * factor, gqa, program.text, captured, program.scalars, order, density,
+                       tuple(sorted(assumed, key=lambda n: n.name)))  # fmt: skip
     return Match("attention", out, core, detail, notes)
 
 
@@ -633,7 +652,7 @@ def _captured(ref: TensorRef) -> Operand:
     return Operand(node, ref.dims, shape, contiguous=not gapless)
 
 
-def _sdpa(node: fx.Node, literals: dict[fx.Node, float]) -> Match:
+def _sdpa(node: fx.Node, known: dict[fx.Node, torch.Tensor]) -> Match:
     a = bind(node)
     if a["dropout_p"]:
         raise _Reject("attention with dropout")
@@ -656,15 +675,17 @@ def _sdpa(node: fx.Node, literals: dict[fx.Node, float]) -> Match:
     if a["is_causal"]:
         keep = space.compare("ge", space.var("q"), space.var("kv"))
         e = space.where(keep, e, space.float(-math.inf))
+    assumed: set[fx.Node] = set()
     mask = a["attn_mask"]
     if mask is not None:
-        elements = Elements(space, None, literals)
+        elements = Elements(space, None, known)
         index = (space.var("b"), space.var("h"), space.var("q"), space.var("kv"))
         bias = elements.value(mask, index, BOOL if mask.meta["val"].dtype == torch.bool else "float32")
         e = space.where(bias, e, space.float(-math.inf)) if bias.type == BOOL else space.add(e, bias)
+        assumed = elements.assumed
     scale = a["scale"] if a["scale"] is not None else 1.0 / math.sqrt(sizes["d"])
     order = (0, 1, 2, 3)
-    return _finish(node, node, (node,), space, e, *operands_, float(scale), order)
+    return _finish(node, (node,), space, e, *operands_, float(scale), order, assumed)
 
 
 def _sdpa_operand(space: Space, node: fx.Node, axes: tuple[str, ...], heads: int) -> Operand:

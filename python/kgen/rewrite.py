@@ -140,7 +140,7 @@ def moved(match: Match, copies: dict[fx.Node, fx.Node]) -> Match:
 
     detail = Attention(
         move(d.query), move(d.key), move(d.value), d.scale, d.enable_gqa, d.program,
-        tuple(move(x) for x in d.captured), d.scalars, d.order, d.density,
+        tuple(move(x) for x in d.captured), d.scalars, d.order, d.density, (),
     )  # fmt: skip
     return Match(match.op, match.out, match.core, detail, match.notes)
 
@@ -151,20 +151,6 @@ def inputs_of(match: Match) -> list[fx.Node]:
     if isinstance(d, Softmax):
         return [d.input]
     return list(dict.fromkeys(x.node for x in (d.query, d.key, d.value, *d.captured)))
-
-
-def still_needed(graph: Graph, match: Match) -> str | None:
-    """Why the original subgraph would have to run beside the Op: its weights are used elsewhere."""
-    if match.op != "attention":
-        return None
-    dead = {match.out}
-    for node in reversed(list(graph.module.graph.nodes)):
-        if node.op == "call_function" and node.users and all(u in dead for u in node.users):
-            dead.add(node)
-    for node in match.core:
-        if node not in dead:
-            return f"the attention weights are used elsewhere ({op_name(node)} has other users)"
-    return None
 
 
 class Wide(fx.Interpreter):
@@ -241,13 +227,14 @@ def verify(match: Match, values: dict[fx.Node, torch.Tensor], wide: bool = True)
     new.output(emit_match(new, moved(match, node_of), _reference_node))
     rewritten = fx.GraphModule(torch.nn.Module(), new)
     generator = torch.Generator().manual_seed(20261)
+    fixed = match.detail.assumed if isinstance(match.detail, Attention) else ()
     dtype = match.out.meta["val"].dtype
     # fp64 throughout but for casts that cannot be lifted; a low precision keeps about a third of its digits.
     bound = 1e-6 if wide else 1e-3 if dtype == torch.float32 else 5e-2
     for trial in (0, 1) if wide else (0,):
         inputs = [widen(values[n]) if wide else values[n] for n in order]
         if trial:
-            inputs = [_redraw(x, generator) for x in inputs]
+            inputs = [x if n in fixed else _redraw(x, generator) for n, x in zip(order, inputs, strict=True)]
         with torch.no_grad():
             want = Wide(copy_module(gm)).run(*inputs) if wide else gm(*inputs)
             got = rewritten(*inputs)

@@ -130,6 +130,7 @@ class Space:
     # Linear integers
 
     def linear(self, constant: int, terms: dict[Expr, int]) -> Expr:
+        constant, terms = _rejoined(constant, terms)
         kept = sorted(((a, c) for a, c in terms.items() if c), key=lambda t: _rank(t[0]))
         if not kept:
             return self.int(constant)
@@ -459,6 +460,29 @@ def terms_of(e: Expr) -> tuple[int, dict[Expr, int]]:
     if e.op == "lin":
         return e.args[0], {atom: c for c, atom in e.args[1]}
     return 0, {e: 1}
+
+
+def _rejoined(constant: int, terms: dict[Expr, int]) -> tuple[int, dict[Expr, int]]:
+    """n * (x // n) + x % n is x again."""
+    while True:
+        pair = next(
+            (
+                (high, low)
+                for high, c in terms.items()
+                for low, k in terms.items()
+                if high.op == "floordiv" and low.op == "rem" and high.args == low.args
+                and high.args[1].op == "const" and c == k * high.args[1].args[0] and k
+            ),
+            None,
+        )  # fmt: skip
+        if pair is None:
+            return constant, terms
+        factor = terms[pair[1]]
+        rest = {a: c for a, c in terms.items() if a not in pair}
+        extra, inner = terms_of(pair[0].args[0])
+        for a, c in inner.items():
+            rest[a] = rest.get(a, 0) + factor * c
+        constant, terms = constant + factor * extra, rest
 
 
 def _rank(e: Expr) -> tuple[int, int]:

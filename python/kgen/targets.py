@@ -23,6 +23,7 @@ from .errors import BadInput, NotATarget
 from .graphs import (
     FunctionModule,
     Graph,
+    GraphInput,
     Recorder,
     export,
     flat_inputs,
@@ -168,7 +169,7 @@ def _survey_unit(
     left += [Left(m.op, join(unit.path, m.path), m.reason) for m in found.misses]
     matches = []
     for match in found.matches:
-        reason = rewrite.still_needed(unit.graph, match) or _refused(capture, unit, match)
+        reason = _refused(capture, unit, match)
         if reason:
             left.append(Left(match.op, join(unit.path, match.path), reason))
         else:
@@ -421,13 +422,19 @@ def resolve(capture: Capture, target: Target) -> Target:
         graph = export(module, args, kwargs)
     target.graph, target.graph_text = graph, text_of(graph)
     target.op = f"{snake(_class_name(target.part.module))}_{graph_hash(graph)[:8]}"
-    values = flat_inputs(graph, module, args, kwargs)
-    named = {}
-    for g, value in zip(graph.inputs, values, strict=True):
-        if isinstance(value, torch.Tensor):
-            named[argument_name(g.node.name, named)] = value
+    values = dict(zip((g.node for g in graph.inputs), flat_inputs(graph, module, args, kwargs), strict=True))
+    named: dict[str, Any] = {}
+    for g in tensor_inputs(graph):
+        named[argument_name(g.node.name, named)] = values[g.node]
     target.cases.append(CaseData(named, None, sum(c.count for c in target.part.calls.values()) * len(target.paths)))
     return target
+
+
+def tensor_inputs(graph: Graph) -> list[GraphInput]:
+    """The tensors that an Op made of the graph takes: the module's inputs, then parameters and buffers in use."""
+    tensors = [g for g in graph.inputs if isinstance(g.node.meta.get("val"), torch.Tensor)]
+    own = [g for g in tensors if g.kind != "user" and g.node.users]
+    return [g for g in tensors if g.kind == "user"] + own
 
 
 def argument_name(name: str, taken: dict[str, Any]) -> str:

@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 from ._paths import kernels_dir
 from .capture import Capture
 from .errors import BadInput, EnvironmentLacks, NotATarget
-from .graphs import GraphInput, op_name, preserved_rng, quiet, shape_of
-from .targets import CaseData, Target, argument_name
+from .graphs import op_name, preserved_rng, quiet, shape_of
+from .targets import CaseData, Target, argument_name, tensor_inputs
 
 FORMAT = 1
 MAX_ARGS, MAX_DIMS, MAX_RANK, MAX_OUTPUTS = 24, 32, 8, 8
@@ -244,18 +244,15 @@ def lift(target: Target) -> Lifted:
         raise NotATarget(f"{target.title}: {target.no_graph or 'it has no graph'}")
     new, copies = fx.Graph(), {}
     names: dict[str, Any] = {}
-    kinds: dict[fx.Node, GraphInput] = {g.node: g for g in graph.inputs}
     outputs: list[fx.Node] = []
+    for g in tensor_inputs(graph):
+        name = argument_name(g.node.name, names)
+        names[name] = g
+        copies[g.node] = new.placeholder(name)
+        copies[g.node].meta = dict(g.node.meta)
     for n in graph.module.graph.nodes:
         if n.op == "placeholder":
-            value = n.meta.get("val")
-            if isinstance(value, torch.Tensor):
-                name = argument_name(kinds[n].node.name, names)
-                names[name] = value
-                copies[n] = new.placeholder(name)
-                copies[n].meta = dict(n.meta)
-            else:
-                copies[n] = value
+            copies.setdefault(n, None if isinstance(n.meta.get("val"), torch.Tensor) else n.meta.get("val"))
         elif n.op == "output":
             outputs = [x for x in pytree.tree_leaves(n.args[0]) if isinstance(x, fx.Node)]
             new.output(tuple(copies[x] for x in outputs))
