@@ -78,17 +78,18 @@ def _compare_elsewhere(model_path: Path, registry: Path) -> dict[str, Any]:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Tunes, shows the table, and compares the whole model."""
-    from . import capture, tune
+    from . import capture
+    from .tune import Options, default_run_dir, parse_budget, tune_model
     from .ui import Progress, show_result
 
     model_path = example()
-    run_dir = Path(args.run) if args.run else tune.default_run_dir("demo")
+    run_dir = Path(args.run) if args.run else default_run_dir("demo")
     args.run = str(run_dir)
     registry = run_dir / "generated"
-    options = tune.Options(budget=tune.parse_budget(args.budget), registry=registry, run_dir=run_dir)
+    options = Options(budget=parse_budget(args.budget), registry=registry, run_dir=run_dir)
     progress = Progress()
     progress.note(f"tuning {model_path}: plain torch, no line of kgen")
-    report = tune.tune_model(capture.load(str(model_path)), options, progress)
+    report = tune_model(capture.load(str(model_path)), options, progress)
     show_result(report)
     if not report.promoted:
         return 0

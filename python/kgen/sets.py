@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from . import reference as references
 from .gate import GateSet
+from .judge import Judge, tolerance
 from .reference import Drawn, Expected, Reference
 from .task import Task
 
@@ -49,19 +49,44 @@ def tensors(task: Task, drawn: Drawn) -> dict[str, torch.Tensor | None]:
     return {n: drawn.args.get(n) for n in names}
 
 
-def for_gate(task: Task, reference: Reference, index: int, limits: Any) -> list[GateSet]:
-    """Fresh sets of the captured distribution. limits(expected, i) gives the norm and max error allowed for output i."""
+def fill(judge: Judge, task: Task, reference: Reference, index: int) -> dict[str, str]:
+    """Adds a Case and its sets to a judge; the distributions that were left out, with the reason."""
+    judge.add_case(task.cases[index])
+    made = for_judge(task, reference, index)
+    for name, drawn, e in made.sets:
+        judge.add_set(
+            index,
+            [*tensors(task, drawn).values(), *drawn.captured],
+            e.outputs,
+            results=e.torch_outputs,
+            torch_errors=list(zip(e.norm_err, e.max_err, strict=True)),
+            name=name,
+        )
+    return made.dropped
+
+
+def _limits(e: Expected, reduction: int, i: int) -> tuple[float, float]:
+    oracle = e.outputs[i]
+    finite = oracle[torch.isfinite(oracle)] if oracle.is_floating_point() else oracle
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    return tolerance(e.torch_outputs[i].dtype, reduction, (e.norm_err[i], e.max_err[i]), scale)
+
+
+def for_gate(judge: Judge, task: Task, reference: Reference, index: int) -> list[GateSet]:
+    """Fresh sets of the captured distribution, with the judge's own limits."""
     case, made = task.cases[index], []
+    reduction = int(judge.describe(index)["reduction"])
     for _ in range(GATE_SETS):
         drawn = references.draw(task, case, secret_seed())
         e = reference.expected(drawn)
+        outputs = range(len(e.outputs))
         made.append(
             GateSet(
                 tensors(task, drawn),
                 drawn.captured,
                 e.outputs,
-                tuple(e.torch_outputs[i].dtype for i in range(len(e.outputs))),
-                tuple(limits(e, i) for i in range(len(e.outputs))),
+                tuple(t.dtype for t in e.torch_outputs),
+                tuple(_limits(e, reduction, i) for i in outputs),
             )
         )
     return made

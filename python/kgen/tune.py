@@ -224,15 +224,12 @@ class OpTuner:
     def _fill(self, judge: Judge) -> dict[int, str]:
         """Adds Cases and sets; the Cases that a trivial answer would pass."""
         degenerate = {}
-        for i, case in enumerate(self.task.cases):
+        for i in range(len(self.task.cases)):
             with self.progress.step(f"{self.task.op}: inputs and fp64 oracle of Case {i + 1}/{len(self.task.cases)}"):
-                judge.add_case(case)
-                made = sets.for_judge(self.task, self.reference, i)
-                for name, drawn, expected in made.sets:
-                    judge.add_drawn(i, name, sets.tensors(self.task, drawn), drawn.captured, expected)
+                dropped = sets.fill(judge, self.task, self.reference, i)
                 if trivial := judge.trivial(i):
                     degenerate[i] = ", ".join(sorted({t["answer"] for t in trivial}))
-            for name, reason in made.dropped.items():
+            for name, reason in dropped.items():
                 self.progress.note(f"{self.task.op}: inputs '{name}' left out: {reason}")
         return degenerate
 
@@ -249,7 +246,7 @@ class OpTuner:
         staging = self.run_dir / "staging"
         shutil.rmtree(staging, ignore_errors=True)
         reference = self._put(staging, record, source, key)
-        fresh = sets.for_gate(self.task, self.reference, i, lambda e, k: judge.tolerance(i, k, e))
+        fresh = sets.for_gate(judge, self.task, self.reference, i)
         names = [n for n, v in fresh[0].args.items() if v is not None]
         with self.progress.step(f"{self.task.op}: gate in a fresh process") as say:
             with gate.Gate(case, names, fresh, staging, reference, say) as g:
@@ -439,14 +436,14 @@ def judge_files(
     contract = (task.folder / "op.json").read_text()
     records = []
     with Judge(contract) as judge:
-        for i, case in enumerate(task.cases):
+        for i in range(len(task.cases)):
             with progress.step(f"inputs and fp64 oracle of Case {i + 1}/{len(task.cases)}"):
-                judge.add_case(case)
-                for name, drawn, expected in sets.for_judge(task, reference, i).sets:
-                    judge.add_drawn(i, name, sets.tensors(task, drawn), drawn.captured, expected)
+                sets.fill(judge, task, reference, i)
         for path in files:
             with progress.step(f"judging {path.name}"):
-                record = judge.run(path.read_bytes(), path.name, tunables=tunables, reps=21 if timing else 0)
+                record = judge.run(
+                    path.read_bytes(), name=path.name, tunables=tunables, reps=21 if timing else 0
+                )
             record.setdefault("environment", {})["torch"] = torch.__version__
             record["source"], record["created"] = path.name, _now()
             records.append(record)
