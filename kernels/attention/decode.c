@@ -2,7 +2,7 @@
 { "format": 1, "op": "attention", "target": "cpu",
   "tunables": {"SPLIT": [2, 1, 4, 8], "BLOCK_N": [256, 64, 128]},
   "specialize": ["D", "DV"],
-  "require": "HQ / HKV * SQ <= 16 && D <= 256 && DV <= 256 && (query.stride(3) == 1 || D == 1) && (key.stride(3) == 1 || D == 1) && (value.stride(3) == 1 || DV == 1)",
+  "require": "query.dtype != float64 && HQ / HKV * SQ <= 16 && D <= 256 && DV <= 256 && (query.stride(3) == 1 || D == 1) && (key.stride(3) == 1 || D == 1) && (value.stride(3) == 1 || DV == 1)",
   "workspace": {"partial": {"dtype": "float32", "shape": ["SPLIT > 1 ? B * HQ * SQ * SPLIT : 1", "DV + 2"]}},
   "holes": ["SCORE", "MASK"],
   "launches": [

@@ -2,7 +2,7 @@
 { "format": 1, "op": "softmax", "target": "cpu",
   "tunables": {"WIDTH": [128, 64, 256, 32], "STREAM": [8, 0, 32]},
   "specialize": ["N", "K"],
-  "require": "K > 1 && input.contiguous && output.contiguous",
+  "require": "input.dtype != float64 && K > 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_columns", "range": "M * ceil_div(K, WIDTH)",
     "grain": "max(1, 16384 / max(N * min(K, WIDTH), 1))",
     "args": ["input", "output", {"i64": "M"}, {"i64": "N"}, {"i64": "K"}]}] }

@@ -2,7 +2,7 @@
 { "format": 1, "op": "softmax", "target": "cpu",
   "tunables": {"STREAM": [8, 0, 2, 32], "AHEAD": [1, 0, 2], "UNROLL": [4, 2, 8]},
   "specialize": ["N"],
-  "require": "K == 1 && input.contiguous && output.contiguous",
+  "require": "input.dtype != float64 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))",
     "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
