@@ -1,0 +1,219 @@
+/* Images: what the inspection refuses, malformed objects, the cache. */
+#include "test.h"
+
+#include <dirent.h>
+#include <elf.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/fs.h"
+#include "runtime/image.h"
+#include "runtime/object_inspect.h"
+#include "sys/cc.h"
+
+static const char PLAIN[] =
+    "__attribute__((visibility(\"default\"))) void kg_entry_0(long b, long e, void *const *a) {\n"
+    "  float *y = a[0]; for (long i = b; i < e; i++) y[i] = 2.0f * y[i];\n}\n";
+
+static void object_of(const char *source, kg_buf *object) {
+    kg_error err = {0};
+    kg_buf messages;
+    kg_buf_init(&messages, 0);
+    kg_buf_init(object, 0);
+    CHECK_OK(kg_cc_object(source, strlen(source), "t.c", "x86-64-v2", 0, object, &messages, &err),
+             err);
+    kg_buf_free(&messages);
+}
+
+static void refused(const char *source, const char *part) {
+    kg_error err = {0};
+    kg_buf object, complaint;
+    object_of(source, &object);
+    kg_buf_init(&complaint, 0);
+    CHECK_ERR(kg_object_inspect(object.data, object.len, &complaint, &err), err, KG_EUNSUPPORTED,
+              part);
+    CHECK_HAS(complaint.data, part);
+    kg_buf_free(&object);
+    kg_buf_free(&complaint);
+}
+
+TEST(inspection_lets_loops_through) {
+    kg_error err = {0};
+    kg_buf object, complaint;
+    static const char *const fine[] = {
+        PLAIN,
+        "#include <math.h>\nvoid f(float *x) { for (int i = 0; i < 99; i++) x[i] = expf(x[i]) + "
+        "sinf(x[i]); }",
+        "#include <string.h>\nvoid f(char *x, char *y, long n) { memcpy(x, y, n); memmove(y, x, "
+        "n); }",
+        "static const float t[] = {1, 2, 3, 4, 5}; float f(int i) { return t[i]; }",
+        "int f(int i) { switch (i) { case 0: return 9; case 1: return 4; case 2: return 7; case 3:"
+        " return 1; case 4: return 55; } return i; }",
+        "_Float16 f(float x) { return (_Float16)x; } __int128 g(__int128 a, __int128 b) { return a "
+        "/ b; }"};
+    for (size_t i = 0; i < sizeof fine / sizeof *fine; i++) {
+        object_of(fine[i], &object);
+        kg_buf_init(&complaint, 0);
+        CHECK_OK(kg_object_inspect(object.data, object.len, &complaint, &err), err);
+        kg_buf_free(&object);
+        kg_buf_free(&complaint);
+    }
+}
+
+TEST(inspection_refuses_state_and_tricks) {
+    refused("int n; int f(void) { return n++; }", ".bss");
+    refused("int n = 3; int f(void) { return n++; }", ".data");
+    refused("int f(void) { static int n = 3; return n++; }", ".data");
+    refused("extern int x; int f(void) { return x; }", "symbol x");
+    refused("int puts(const char *); int f(void) { return puts(\"\"); }", "symbol puts");
+    refused("__attribute__((constructor)) void f(void) { __builtin_trap(); }", "loaded");
+    refused("__attribute__((destructor)) void f(void) { __builtin_trap(); }", "loaded");
+    refused("static __thread int n; int f(void) { return n++; }", "thread-local");
+    refused("__attribute__((weak)) int f(void) { return 1; }", "weak");
+    refused("void f(void) { __asm__ volatile(\"syscall\"); }", "syscall");
+    refused("void f(void) { __asm__ volatile(\"sysenter\"); }", "sysenter");
+    refused("void f(void) { __asm__ volatile(\"int $0x80\"); }", "int 0x80");
+    refused("__attribute__((section(\".mine\"))) int f(void) { return 1; }", ".mine");
+    refused("__attribute__((section(\".text.x\"))) const int t = 5;", "executable section");
+    refused("int a(void); int b(void) { return 1; } void *f[] = {b}; ", ".data");
+    refused("int b(void) { return 1; } void *r(void) { return b; } int f(void) "
+            "__attribute__((ifunc(\"r\")));",
+            "ifunc");
+}
+
+/* Any byte of an object changed, and any end cut off: an answer, and no read outside (the
+ * sanitizers look). */
+TEST(inspection_survives_damage) {
+    kg_error err = {0};
+    kg_buf object, complaint;
+    object_of(PLAIN, &object);
+    kg_buf_init(&complaint, 1 << 16);
+    for (size_t n = 0; n < object.len; n += n < 512 ? 1 : 37) {
+        char *copy = malloc(n ? n : 1); /* exact: what lies behind is not ours */
+        CHECK(copy != NULL);
+        memcpy(copy, object.data, n);
+        kg_buf_clear(&complaint);
+        CHECK(kg_object_inspect(copy, n, &complaint, &err) == KG_EUNSUPPORTED);
+        free(copy);
+    }
+    uint64_t state = 5;
+    for (int round = 0; round < 3000; round++) {
+        char *copy = malloc(object.len);
+        CHECK(copy != NULL);
+        memcpy(copy, object.data, object.len);
+        for (int k = 0; k < 3; k++) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            copy[(state >> 20) % object.len] = (char)(state >> 50);
+        }
+        kg_buf_clear(&complaint);
+        kg_object_inspect(copy, object.len, &complaint, &err);
+        kg_linked_inspect(copy, object.len, &complaint, &err);
+        free(copy);
+    }
+    kg_buf_free(&object);
+    kg_buf_free(&complaint);
+}
+
+TEST(symbols_of_libm_alone) {
+    static const char *const yes[] = {"memcpy",        "expf",         "exp",     "_ZGVeN16v_expf",
+                                      "_ZGVdN4vv_pow", "__exp_finite", "sincosf", "__truncsfhf2"};
+    static const char *const no[] = {
+        "",       "system",  "expfff_",           "_ZGV",   "_ZGVeN16v_system", "__finite", "dlsym",
+        "malloc", "environ", "__libc_start_main", "syscall"};
+    for (size_t i = 0; i < sizeof yes / sizeof *yes; i++)
+        if (!kg_symbol_allowed(yes[i]))
+            FAIL("%s is not allowed", yes[i]);
+    for (size_t i = 0; i < sizeof no / sizeof *no; i++)
+        if (kg_symbol_allowed(no[i]))
+            FAIL("%s is allowed", no[i]);
+}
+
+static int image_of(const char *source, char path[512], kg_buf *messages, kg_error *err) {
+    kg_buf image;
+    kg_buf_init(&image, 0);
+    int rc =
+        kg_image_cpu(source, strlen(source), "t.c", "x86-64-v2", 0, &image, messages, path, err);
+    kg_entry entry;
+    if (rc == KG_OK)
+        rc = kg_image_load(path, image.data, image.len, 1, &entry, err);
+    float y[4] = {1, 2, 3, 4};
+    void *args[] = {y};
+    if (rc == KG_OK) {
+        entry(1, 3, args);
+        CHECK_NEAR(y[0] + y[1] + y[2] + y[3], 1 + 4 + 6 + 4, 0);
+    }
+    kg_buf_free(&image);
+    return rc;
+}
+
+TEST(images_are_kept_and_repaired) {
+    kg_error err = {0};
+    kg_buf messages, file;
+    char path[512], again[512];
+    kg_buf_init(&messages, 0);
+    kg_buf_init(&file, 0);
+    setenv("KGEN_CACHE", test_path("cache"), 1);
+    CHECK(!kg_image_cached(PLAIN, strlen(PLAIN), "x86-64-v2", 0));
+    CHECK_OK(image_of(PLAIN, path, &messages, &err), err);
+    CHECK(kg_is_file(path));
+    CHECK(kg_image_cached(PLAIN, strlen(PLAIN), "x86-64-v2", 0));
+    CHECK(!kg_image_cached(PLAIN, strlen(PLAIN), "x86-64-v3", 0));
+    CHECK(!kg_image_cached(PLAIN, strlen(PLAIN) - 1, "x86-64-v2", 0));
+    CHECK_OK(kg_read_file(path, 1 << 20, &file, &err), err);
+    file.data[file.len / 2] ^= 1;
+    CHECK_OK(kg_write_atomic(path, file.data, file.len, &err), err);
+    CHECK(!kg_image_cached(PLAIN, strlen(PLAIN), "x86-64-v2", 0));
+    CHECK_OK(image_of(PLAIN, again, &messages, &err), err);
+    CHECK_STR(again, path);
+    CHECK(kg_image_cached(PLAIN, strlen(PLAIN), "x86-64-v2", 0));
+    CHECK_OK(kg_write_atomic(path, file.data, 7, &err), err);
+    CHECK_OK(image_of(PLAIN, again, &messages, &err), err);
+    kg_buf_free(&messages);
+    kg_buf_free(&file);
+}
+
+TEST(a_cache_that_cannot_be_written_is_only_slower) {
+    kg_error err = {0};
+    kg_buf messages;
+    char path[512];
+    kg_buf_init(&messages, 0);
+    CHECK_OK(kg_write_atomic(test_path("file"), "x", 1, &err), err);
+    setenv("KGEN_CACHE", test_path("file"), 1); /* a file where a folder should be */
+    CHECK_OK(image_of(PLAIN, path, &messages, &err), err);
+    CHECK_STR(path, "");
+    CHECK_OK(image_of(PLAIN, path, &messages, &err), err);
+    kg_buf_free(&messages);
+}
+
+TEST(compile_errors_name_the_file) {
+    kg_error err = {0};
+    kg_buf messages;
+    char path[512];
+    kg_buf_init(&messages, 0);
+    setenv("KGEN_CACHE", test_path("cache"), 1);
+    CHECK_ERR(image_of("int f(void) {\n return 1 }\n", path, &messages, &err), err, KG_ECOMPILE,
+              "t.c does not compile");
+    CHECK_HAS(messages.data, "t.c:2:");
+    CHECK(!strstr(messages.data, "kgen-cc-"));
+    kg_buf_free(&messages);
+}
+
+TEST(compiler_is_found_or_named) {
+    const kg_cc *cc;
+    kg_error err = {0};
+    setenv("KGEN_CC", "/nonexistent/cc", 1);
+    CHECK_ERR(kg_cc_find(&cc, &err), err, KG_EENV, "/nonexistent/cc");
+}
+
+TEST(cpu_level_is_what_the_kernel_says) {
+    char text[1 << 16] = "";
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    CHECK(f != NULL);
+    size_t n = fread(text, 1, sizeof text - 1, f);
+    text[n] = '\0';
+    fclose(f);
+    bool v4 =
+        strstr(text, " avx512bw ") && strstr(text, " avx512vl ") && strstr(text, " avx512dq ");
+    bool v3 = strstr(text, " avx2 ") && strstr(text, " fma ") && strstr(text, " bmi2 ");
+    CHECK_INT(kg_cpu_level(), v4 ? 4 : v3 ? 3 : strstr(text, " sse4_2 ") ? 2 : 1);
+}
