@@ -26,6 +26,11 @@ KGEN_API void kgen_rt_free(void *p);
 KGEN_API int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err,
                            size_t nerr);
 
+/* Where messages go: level 0 debug, 1 info, 2 warning, 3 error. Called on the thread that a message
+ * is about, with no lock of kgen's held; NULL: warnings go through torch, which writes them to
+ * stderr. */
+KGEN_API void kgen_rt_on_message(void (*sink)(int level, const char *message));
+
 /* Adds a registry before (front != 0) or behind the others, or refreshes it in its place; its index
  * is derived by the libkgen.so beside this library when it is absent or stale. -7: there is no such
  * folder. */

@@ -53,10 +53,17 @@ static int read_source(const kg_ready_request *ask, kg_buf *out, kg_error *err) 
     return rc;
 }
 
-/* One line of what the compiler or the inspection said. */
+/* The line of what the compiler or the inspection said that tells most. */
+static const char *telling_line(const char *text) {
+    const char *at = strstr(text, "error:");
+    while (at != NULL && at > text && at[-1] != '\n')
+        at--;
+    return at != NULL ? at : text;
+}
+
 static int explain_failure(const kg_ready_request *ask, int rc, const kg_buf *messages,
                            const kg_error *e, kg_error *err) {
-    const char *text = messages->len > 0 ? messages->data : e->msg;
+    const char *text = telling_line(messages->len > 0 ? messages->data : e->msg);
     int line = (int)strcspn(text, "\n");
     if (rc == KG_EENV)
         return kg_fail(err, rc,

@@ -42,7 +42,7 @@ int kg_shim_define(const char *schema, kg_error *err) {
     pthread_mutex_lock(&library_lock);
     int rc = get_library(NULL, &lib, err);
     if (rc == KG_OK && kg_th.aoti_torch_library_def(lib, schema))
-        rc = kg_fail(err, KG_EEXIST, "torch refused the op %s (is another kgen loaded?)", schema);
+        rc = kg_torch_failed(schema, err);
     pthread_mutex_unlock(&library_lock);
     return rc;
 }
@@ -52,7 +52,7 @@ int kg_shim_impl(const char *key, const char *name, kg_torch_boxed fn, kg_error 
     pthread_mutex_lock(&library_lock);
     int rc = get_library(key, &lib, err);
     if (rc == KG_OK && kg_th.torch_library_impl(lib, name, fn, KG_TORCH_ABI))
-        rc = kg_fail(err, KG_EENV, "torch refused a %s kernel of kgen::%s", key, name);
+        rc = kg_torch_failed(name, err);
     pthread_mutex_unlock(&library_lock);
     return rc;
 }

@@ -2,12 +2,14 @@
 #include "kgen.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
 #include "runtime/shim.h"
+#include "runtime/snapshot.h"
 
 static int give(int rc, const kg_error *e, char *err, size_t nerr) {
     if (rc != KG_OK && err != NULL && nerr > 0)
@@ -28,19 +30,32 @@ static int give_text(int rc, kg_buf *text, char **out, kg_error *e, char *err, s
     return give(rc, e, err, nerr);
 }
 
-/* Warnings reach Python's warnings module through torch, which emits them when the op returns. */
-static void to_torch(void *ctx, kg_log_level level, const char *message) {
+static _Atomic(void (*)(int, const char *)) the_sink;
+
+void kgen_rt_on_message(void (*sink)(int level, const char *message)) {
+    atomic_store(&the_sink, sink);
+}
+
+static void to_stderr(kg_log_level level, const char *message) {
+    const char *value = getenv("KGEN_LOG");
+    bool debug = value != NULL && strcmp(value, "debug") == 0;
+    bool info = debug || (value != NULL && strcmp(value, "info") == 0);
+    if (level == KG_LOG_DEBUG ? debug : info)
+        fprintf(stderr, "kgen: %s\n", message);
+}
+
+static void to_host(void *ctx, kg_log_level level, const char *message) {
+    void (*sink)(int, const char *) = atomic_load(&the_sink);
     char text[2200];
     (void)ctx;
-    if (level >= KG_LOG_WARNING) {
+    if (level < KG_LOG_WARNING) {
+        to_stderr(level, message);
+    } else if (sink != NULL) {
+        sink((int)level, message);
+    } else {
         snprintf(text, sizeof(text), "kgen: %s", message);
         kg_th.aoti_torch_warn("kgen", "kgen", 0, text);
-        return;
     }
-    const char *value = getenv("KGEN_LOG");
-    if (value != NULL &&
-        (strcmp(value, "debug") == 0 || (level == KG_LOG_INFO && strcmp(value, "info") == 0)))
-        fprintf(stderr, "kgen: %s\n", message);
 }
 
 const char *kgen_rt_version(void) {
@@ -58,7 +73,10 @@ int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err
     pthread_mutex_lock(&lock);
     int rc = started ? KG_OK : kg_torch_load(libtorch_cpu, &e);
     if (rc == KG_OK && !started) {
-        kg_log_set_sink(to_torch, NULL);
+        void (*host)(void *, kg_log_level, const char *) = to_host;
+        void *ctx;
+        memcpy(&ctx, &host, sizeof(ctx));
+        kg_log_set_sink(kg_deferred_sink, ctx);
         rc = kg_rt_start(&kg_torch_host, torch_version, &e);
         if (rc == KG_OK)
             rc = kg_shim_define("_fallback(Tensor[] inputs, int call) -> Tensor[]", &e);

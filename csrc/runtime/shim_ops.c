@@ -273,6 +273,7 @@ static int own_body(const kg_rt_op *op, StableIValue *stack, kg_error *err) {
 typedef struct slot {
     const kg_rt_op *op;
     char *backend, *train; /* "kgen::_name", "kgen::_name_train" */
+    kg_error failed;       /* code KG_OK: the op is defined */
 } slot;
 
 static slot slots[POOL_SIZE];
@@ -359,7 +360,9 @@ static int add_slot(const kg_rt_op *op, kg_error *err) {
     if (s->backend == NULL || s->train == NULL)
         return kg_fail(err, KG_ENOMEM, "no memory for the op %s", op->name);
     /* The slot is used up even when torch refuses: a function of it may be registered. */
-    return register_slot(nslots++, err);
+    if (register_slot(nslots++, &s->failed) == KG_OK)
+        s->failed.code = KG_OK;
+    return KG_OK;
 }
 
 int kg_shim_own_op(const char *name, kg_error *err) {
@@ -368,11 +371,14 @@ int kg_shim_own_op(const char *name, kg_error *err) {
     if (rc != KG_OK || op->canonical)
         return rc;
     pthread_mutex_lock(&slots_lock);
-    bool known = false;
-    for (size_t i = 0; i < nslots; i++)
-        known = known || slots[i].op == op;
-    if (!known)
+    size_t i = 0;
+    while (i < nslots && slots[i].op != op)
+        i++;
+    if (i == nslots)
         rc = add_slot(op, err);
+    if (rc == KG_OK && slots[i].failed.code != KG_OK)
+        rc =
+            kg_fail(err, slots[i].failed.code, "torch refused the op: %.450s", slots[i].failed.msg);
     pthread_mutex_unlock(&slots_lock);
     return rc;
 }

@@ -31,6 +31,10 @@ static void thread_ends(void *slot) {
     atomic_store(&me->taken, false);
 }
 
+static void lock_before_fork(void) {
+    pthread_mutex_lock(&writers);
+}
+
 static void unlock_after_fork(void) {
     pthread_mutex_unlock(&writers);
 }
@@ -45,7 +49,7 @@ static void child_after_fork(void) {
 
 static void set_up(void) {
     pthread_key_create(&thread_key, thread_ends);
-    pthread_atfork(kg_writers_lock, unlock_after_fork, child_after_fork);
+    pthread_atfork(lock_before_fork, unlock_after_fork, child_after_fork);
 }
 
 static kg_reader_slot *claim(void) {
@@ -113,11 +117,51 @@ kg_class *kg_snapshot_find(const kg_snapshot *s, uint64_t hash, const void *sign
 
 /* ---- writers ---- */
 
+typedef struct message {
+    struct message *next;
+    void *sink;
+    kg_log_level level;
+    char text[];
+} message;
+
+static _Thread_local bool holding;
+static _Thread_local message *waiting, **last;
+
+static void deliver(void *sink, kg_log_level level, const char *text) {
+    kg_log_sink call;
+    memcpy(&call, &sink, sizeof(call));
+    call(NULL, level, text);
+}
+
+void kg_deferred_sink(void *ctx, kg_log_level level, const char *text) {
+    size_t n = strlen(text) + 1;
+    message *m = holding ? malloc(sizeof(*m) + n) : NULL;
+    if (!holding)
+        deliver(ctx, level, text);
+    if (m == NULL)
+        return;
+    *m = (message){.sink = ctx, .level = level};
+    memcpy(m->text, text, n);
+    *(waiting == NULL ? &waiting : last) = m;
+    last = &m->next;
+}
+
 void kg_writers_lock(void) {
     pthread_mutex_lock(&writers);
+    holding = true;
 }
+
 void kg_writers_unlock(void) {
+    message *m = waiting;
+    waiting = NULL;
+    holding = false;
     pthread_mutex_unlock(&writers);
+    while (m != NULL) {
+        message *next = m->next;
+        deliver(m->sink, m->level, m->text);
+        free(m);
+        m = next;
+    }
 }
 
 void kg_reg_release(kg_reg *r) {

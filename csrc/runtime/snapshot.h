@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 
+#include "base/log.h"
 #include "runtime/runtime.h"
 
 #define KG_MAX_REGISTRIES 32
@@ -61,9 +62,14 @@ void kg_reader_sum(uint64_t *served, uint64_t *fallbacks);
 const kg_snapshot *kg_snapshot_current(void);
 kg_class *kg_snapshot_find(const kg_snapshot *s, uint64_t hash, const void *signature, size_t n);
 
-/* Writers hold kg_writers_lock. Forking keeps it consistent in the child. */
+/* Writers hold kg_writers_lock. Forking keeps it consistent in the child. What is logged meanwhile
+ * waits for the unlock: whoever is told may need a lock of its own (an interpreter's), whose holder
+ * may be waiting for this one. */
 void kg_writers_lock(void);
 void kg_writers_unlock(void);
+/* Where messages go; for kg_log_set_sink. ctx is a kg_log_sink that is called with a NULL ctx,
+ * never under the writers' lock. */
+void kg_deferred_sink(void *ctx, kg_log_level level, const char *message);
 kg_snapshot *kg_snapshot_new(kg_reg *const *regs, size_t n, kg_policy policy); /* shares the regs */
 void kg_snapshot_publish(kg_snapshot *s);
 /* Takes c. Publishes a fresh snapshot first when the cache is full; out of memory frees c and is no

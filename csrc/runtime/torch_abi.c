@@ -176,6 +176,12 @@ static int torch_failed(const char *call, kg_error *err) {
     return kg_fail(err, KG_EINVAL, "%.*s", n < 500 ? (int)n : 500, what);
 }
 
+int kg_torch_failed(const char *what, kg_error *err) {
+    kg_error e;
+    torch_failed(what, &e);
+    return kg_fail(err, KG_EINVAL, "%.200s: %.300s", what, e.msg);
+}
+
 int kg_torch_view(AtenTensorHandle t, kg_tensor *out, int32_t *device, int32_t *index,
                   kg_error *err) {
     int64_t ndim, *sizes, *strides;

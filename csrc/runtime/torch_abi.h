@@ -140,6 +140,9 @@ int kg_list_numbers(StableIValue list, StableIValue *out, size_t max, size_t *n,
  * tells it (>= 2.13). */
 int kg_torch_call(const char *op, const char *overload, StableIValue *stack, kg_error *err);
 
+/* The message of torch's last failure in this thread, after what failed. Returns KG_EINVAL. */
+int kg_torch_failed(const char *what, kg_error *err);
+
 /* Raises RuntimeError(msg) in Python by unwinding the calling frames: nothing may be held by them.
  */
 void kg_torch_throw(const char *func, const char *msg);

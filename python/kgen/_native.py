@@ -6,6 +6,7 @@ before torch is imported.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import os
@@ -22,6 +23,9 @@ _ERR = 1024
 PRECISIONS = {"fp32": 0, "native": 0, "tf32": 1, "bf16": 2}
 
 
+_Sink = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
+
+
 def _declare(lib: ctypes.CDLL) -> None:
     c, text = ctypes.c_int, ctypes.c_char_p
     out = ctypes.POINTER(ctypes.c_void_p)
@@ -29,6 +33,7 @@ def _declare(lib: ctypes.CDLL) -> None:
     for name, result, args in (
         ("kgen_rt_version", text, []),
         ("kgen_rt_free", None, [ctypes.c_void_p]),
+        ("kgen_rt_on_message", None, [_Sink]),
         ("kgen_rt_start", c, [text, text, *error]),
         ("kgen_rt_add", c, [text, c, *error]),
         ("kgen_rt_remove", c, [text, *error]),
@@ -90,8 +95,16 @@ def _libtorch() -> bytes | None:
     return os.fsencode(path) if os.path.exists(path) else None
 
 
+@_Sink
+def _warn(level: int, message: bytes) -> None:
+    # Above this are ctypes' frame-less call, torch.ops' __call__ and then the caller.
+    warnings.warn(f"kgen: {message.decode('utf-8', 'replace')}", stacklevel=3)
+
+
 def start() -> None:
     """Defines the canonical ops. ImportError says what the process or torch lacks."""
+    _lib.kgen_rt_on_message(_warn)
+    atexit.register(_lib.kgen_rt_on_message, _Sink())  # threads may outlive the interpreter
     try:
         _call("kgen_rt_start", _libtorch(), str(torch.__version__).encode())
     except KgenError as e:

@@ -243,14 +243,13 @@ def _output(spec: dict[str, Any], scope: Scope, device: torch.device) -> Tensor:
     return torch.empty([evaluate(e, scope) for e in spec["shape"]], dtype=dtype, device=device)
 
 
-def shapes_of(contract: dict[str, Any]) -> Callable[..., Any]:
-    """The fake kernel of an Op, from kgen_rt_contract's answer."""
+def shapes_of(contract: dict[str, Any]) -> Callable[[Sequence[Any]], Any]:
+    """Outputs for all the arguments of an Op, in order; contract is kgen_rt_contract's answer."""
     names = [a["name"] for a in contract["args"]]
 
-    def fake(*args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(names, args)), **kwargs}
-        scope = Scope({n: given.get(n) for n in names})
-        device = next(a.device for a in given.values() if isinstance(a, Tensor))
+    def fake(args: Sequence[Any]) -> Any:
+        scope = Scope(dict(zip(names, args, strict=True)))
+        device = next(a.device for a in args if isinstance(a, Tensor))
         _bind(contract, scope)
         found = tuple(_output(o, scope, device) for o in contract["outputs"])
         return found[0] if len(found) == 1 else found

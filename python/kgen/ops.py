@@ -460,11 +460,22 @@ class _Own(torch.autograd.Function):
         return None, None, None, *(next(handed) if w else None for w in wanted)
 
 
-def _own_autograd(name: str, contract: dict[str, Any]) -> None:
-    names = [a["name"] for a in contract["args"]]
+def _whole(name: str) -> Callable[..., list[Any]]:
+    """All arguments of an Op in its schema's order: the dispatcher leaves out what equals its default."""
+    arguments = _op(f"_{name}")._schema.arguments
+    names = [a.name for a in arguments]
+    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
 
+    def whole(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        given = {**defaults, **kwargs}
+        return [*args, *(given[n] for n in names[len(args) :])]
+
+    return whole
+
+
+def _own_autograd(name: str, whole: Callable[..., list[Any]]) -> None:
     def differentiable(below: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
-        tensors, plain = _flatten([*args, *(kwargs[n] for n in names[len(args) :])])
+        tensors, plain = _flatten(whole(args, kwargs))
         if not any(t.requires_grad for t in tensors):
             return below()
         return _Own.apply(below, name, plain, *tensors)
@@ -472,7 +483,7 @@ def _own_autograd(name: str, contract: dict[str, Any]) -> None:
     def reference(*args: Any, **kwargs: Any) -> Any:
         from ._fallback import own_reference
 
-        return own_reference(name, [*args, *(kwargs[n] for n in names[len(args) :])])
+        return own_reference(name, whole(args, kwargs))
 
     _autograd(f"_{name}_train", differentiable, reference)
 
@@ -487,7 +498,7 @@ def _define_own(name: str) -> None:
     names = (name, f"_{name}", f"_{name}_train")
     if names[0] in _defined:
         return
-    contract = _native.contract(name)
-    _fake(names[1:], shapes_of(contract))
-    _own_autograd(name, contract)
+    whole, shapes = _whole(name), shapes_of(_native.contract(name))
+    _fake(names[1:], lambda *args, **kwargs: shapes(whole(args, kwargs)))
+    _own_autograd(name, whole)
     _defined.update(names)
