@@ -41,6 +41,13 @@ KGEN_API int kgen_candidate_check(const char *op_json, const char *source, size_
                                   const char *name, const char *tunables_json, char **json,
                                   char *err, size_t nerr);
 
+/* Compiles into the image cache what a process that serves this Case loads (any_size: as a dynamic
+ * pin serves it), for an architecture that need not be this machine's: {"path", "cached": was it
+ * there}. KG_ENOTFOUND: `require` does not hold for the Case. */
+KGEN_API int kgen_build_image(const char *op_json, const char *case_json, const char *source,
+                              size_t n, const char *tunables_json, const char *arch, int any_size,
+                              char **json, char *err, size_t nerr);
+
 /* Called with each journal entry of a search as canonical JSON. */
 typedef void (*kgen_progress)(void *ctx, const char *entry);
 

@@ -72,6 +72,7 @@ def lib() -> ctypes.CDLL:
         ],
         "kgen_search": [ctypes.c_void_p, text, text, PROGRESS, ctypes.c_void_p, out],
         "kgen_candidate_check": [text, text, size, text, text, out],
+        "kgen_build_image": [text, text, text, size, text, text, ctypes.c_int, out],
     }.items():
         function = getattr(so, name)
         function.argtypes = args + err
@@ -182,6 +183,23 @@ def candidate_check(
     given = json.dumps(tunables).encode() if tunables is not None else None
     return call_json(
         lib().kgen_candidate_check, op_json.encode(), source, len(source), name.encode(), given
+    )
+
+
+def build_image(
+    op_json: str, case: dict[str, Any], source: bytes, tunables: dict[str, int], arch: str, any_size: bool
+) -> dict[str, Any]:
+    """Compiles what a process that serves the Case loads; path, and whether the cache had it. BadInput: the Candidate
+    is not for this Case."""
+    return call_json(
+        lib().kgen_build_image,
+        op_json.encode(),
+        json.dumps(case).encode(),
+        source,
+        len(source),
+        json.dumps(tunables).encode(),
+        arch.encode(),
+        int(any_size),
     )
 
 

@@ -198,7 +198,7 @@ class Reference:
         kept, dropped = ["captured"], {}
         floating = any(isinstance(v, dict) and v["fill"]["kind"] in ("normal", "uniform") for v in case["args"].values())
         for name in DISTRIBUTIONS[1:] if floating else ():
-            reason = self._unusable(self.expected(draw(self.task, case, seed, name)), base)
+            reason = self.unusable(self.expected(draw(self.task, case, seed, name)), base)
             if reason:
                 dropped[name] = reason
             else:
@@ -206,7 +206,8 @@ class Reference:
         return tuple(kept), dropped
 
     @staticmethod
-    def _unusable(e: Expected, base: Expected) -> str | None:
+    def unusable(e: Expected, base: Expected) -> str | None:
+        """Why a distribution is no test, given what the captured one gives; None when it is one."""
         for own, want, worst, usual in zip(e.torch_outputs, e.outputs, e.norm_err, base.norm_err, strict=True):
             if own.dtype.is_floating_point and not torch.isfinite(own).all():
                 return "torch's own result is not finite"

@@ -1,0 +1,130 @@
+/* Builds ahead of time what a Kernel needs to serve a Case: the translation unit that the runtime
+ * would make, compiled into the image cache for any architecture, whether or not this machine can
+ * run it. Judges nothing and loads nothing. */
+#include <string.h>
+
+#include "kgen_tune.h"
+#include "runtime/image.h"
+#include "sys/cc.h"
+#include "tune/contract.h"
+
+typedef struct job {
+    kg_op *op;
+    kg_plan *plan;
+    kg_case *c;
+    kg_tuning tuning;
+    kg_instance *inst;
+    kg_buf unit, image, messages;
+} job;
+
+static void job_init(job *j) {
+    *j = (job){0};
+    kg_buf_init(&j->unit, 64 << 20);
+    kg_buf_init(&j->image, 0);
+    kg_buf_init(&j->messages, 1 << 20);
+}
+
+static void job_free(job *j) {
+    kg_instance_free(j->inst);
+    kg_case_free(j->c);
+    kg_plan_free(j->plan);
+    kg_op_free(j->op);
+    kg_buf_free(&j->unit);
+    kg_buf_free(&j->image);
+    kg_buf_free(&j->messages);
+}
+
+static int read_job(job *j, const char *op_json, const char *case_json, const char *source,
+                    size_t n, const char *tunables_json, kg_error *err) {
+    kg_json *given = NULL;
+    int rc = kg_op_from_json(op_json, strlen(op_json), "op.json", &j->op, err);
+    if (rc == KG_OK)
+        rc = kg_case_from_json(case_json, strlen(case_json), "Case", j->op, &j->c, err);
+    if (rc == KG_OK)
+        rc = kg_plan_from_source(source, n, "kernel.c", j->op, &j->plan, err);
+    if (rc == KG_OK && tunables_json)
+        rc = kg_json_parse(tunables_json, strlen(tunables_json), "tunables", &given, err);
+    if (rc == KG_OK && given)
+        rc = kg_tuning_from_json(j->plan, given, "tunables", &j->tuning, err);
+    else if (rc == KG_OK)
+        kg_tuning_default(j->plan, &j->tuning);
+    kg_json_free(given);
+    return rc;
+}
+
+/* Addresses as aligned as the Case saw them: `require` may ask. */
+static void align_inputs(kg_case *c) {
+    for (size_t i = 0; i < c->call.nargs; i++)
+        if (c->call.args[i].present && c->align[i] > 0)
+            c->call.args[i].u.t.data = (void *)(intptr_t)c->align[i];
+}
+
+static int bind_job(job *j, const char *arch, kg_error *err) {
+    int64_t code = kg_arch_code(arch);
+    if (j->plan->target != KG_CPU || kg_arch_target(arch) != KG_CPU || code < 0)
+        return kg_fail(
+            err, KG_EUNSUPPORTED,
+            "images are built for a CPU's architecture (x86-64-v1 to v4, aarch64), not %s", arch);
+    kg_constants constants = {.num_threads = 1, .arch = code, .has_amx = kg_cpu_has_amx()};
+    kg_call call = j->c->call;
+    return kg_plan_bind(j->plan, j->op, &j->tuning, &constants, &call, &j->inst, err);
+}
+
+static int compile_job(job *j, const char *source, size_t n, const char *arch, bool any_size,
+                       bool *cached, char path[512], kg_error *err) {
+    int rc =
+        kg_source_build(j->plan, j->op, &j->tuning, &j->c->call, any_size ? NULL : &j->inst->dims,
+                        source, n, "kernel.c", &j->unit, err);
+    if (rc != KG_OK)
+        return rc;
+    *cached = kg_image_cached(j->unit.data, j->unit.len, arch, j->plan->flags);
+    rc = kg_image_cpu(j->unit.data, j->unit.len, "kernel.c", arch, j->plan->flags, &j->image,
+                      &j->messages, path, err);
+    if (rc != KG_OK && j->messages.len > 0)
+        return kg_fail(err, rc, "%.400s", j->messages.data);
+    if (rc == KG_OK && !path[0])
+        return kg_fail(err, KG_EIO,
+                       "the image cache cannot be written; set KGEN_CACHE to a folder that can");
+    return rc;
+}
+
+int kgen_build_image(const char *op_json, const char *case_json, const char *source, size_t n,
+                     const char *tunables_json, const char *arch, int any_size, char **json,
+                     char *err, size_t nerr) {
+    kg_error e = {0};
+    bool cached = false;
+    char path[512] = "";
+    kg_buf text;
+    job j;
+    job_init(&j);
+    kg_buf_init(&text, 0);
+    int rc = read_job(&j, op_json, case_json, source, n, tunables_json, &e);
+    if (rc == KG_OK) {
+        align_inputs(j.c);
+        rc = bind_job(&j, arch, &e);
+    }
+    if (rc == KG_OK)
+        rc = compile_job(&j, source, n, arch, any_size != 0, &cached, path, &e);
+    if (rc == KG_OK) {
+        kg_json *o = kg_json_new_object();
+        kg_json_set_bool(o, "cached", cached);
+        if (kg_json_set_str(o, "path", path))
+            kg_json_canonical(o, &text);
+        rc = kg_json_size(o) == 2 ? kg_buf_check(&text, "result", &e)
+                                  : kg_fail(&e, KG_ENOMEM, "result");
+        kg_json_free(o);
+    }
+    char *taken = rc == KG_OK ? kg_buf_take(&text) : NULL;
+    if (rc == KG_OK && !taken)
+        rc = kg_fail(&e, KG_ENOMEM, "result");
+    if (rc == KG_OK)
+        *json = taken;
+    else if (err && nerr) {
+        size_t length = strlen(e.msg) < nerr - 1 ? strlen(e.msg) : nerr - 1;
+        memcpy(err, e.msg, length);
+        err[length] = '\0';
+    }
+    kg_buf_free(&text);
+    job_free(&j);
+    return rc;
+}
