@@ -70,7 +70,7 @@ class Recorder:
 
     def lift(self, number: Any, kind: str) -> str:
         for i, (known, known_kind) in enumerate(self.scalars):
-            if known is number and known_kind == kind:
+            if known.name == number.name and known_kind == kind:
                 return f"s{i}"
         self.scalars.append((number, kind))
         return f"s{len(self.scalars) - 1}"

@@ -154,14 +154,14 @@ class Reads:
         self.constants: list[Any] = []
         self.lines: list[tuple[str | None, str]] = []  # (name, expression) or (None, condition)
         self.tensors: dict[int, tuple[str, Tensor]] = {}  # by id: name, and the tensor itself, kept alive
-        self.count = 0
+        self.names: dict[str, str] = {}  # by expression: read once
         self.guarded: set[str] = set()
 
     def let(self, expression: str) -> str:
-        name = f"v{self.count}"
-        self.count += 1
-        self.lines.append((name, expression))
-        return name
+        if expression not in self.names:
+            self.names[expression] = f"v{len(self.names)}"
+            self.lines.append((self.names[expression], expression))
+        return self.names[expression]
 
     def constant(self, value: Any) -> str:
         for i, known in enumerate(self.constants):
@@ -262,6 +262,12 @@ def _opaque(module: str | None) -> bool:
     return (module or "").split(".")[0] in _OPAQUE
 
 
+def _refuse_call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """A function in C of which nothing is known: random.random, time.time."""
+    return fail(f"a call of {getattr(function, '__qualname__', function)}", "its result may change between calls: "
+                "compute it outside and let the function read it")
+
+
 class Rebuilder:
     """Makes stand-ins for everything that a function can reach, and notes in reads where each came from."""
 
@@ -291,6 +297,8 @@ class Rebuilder:
             return type(value)(self.wrap(v, reads.let(f"{name}[{i}]")) for i, v in enumerate(value))
         if isinstance(value, types.ModuleType):
             return value if _opaque(value.__name__) else Tracked(self, value, name)
+        if isinstance(value, types.BuiltinFunctionType) and not _opaque(value.__module__):
+            return functools.partial(_refuse_call, value)
         if isinstance(value, (type, types.BuiltinFunctionType, enum.Enum)) or _opaque(type(value).__module__):
             if not isinstance(value, torch.nn.Module):
                 reads.guard(f"{name} is {reads.constant(value)}")
