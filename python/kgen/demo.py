@@ -39,6 +39,7 @@ def compare(model_path: str, rounds: int = ROUNDS) -> dict[str, Any]:
 
     import kgen
     from kgen import _libkgen, capture
+    from kgen.patch import patch_report
 
     model = capture.load(model_path)
     plain, args, kwargs = model.module.eval(), model.args, model.kwargs
@@ -59,7 +60,7 @@ def compare(model_path: str, rounds: int = ROUNDS) -> dict[str, Any]:
         "speedup": {"median": median, "low": low, "high": high},
         "largest_error": float(worst),
         "largest_output": float(want.double().abs().max()),
-        "report": str(kgen.patch_report(patched)),
+        "report": str(patch_report(patched)),
     }
 
 

@@ -138,6 +138,8 @@ def result_table(rows: list[Row]) -> Table:
 def show_result(report: Report) -> None:
     """The table of a Run, what was left alone and why, and where the Kernels are; on stdout."""
     out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = 200  # a log is not folded to the width of a screen that is not there
     tried = [r for r in report.rows if r.state != "left"]
     if tried:
         out.print(result_table(tried))
