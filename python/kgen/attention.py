@@ -137,13 +137,13 @@ def _trace(score_mod: Any, mask_mod: Any, block_mask: BlockMask | None, is_causa
         mask_mod = block_mask.mask_mod
     if torch.compiler.is_dynamo_compiling():
         if block_mask is None:
-            return trace_compiled(score_mod, mask_mod, causal=is_causal)
+            return trace_compiled(score_mod, mask_mod, causal=is_causal, device=query.device)
         block_q, block_kv = block_mask.BLOCK_SIZE
-        return trace_compiled(score_mod, mask_mod, block_kinds(block_mask), block_q, block_kv, is_causal)
+        return trace_compiled(score_mod, mask_mod, block_kinds(block_mask), block_q, block_kv, is_causal, query.device)
     blocks = None
     if block_mask is not None:
         blocks = Blocks(_cached_kinds(block_mask), *block_mask.BLOCK_SIZE)
-    found = trace(score_mod, mask_mod, blocks, is_causal)
+    found = trace(score_mod, mask_mod, blocks, is_causal, query.device)
     return found.text, found.captured, found.scalars
 
 

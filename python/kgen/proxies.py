@@ -48,8 +48,9 @@ def fail(what: str, instead: str) -> NoReturn:
 class Recorder:
     """One section's instructions as they come; tensors and scalars are shared by the sections of a Program."""
 
-    def __init__(self, tensors: list[torch.Tensor], scalars: list[tuple[Any, str]]) -> None:
+    def __init__(self, tensors: list[torch.Tensor], scalars: list[tuple[Any, str]], device: torch.device) -> None:
         self.raw: list[tuple[str, ...]] = []
+        self.device = device
         self.tensors = tensors
         self.scalars = scalars
 
@@ -101,6 +102,10 @@ class Proxy:
     @property
     def shape(self) -> torch.Size:
         return torch.Size(())
+
+    @property
+    def device(self) -> torch.device:
+        return self.rec.device
 
     ndim = 0
     requires_grad = False
@@ -195,6 +200,10 @@ class Table:
     def dtype(self) -> torch.dtype:
         return self.tensor.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.tensor.device
+
     def __getitem__(self, index: Any) -> Any:
         return look_up(self.rec, self, index)
 
@@ -245,7 +254,7 @@ def compiled_token(rec: Recorder, x: Any, kind: str) -> str:
     """Under Dynamo: a number is a constant; a symbolic one becomes a 0-d tensor that the Program looks up."""
     if isinstance(x, bool) or _same_always(x):
         return _literal(guard_scalar(x), kind)
-    t = torch.full((), x, dtype=_TORCH_TYPE[kind])
+    t = torch.full((), x, dtype=_TORCH_TYPE[kind], device=rec.device)
     return rec.emit("load", kind, rec.tensor(t)).token
 
 

@@ -536,9 +536,9 @@ def _with_causal(rec: Recorder, mask: str) -> str:
 class _Section:
     """One function, traced: (raw instructions, result)."""
 
-    def __init__(self, name: str, tensors: list[Tensor], scalars: list[tuple[Any, str]]) -> None:
+    def __init__(self, name: str, tensors: list[Tensor], scalars: list[tuple[Any, str]], device: torch.device) -> None:
         self.name = name
-        self.rec = Recorder(tensors, scalars)
+        self.rec = Recorder(tensors, scalars, device)
 
     def run(self, function: Callable[..., Any]) -> str:
         args = _inputs(self.rec)
@@ -589,7 +589,7 @@ def _rebuilt(rebuilder: Rebuilder, fn: Any, name: str) -> Callable[..., Any]:
     return rebuilder.call(fn, name)
 
 
-def _trace_now(score_mod: Any, mask_mod: Any, blocks: Blocks | None, causal: bool) -> _Trace:
+def _trace_now(score_mod: Any, mask_mod: Any, blocks: Blocks | None, causal: bool, device: torch.device) -> _Trace:
     reads = Reads()
     rebuilder = Rebuilder(reads)
     tensors: list[Tensor] = []
@@ -597,11 +597,11 @@ def _trace_now(score_mod: Any, mask_mod: Any, blocks: Blocks | None, causal: boo
     score = mask = None
     with torch.no_grad(), _Watch(reads):
         if score_mod is not None:
-            section = _Section("score", tensors, scalars)
+            section = _Section("score", tensors, scalars, device)
             result = _run_user(section, _rebuilt(rebuilder, score_mod, "score_mod"), score_mod)
             score = (section.rec.raw, result)
         if mask_mod is not None or blocks is not None or causal:
-            section = _Section("mask", tensors, scalars)
+            section = _Section("mask", tensors, scalars, device)
             result = "true"
             if mask_mod is not None:
                 result = _run_user(section, _rebuilt(rebuilder, mask_mod, "mask_mod"), mask_mod)
@@ -658,6 +658,7 @@ def _canonical(score: Any, mask: Any, tensors: Any, scalars: Any) -> Canonical:
 
 _TRACES: dict[Any, list[_Trace]] = {}
 _MAX_KEYS, _MAX_TRACES = 1024, 64
+_CPU = torch.device("cpu")
 
 
 def _key(fn: Any) -> Any:
@@ -674,15 +675,15 @@ def _key(fn: Any) -> Any:
 
 
 def trace(score_mod: ScoreMod | None = None, mask_mod: MaskMod | None = None, blocks: Blocks | None = None,
-          causal: bool = False) -> Traced:
+          causal: bool = False, device: torch.device = _CPU) -> Traced:
     """The Program of score_mod(score, b, h, q_idx, kv_idx) and mask_mod(b, h, q_idx, kv_idx), with this call's
     captured tensors and lifted scalars.
 
     blocks, a BlockMask's tables, rules: mask_mod is asked in partial blocks alone. causal adds q_idx >= kv_idx.
     A trace is used again while code, defaults, closure cells and the globals read are unchanged; numbers that
-    only enter arithmetic are read again each time. Raises TraceError for what a Program cannot say."""
+    only enter arithmetic are read again each time. device is what the traced values say they are on. Raises TraceError for what a Program cannot say."""
     kind = None if blocks is None else (blocks.block_q, blocks.block_kv)
-    key = (_key(score_mod), _key(mask_mod), kind, causal)
+    key = (_key(score_mod), _key(mask_mod), kind, causal, device)
     kinds = None if blocks is None else blocks.kinds
     known = _TRACES.get(key)
     if known is not None:
@@ -690,7 +691,7 @@ def trace(score_mod: ScoreMod | None = None, mask_mod: MaskMod | None = None, bl
             traced = t.traced(score_mod, mask_mod, kinds)
             if traced is not None:
                 return traced
-    new = _trace_now(score_mod, mask_mod, blocks, causal)
+    new = _trace_now(score_mod, mask_mod, blocks, causal, device)
     traced = new.traced(score_mod, mask_mod, kinds)
     if traced is None:
         raise TraceError("what the function reads changed while it was traced")
@@ -712,18 +713,18 @@ def _canonical_constant(score: Any, mask: Any, tensors: Any, scalars: Any) -> tu
 
 
 def trace_compiled(score_mod: Any, mask_mod: Any, kinds: Tensor | None = None, block_q: int = 128, block_kv: int = 128,
-                   causal: bool = False) -> tuple[str, list[Tensor], list[float]]:
+                   causal: bool = False, device: torch.device = _CPU) -> tuple[str, list[Tensor], list[float]]:
     """trace() for code that Dynamo runs through: no rebuilding and no cache, since Dynamo has its own guards.
     Python numbers are constants of the compiled code; symbolic ones become scalars."""
     tensors: list[Tensor] = []
     scalars: list[tuple[Any, str]] = []
     score = mask = None
     if score_mod is not None:
-        section = _Section("score", tensors, scalars)
+        section = _Section("score", tensors, scalars, device)
         result = section.run(score_mod)
         score = (tuple(section.rec.raw), result)
     if mask_mod is not None or kinds is not None or causal:
-        section = _Section("mask", tensors, scalars)
+        section = _Section("mask", tensors, scalars, device)
         result = section.run(mask_mod) if mask_mod is not None else "true"
         if kinds is not None:
             result = _with_blocks(section.rec, kinds, block_q, block_kv, result)
