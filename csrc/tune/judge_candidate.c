@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "runtime/image.h"
+#include "tune/exclusive.h"
 #include "tune/judge_internal.h"
 #include "tune/propose.h"
 #include "tune/text_inspect.h"
@@ -62,9 +63,12 @@ int kg_candidate_image(const kg_judge *j, const kg_candidate *c, const kg_judged
     kg_buf_init(&unit, 64 << 20);
     rc = kg_source_build(c->plan, j->op, &c->tuning, &jc->c->call, r->any_size ? NULL : &inst->dims,
                          r->text, r->n, r->name, &unit, err);
-    if (rc == KG_OK)
+    if (rc == KG_OK) {
+        kg_busy_begin();
         rc = kg_image_cpu(unit.data, unit.len, r->name, j->options.arch, c->plan->flags, image,
                           messages, NULL, err);
+        kg_busy_end();
+    }
     kg_buf_free(&unit);
     return rc;
 }

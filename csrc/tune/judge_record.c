@@ -1,4 +1,5 @@
 /* A report as a Record (docs/formats.md). */
+#define _DEFAULT_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,6 +142,9 @@ int kg_judge_record(const kg_judge_report *r, kg_json **out, kg_error *err) {
     kg_json *details = r->details ? kg_json_copy(r->details) : kg_json_new_object();
     kg_json_set_double(details, "compile_ms", r->compile_ms);
     kg_json_set_double(details, "run_ms", r->run_ms);
+    double load[1];
+    if (getloadavg(load, 1) == 1) /* more than the threads: somebody else was there */
+        kg_json_set_double(details, "load", load[0]);
     kg_json *skipped = skipped_json(r);
     if (skipped)
         kg_json_set(details, "skipped", skipped);

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "tune/exclusive.h"
 #include "tune/judge_internal.h"
 
 enum { SIZES = 6, MAX_REPS = 1024, MANY_SMALL = 4 };
@@ -103,7 +104,7 @@ static bool plausible(const kg_bench *b) {
     return b->cr->floor_ns < MIN_FLOOR_NS || b->cr->time.median >= 0.9 * b->cr->floor_ns;
 }
 
-int kg_bench_time(kg_bench *b, bool *ok, kg_error *err) {
+static int time_alone(kg_bench *b, bool *ok, kg_error *err) {
     int rc = floor_of(b->j, b->jc->bytes, false, &b->cr->floor_ns, err);
     if (rc == KG_OK)
         rc = time_once(b, ok, err);
@@ -113,6 +114,15 @@ int kg_bench_time(kg_bench *b, bool *ok, kg_error *err) {
         if (rc == KG_OK)
             rc = time_once(b, ok, err);
     }
+    return rc;
+}
+
+int kg_bench_time(kg_bench *b, bool *ok, kg_error *err) {
+    int rc = kg_timing_begin(err);
+    if (rc != KG_OK)
+        return rc;
+    rc = time_alone(b, ok, err);
+    kg_timing_end();
     if (rc != KG_OK || !*ok)
         return rc;
     b->cr->timed = true;

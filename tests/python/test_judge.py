@@ -399,3 +399,93 @@ def _timed(judge: Judge, salt: str) -> float:
     start = time.monotonic()
     assert judge.run(text, all_sets=False)["verdict"] == "pass"
     return time.monotonic() - start
+
+
+ATTENTION = (ROOT / "kernels" / "ops" / "attention.json").read_text()
+PROGRAM = """program 1
+tensor t0 float32 1
+scalar s0 float32
+score
+%0 = load float32 t0 h
+%1 = mul float32 %0 s0
+%2 = add float32 score %1
+return %2
+mask
+%0 = ge bool q kv
+return %0
+"""
+
+
+def attention_judge(with_lse: bool, table: torch.Tensor) -> Judge:
+    """One Case with a captured table, a lifted scalar and a mask; shared key heads, strided queries."""
+    from kgen import oracle
+
+    query = torch.randn(2, 33, 4, 16).transpose(1, 2)
+    key, value = torch.randn(2, 2, 47, 16), torch.randn(2, 2, 47, 8)
+    args = {
+        "query": tensor_spec(query),
+        "key": tensor_spec(key),
+        "value": tensor_spec(value),
+        "scale": 0.3,
+        "enable_gqa": True,
+    }
+    captured = {**tensor_spec(table), "fill": {"kind": "values", "file": "captured0.bin"}}
+    case = case_of("attention", args)
+    case["program"] = {"text": PROGRAM, "captured": [captured], "scalars": [2.5]}
+    wide = [t.double() for t in (query, key, value)]
+    output, lse = oracle.attention(
+        *wide, [table.double()], [2.5], PROGRAM, scale=0.3, enable_gqa=True
+    )
+    judge = Judge(ATTENTION)
+    index = judge.add_case(case)
+    judge.add_set(index, [query, key, value, table], [output, lse if with_lse else None])
+    return judge
+
+
+@pytest.mark.parametrize("with_lse", [True, False])
+def test_programs_tables_and_optional_outputs(with_lse: bool) -> None:
+    torch.manual_seed(2)
+    source = (ROOT / "kernels" / "attention" / "flash.c").read_text()
+    with attention_judge(with_lse, torch.randn(4)) as judge:
+        for any_size in (False, True):
+            record = judge.run(source, name="flash.c", any_size=any_size, reps=2)
+            assert record["verdict"] == "pass", record["message"]
+            assert len(record["programs"]) == 1
+        broken = source.replace("kg_score(", "(0.0f) * kg_score(")
+        assert broken != source
+        assert judge.run(broken, name="flash.c")["verdict"] == "wrong_values"
+        ignores = source.replace('"holes": ["SCORE", "MASK"],', '"holes": ["SCORE"],')
+        assert judge.run(ignores, name="flash.c")["verdict"] == "plan_error"
+
+
+ANY_STRIDES = """/* kgen
+{ "format": 1, "op": "softmax", "target": "cpu", "require": "input.ndim == 2 && D == 1",
+  "launches": [{"kernel": "rows", "range": "M", "args": ["input", "output", {"i64": "N"},
+    {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"}, {"i64": "output.stride(0)"}, {"i64": "output.stride(1)"}]}] }
+*/
+#include <math.h>
+#include <stdint.h>
+void rows(int64_t begin, int64_t end, const float *input, float *output, int64_t n, int64_t xr, int64_t xc,
+          int64_t yr, int64_t yc) {
+    for (int64_t row = begin; row < end; row++) {
+        float top = -INFINITY, sum = 0;
+        for (int64_t i = 0; i < n; i++) top = fmaxf(top, input[row * xr + i * xc]);
+        for (int64_t i = 0; i < n; i++) sum += expf(input[row * xr + i * xc] - top);
+        for (int64_t i = 0; i < n; i++)
+            output[row * yr + i * yc] = expf(input[row * xr + i * xc] - top) / sum;
+        if (row == 7)
+            output[row * yr + 2 * yc] *= SPOIL;
+    }
+}
+"""
+
+
+def test_outputs_in_another_memory_order() -> None:
+    x = torch.randn(8, 50).t()[:, :8]
+    assert x.stride() == (1, 50)
+    with Judge(SOFTMAX) as judge:
+        case = add_softmax(judge, x)
+        assert judge.describe(case)["outputs"][0]["stride"] == [1, 50]
+        assert judge.run(ANY_STRIDES.replace("SPOIL", "1.0f"))["verdict"] == "pass"
+        details = judge.run(ANY_STRIDES.replace("SPOIL", "1.1f"))["details"]
+        assert [m["index"] for m in details["mismatches"]] == [[7, 2]]
