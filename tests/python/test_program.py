@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from program_core import Compiled, Core
+from program_core import ROOT, Compiled, Core
 
 from kgen.program import canonical, evaluate, f32_text, parse
 from kgen.programs import NAMED, Extent, random_program
@@ -149,6 +149,24 @@ def test_float_literals_at_random_are_spelled_alike() -> None:
     bits = np.random.default_rng(3).integers(0, 2**32, 2000, dtype=np.uint32).view(np.float32)
     for v in bits[np.isfinite(bits)]:
         Core(f"program 1\nscore\n%0 = add float32 score {f32_text(float(v))}\nreturn %0\n")
+
+
+GOLDEN = ROOT / "tests/golden/program"
+
+
+def test_golden_texts_and_hashes() -> None:
+    """What the named variants trace to, and the hashes that pins keep: neither may change unnoticed."""
+    hashes = dict(line.split() for line in (GOLDEN / "hashes.txt").read_text().splitlines())
+    assert sorted(hashes) == sorted(NAMED)
+    for name, mods in NAMED.items():
+        text = trace(*mods(AT)).text
+        assert text == (GOLDEN / f"{name}.txt").read_text(), name
+        assert Core(text).hash == hashes[name], name
+
+
+def test_the_example_of_the_formats_is_a_program() -> None:
+    section = (ROOT / "docs/formats.md").read_text().split("## Program\n")[1]
+    Core(section.split("```\n")[1])
 
 
 BASE = """program 1
