@@ -86,15 +86,16 @@ INLINE vf max_(vf a, vf b) {
 }
 
 INLINE vf poly(vf r) {
-    vf p = splat(0x1.5bda7ap-10f);
-    p = fma_(p, r, splat(0x1.3ce8b0p-7f));
-    p = fma_(p, r, splat(0x1.c6b6d8p-5f));
-    p = fma_(p, r, splat(0x1.ebf9c2p-3f));
-    p = fma_(p, r, splat(0x1.62e42ap-1f));
+    vf p = splat(0x1.416b54p-13f);
+    p = fma_(p, r, splat(0x1.5f082ep-10f));
+    p = fma_(p, r, splat(0x1.3b2de0p-7f));
+    p = fma_(p, r, splat(0x1.c6af7cp-5f));
+    p = fma_(p, r, splat(0x1.ebfbdcp-3f));
+    p = fma_(p, r, splat(0x1.62e430p-1f));
     return fma_(p, r, splat(1.0f));
 }
 
-/* 2^x for x up to 127; 0 for -inf, NaN for NaN; relative error 2e-7. */
+/* 2^x for x up to 127; 0 for -inf, NaN for NaN; within 1 ulp. */
 INLINE vf exp2_(vf x) {
 #if VL == 16
     vf n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -301,7 +302,9 @@ INLINE void column_block(const int vectors, const int lanes, const char *x, char
             sum[v] = pick(sum[v] == 0, (vf){0}, sum[v] * quotient(low[v], next));
             peak[v] = now, low[v] = next;
         }
-        block_sum(vectors, lanes, x + r * k * SIZE, rows, k, low, e, sum);
+        FULLY for (int v = 0; v < vectors; v++) top[v] = (vf){0};
+        block_sum(vectors, lanes, x + r * k * SIZE, rows, k, low, e, top);
+        FULLY for (int v = 0; v < vectors; v++) sum[v] += top[v];
     }
     FULLY for (int v = 0; v < vectors; v++) sum[v] = 1 / sum[v];
     for (int64_t r = 0; r < n; r++)

@@ -113,15 +113,16 @@ INLINE float sum_of(vf v) {
 }
 
 INLINE vf poly(vf r) {
-    vf p = splat(0x1.5bda7ap-10f);
-    p = fma_(p, r, splat(0x1.3ce8b0p-7f));
-    p = fma_(p, r, splat(0x1.c6b6d8p-5f));
-    p = fma_(p, r, splat(0x1.ebf9c2p-3f));
-    p = fma_(p, r, splat(0x1.62e42ap-1f));
+    vf p = splat(0x1.416b54p-13f);
+    p = fma_(p, r, splat(0x1.5f082ep-10f));
+    p = fma_(p, r, splat(0x1.3b2de0p-7f));
+    p = fma_(p, r, splat(0x1.c6af7cp-5f));
+    p = fma_(p, r, splat(0x1.ebfbdcp-3f));
+    p = fma_(p, r, splat(0x1.62e430p-1f));
     return fma_(p, r, splat(1.0f));
 }
 
-/* 2^x for x up to 127; 0 for -inf, NaN for NaN; relative error 2e-7. */
+/* 2^x for x up to 127; 0 for -inf, NaN for NaN; within 1 ulp. */
 INLINE vf exp2_(vf x) {
 #if VL == 16
     vf n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
