@@ -338,6 +338,7 @@ class Capture:
         self.train = model.module.training if train is None else train
         self.parts: dict[str, Part] = {}
         self.seconds = 0.0
+        self._written: dict[nn.Module, str] = {}
         first = self._record()
         if not light:
             self._repeat(first)
@@ -352,7 +353,7 @@ class Capture:
         module = self.model.module
         modes = {m: m.training for m in module.modules()}
         held = [
-            (m, name, b, stamp(b), b.clone())
+            (m, name, b, b.clone())
             for m in modes
             for name, b in m._buffers.items()
             if b is not None
@@ -366,15 +367,19 @@ class Capture:
             for m, mode in modes.items():
                 m.training = mode
             with torch.no_grad():
-                for m, name, buffer, before, value in held:
-                    m._buffers[name] = buffer
-                    if stamp(buffer) != before:
+                for m, name, buffer, value in held:
+                    # By value: some of torch's own operators write without counting a version.
+                    now = m._buffers.get(name)
+                    if now is not buffer or not _same(buffer, value):
+                        self._written.setdefault(m, name)
+                        m._buffers[name] = buffer
                         buffer.copy_(value)
 
     def call(self, module: nn.Module) -> Any:
-        path = self.model.source.path
-        with _blame(path, "the forward"):
-            return module(*self.model.args, **self.model.kwargs)
+        # Copies: a forward may write what it is given.
+        args, kwargs = pytree.tree_map_only(torch.Tensor, copy_of, (self.model.args, self.model.kwargs))
+        with _blame(self.model.source.path, "the forward"):
+            return module(*args, **kwargs)
 
     def _record(self) -> Any:
         with self.running() as module:
@@ -382,6 +387,10 @@ class Capture:
             with _hooks(module, self.parts):
                 first = self.call(module)
         _check_output(first, self.model)
+        for part in self.parts.values():
+            for path, m in part.module.named_modules():
+                if not part.writes and m in self._written:
+                    part.writes = (".".join(filter(None, (path, self._written[m]))),)
         return first
 
     def _repeat(self, first: Any) -> None:
@@ -422,7 +431,7 @@ class Capture:
         def hook_for(path: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 if path not in found and signature_of(args, kwargs) == wanted[path]:
-                    found[path] = pytree.tree_map_only(torch.Tensor, _copy, (args, kwargs))
+                    found[path] = pytree.tree_map_only(torch.Tensor, copy_of, (args, kwargs))
 
             return hook
 
@@ -440,12 +449,7 @@ class Capture:
         return found
 
 
-def stamp(x: torch.Tensor) -> tuple[int, int]:
-    """Changes when a tensor is written in place (inference tensors do not tell) or is another one."""
-    return id(x), 0 if x.is_inference() else x._version
-
-
-def _copy(x: torch.Tensor) -> torch.Tensor:
+def copy_of(x: torch.Tensor) -> torch.Tensor:
     """A copy with the same strides."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
@@ -453,26 +457,23 @@ def _copy(x: torch.Tensor) -> torch.Tensor:
 @contextlib.contextmanager
 def _hooks(root: nn.Module, parts: dict[str, Part]) -> Iterator[None]:
     handles: list[Any] = []
-    stack: list[tuple[str, tuple[Any, ...], float, torch.Tensor, dict[str, Any]]] = []
+    stack: list[tuple[str, tuple[Any, ...], float, torch.Tensor]] = []
 
     def before(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            versions = {n: stamp(b) for n, b in module.named_buffers()}
             signature = signature_of(args, kwargs)
-            stack.append((path, signature, time.perf_counter(), torch.get_rng_state(), versions))
+            stack.append((path, signature, time.perf_counter(), torch.get_rng_state()))
 
         return hook
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         now = time.perf_counter()
-        path, signature, start, rng, versions = stack.pop()
+        path, signature, start, rng = stack.pop()
         part = parts.setdefault(path, Part(path, module))
         calls = part.calls.setdefault(signature, Calls(signature))
         calls.count += 1
         calls.seconds = min(calls.seconds or now - start, now - start)
         part.random = part.random or not torch.equal(rng, torch.get_rng_state())
-        written = [n for n, b in module.named_buffers() if versions.get(n) != stamp(b)]
-        part.writes = part.writes or tuple(written)
 
     for path, module in root.named_modules():
         handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True, prepend=True))
@@ -491,6 +492,10 @@ def _check_output(output: Any, model: Model) -> None:
             f"{model.source.name}: {model.title} returns a {type(output).__name__} without a tensor; "
             "its forward must return a tensor, or a structure that holds some"
         )
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a, b) or (a.dtype.is_floating_point and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
 def _equal(a: Any, b: Any) -> bool:

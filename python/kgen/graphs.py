@@ -117,6 +117,12 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def from_program(program: Any) -> Graph:
     """The Graph of a torch.export.ExportedProgram, which may have been read from a file."""
+    kinds = torch.export.graph_signature.OutputKind
+    for spec in program.graph_signature.output_specs:
+        if spec.kind in (kinds.USER_INPUT_MUTATION, kinds.BUFFER_MUTATION):
+            raise NotATarget(f"its forward writes {'its input' if 'INPUT' in spec.kind.name else 'the buffer'} {spec.target}")
+        if spec.kind != kinds.USER_OUTPUT:
+            raise NotATarget(f"torch.export: an output of kind {spec.kind.name}")
     return Graph(
         program.graph_module,
         _inputs(program),

@@ -586,6 +586,8 @@ def _program(space: Space, e: Expr) -> tuple[ProgramText, float, tuple[str, ...]
         if not keep.args[0]:
             raise _Reject("everything is masked")
         keep = None
+    if "dot" not in score.free:
+        raise _Reject("everything is masked, or the scores do not depend on the product")
     if keep is not None and "dot" in keep.free:
         raise _Reject("the mask depends on the scores")
     if keep is not None and keep.loads:

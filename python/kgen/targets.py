@@ -190,7 +190,7 @@ def _survey_unit(
         if checked[key] is not None:
             left.append(Left(match.op, path, checked[key] or ""))
             continue
-        _add_case(targets, match, values, unit.count, timed[key], path or capture.model.title, capture.seconds, machine)
+        _add_case(targets, match, values, unit.count, timed[key], path, capture, machine)
 
 
 def join(outer: str, inner: str) -> str:
@@ -298,7 +298,7 @@ def case_key(case: CaseData) -> tuple[Any, ...]:
 
 def _add_case(
     targets: dict[str, Target], match: Match, values: dict[fx.Node, Any], count: int, seconds: float, path: str,
-    total: float, machine: Machine,
+    capture: Capture, machine: Machine,
 ) -> None:  # fmt: skip
     case = case_of(match, values, count)
     target = targets.setdefault(match.op, Target(match.op, match.op, True, 0.0, 0.0, 0.0))
@@ -310,10 +310,11 @@ def _add_case(
     if target.graph_text is None:
         target.graph_text = subgraph_text(match)
     target.seconds += seconds * count
-    target.share = min(1.0, target.seconds / total) if total > 0 else 0.0
+    target.share = min(1.0, target.seconds / capture.seconds) if capture.seconds > 0 else 0.0
     target.floor = (target.floor or 0.0) + machine.floor(case) * count
     target.paths.append(path)
-    target.title = target.paths[0] if len(target.paths) == 1 else f"{target.paths[0]} and {len(target.paths) - 1} more"
+    first = target.paths[0] or capture.model.title
+    target.title = first if len(target.paths) == 1 else f"{first} and {len(target.paths) - 1} more"
     target.notes = tuple(dict.fromkeys(target.notes + match.notes))
 
 
@@ -376,7 +377,7 @@ def own_targets(capture: Capture) -> list[Target]:
                 distinct[key] = target
             target.seconds += seconds
             target.share = min(1.0, target.seconds / total)
-            target.paths.append(part.path or capture.model.title)
+            target.paths.append(part.path)
     return [t for t in distinct.values() if not isinstance(t.part.module, _TRIVIAL)]  # type: ignore[union-attr]
 
 
@@ -448,13 +449,21 @@ def argument_name(name: str, taken: dict[str, Any]) -> str:
     return name
 
 
+def _names(target: Target) -> list[str]:
+    """What a pattern may call a target: its Op, the paths where it is; for a module also its class."""
+    names = [target.op, *filter(None, target.paths)]
+    if target.part is not None:
+        names += [target.title, _class_name(target.part.module)]
+    return names
+
+
 def select(survey_: Survey, patterns: list[str]) -> list[Target]:
     """The targets that patterns name: an Op's name, a module's path or class, with * as in shells."""
     import fnmatch
 
     chosen: list[Target] = []
     for pattern in patterns:
-        hits = [t for t in survey_.targets if any(fnmatch.fnmatch(n, pattern) for n in (t.op, t.title, *t.paths))]
+        hits = [t for t in survey_.targets if any(fnmatch.fnmatch(n, pattern) for n in _names(t))]
         if not hits:
             known = ", ".join(sorted({t.op for t in survey_.targets}))
             raise BadInput(f"--target {pattern} matches nothing; there are {known}, and the paths of their modules")

@@ -351,6 +351,8 @@ def archive(lifted: Lifted, values: tuple[torch.Tensor, ...]) -> bytes:
     with torch.no_grad(), preserved_rng(), quiet():
         try:
             program = torch.export.export(_Call(lifted.module), values, strict=False)
+            # The archive would hold the inputs that it was made with: the user's weights.
+            program.example_inputs = None
             out = io.BytesIO()
             torch.export.save(program, out)
         except Exception as e:
