@@ -10,12 +10,14 @@ import torch
 from . import reference as references
 from .gate import GateSet
 from .judge import Judge, tolerance
-from .reference import Drawn, Expected, Reference
+from .reference import DISTRIBUTIONS, Drawn, Expected, Reference
 from .task import Task
 
 # Sets drawn from the captured distribution; each further distribution gives one.
 CAPTURED_SETS = 2
 GATE_SETS = 3
+# Fills that a distribution may take the place of.
+FLOATING = ("normal", "uniform")
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,20 @@ def secret_seed() -> int:
 
 
 def for_judge(task: Task, reference: Reference, index: int) -> CaseSets:
-    """The sets of one Case: captured ones first, then a set for each distribution that torch itself bears."""
+    """The sets of one Case: captured ones first, then one for each distribution that torch itself bears."""
     case = task.cases[index]
-    kept, dropped = reference.distributions(case, secret_seed())
-    names = ["captured"] * CAPTURED_SETS + [d for d in kept if d != "captured"]
-    sets = []
+    dropped: dict[str, str] = {}
+    floating = any(isinstance(v, dict) and v["fill"]["kind"] in FLOATING for v in case["args"].values())
+    names = ["captured"] * CAPTURED_SETS + list(DISTRIBUTIONS[1:] if floating else ())
+    sets: list[tuple[str, Drawn, Expected]] = []
     for name in names:
         drawn = references.draw(task, case, secret_seed(), name)
-        sets.append((name, drawn, reference.expected(drawn)))
+        expected = reference.expected(drawn)
+        reason = reference.unusable(expected, sets[0][2]) if name != "captured" else None
+        if reason:
+            dropped[name] = reason
+        else:
+            sets.append((name, drawn, expected))
     return CaseSets(tuple(sets), dropped)
 
 
