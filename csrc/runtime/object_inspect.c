@@ -143,7 +143,7 @@ static int check_opcodes(const unsigned char *code, size_t n, const char *where,
         return KG_OK;
     kg_buf_printf(
         complaint,
-        "%s holds the bytes of %s at offset 0x%zx; a system call is not allowed, and bytes "
+        "%s " KG_BYTES_COMPLAINT " %s at offset 0x%zx; a system call is not allowed, and bytes "
         "that look like one are not told apart (if it is a constant or a distance, change "
         "the code around it a little)",
         where, what, offset);

@@ -9,6 +9,9 @@
 #include "base/buf.h"
 #include "base/error.h"
 
+/* In every complaint about bytes that look like a system call, and in no other. */
+#define KG_BYTES_COMPLAINT "holds the bytes of"
+
 /* The linked image: no byte sequence of a system call in its code, and nothing that runs at load.
  * KG_EUNSUPPORTED with the complaint, as kg_object_inspect. */
 int kg_linked_inspect(const void *image, size_t n, kg_buf *complaint, kg_error *err);

@@ -19,6 +19,10 @@
 
 /* As in runtime/plan.h, which lies above this layer. */
 enum { FLAG_FAST_MATH = 1, FLAG_NO_CONTRACT = 2 };
+/* By KG_CC_LAYOUT_SHIFT: the same code in another order or at other distances. */
+static const char *const LAYOUTS[] = {"", " -falign-labels=16",
+                                      " -falign-labels=32 -fno-schedule-insns2",
+                                      " -falign-labels=8 -fno-reorder-blocks -fno-tree-pre"};
 enum { MAX_ARGS = 96, MAX_OBJECT = 64 << 20 };
 
 static const kg_limits CC_LIMITS = {.wall_ms = 60 * 1000,
@@ -155,10 +159,11 @@ const char *kg_cc_flags(const char *arch, unsigned flags, char *out, size_t n) {
              "-std=gnu17 -O3 -march=%s%s -ffp-contract=%s%s -fno-math-errno -fno-trapping-math "
              "-fopenmp-simd -fno-semantic-interposition -fPIC -fvisibility=hidden "
              "-fno-stack-protector%s -fno-common -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=0 "
-             "-fno-asynchronous-unwind-tables -fno-ident%s",
+             "-fno-asynchronous-unwind-tables -fno-ident%s%s",
              march, width, flags & FLAG_NO_CONTRACT ? "off" : "fast",
              flags & FLAG_FAST_MATH ? " -ffast-math" : "", x86,
-             clang ? "" : " -fno-stack-clash-protection");
+             clang ? "" : " -fno-stack-clash-protection",
+             clang ? "" : LAYOUTS[flags >> KG_CC_LAYOUT_SHIFT & (KG_CC_LAYOUTS - 1)]);
     return out;
 }
 
@@ -247,6 +252,11 @@ static int run_compiler(const char *const argv[], const char *dir, const char *n
     env_close(&env);
     if (rc == KG_OK && (ex.code != 0 || ex.signal || ex.timed_out)) {
         add_messages(messages, &out, name);
+        if (out.data && strstr(out.data, "_Float16 is not supported"))
+            kg_buf_printf(messages,
+                          "%s: this compiler has no _Float16 (clang has it from 15 on); name "
+                          "another in KGEN_CC\n",
+                          name);
         if (ex.timed_out || ex.signal == 24 /* SIGXCPU */)
             kg_buf_printf(messages, "%s: the compiler was stopped after %d s\n", name,
                           (int)(CC_LIMITS.wall_ms / 1000));

@@ -217,3 +217,42 @@ TEST(cpu_level_is_what_the_kernel_says) {
     bool v3 = strstr(text, " avx2 ") && strstr(text, " fma ") && strstr(text, " bmi2 ");
     CHECK_INT(kg_cpu_level(), v4 ? 4 : v3 ? 3 : strstr(text, " sse4_2 ") ? 2 : 1);
 }
+
+/* A jump over just so many bytes has the distance 0x050f, "0f 05", in it; laid out otherwise it has
+ * not. */
+TEST(chance_bytes_are_laid_out_anew) {
+    kg_error err = {0};
+    const kg_cc *cc;
+    CHECK_OK(kg_cc_find(&cc, &err), err);
+    if (strcmp(cc->kind, "gcc") != 0)
+        test_skip("layouts are gcc's");
+    kg_buf source, messages, object;
+    char path[512];
+    setenv("KGEN_CACHE", test_path("cache"), 1);
+    kg_buf_init(&messages, 0);
+    bool found = false;
+    /* Stores of 3 bytes and of 4, around the distance. */
+    for (int k = 0; k < 120 && !found; k++) {
+        kg_buf_init(&source, 0);
+        kg_buf_puts(&source,
+                    "__attribute__((visibility(\"default\"))) void kg_entry_0(long b, long e, void "
+                    "*const *a) {\n float *y = a[0]; volatile char *c = a[0];\n"
+                    "for (long i = b; i < e; i++) y[i] = 2.0f * y[i];\n if (e > 1000) {\n");
+        for (int i = 0; i < 405 + k / 4; i++)
+            kg_buf_puts(&source, i < k % 4 ? "c[1] = 1;" : "c[0] = 1;");
+        kg_buf_puts(&source, "}}\n");
+        object_of(source.data, &object);
+        kg_buf_clear(&messages);
+        found = kg_object_inspect(object.data, object.len, &messages, &err) == KG_EUNSUPPORTED;
+        if (found) {
+            CHECK_HAS(messages.data, KG_BYTES_COMPLAINT);
+            kg_buf_clear(&messages);
+            CHECK_OK(image_of(source.data, path, &messages, &err), err);
+        }
+        kg_buf_free(&object);
+        kg_buf_free(&source);
+    }
+    kg_buf_free(&messages);
+    if (!found)
+        test_skip("this compiler put no 0f 05 into any of 120 distances");
+}
