@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from .task import DTYPES, Task
 
 # The distributions that every Candidate is judged on besides the captured one.
 DISTRIBUTIONS = ("captured", "normal", "uniform", "offset", "heavy", "tiny", "onehot", "large")
+# Those on which a last bit of the inputs may move the answer far: scores in the thousands, say.
+HARSH = ("offset", "heavy", "large")
 
 NEGLIGIBLE = 1e-12
 
@@ -190,6 +192,28 @@ class Reference:
         return Expected(
             outputs, own, tuple(e[0] for e in errors), tuple(e[1] for e in errors),
             "fp32" if narrow else "fp64", tuple(sorted(narrow)),
+        )  # fmt: skip
+
+    def conditioned(self, drawn: Drawn, e: Expected, seed: int) -> Expected:
+        """`e` with errors that are at least what a rounding of each input makes of the oracle (a random one of up to an
+        ulp): where that is far, torch's own error is small by luck, and no measure of a Candidate's."""
+        g = torch.Generator().manual_seed(seed % (1 << 63))
+
+        def nudged(x: Any) -> Any:
+            if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
+                return x
+            r = torch.rand(x.shape, generator=g, dtype=torch.float64).to(x.device) * 2 - 1
+            return x.double() * (1 + torch.finfo(x.dtype).eps * r)
+
+        moved = replace(
+            drawn, args={n: nudged(x) for n, x in drawn.args.items()}, captured=tuple(nudged(x) for x in drawn.captured)
+        )
+        with torch.no_grad():
+            outputs, _ = self.wide(moved)
+        errors = [error(a, b) for a, b in zip(outputs, e.outputs, strict=True)]
+        return replace(
+            e, norm_err=tuple(max(a, b[0]) for a, b in zip(e.norm_err, errors, strict=True)),
+            max_err=tuple(max(a, b[1]) for a, b in zip(e.max_err, errors, strict=True)),
         )  # fmt: skip
 
     def distributions(self, case: dict[str, Any], seed: int) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -338,6 +338,8 @@ def _sets(reference: Reference, task: Task, trial: Trial) -> Iterator[tuple[str,
     for name in names:
         drawn = references.draw(task, trial.case, secret_seed(), name)
         e = reference.expected(drawn)
+        if name in references.HARSH:
+            e = reference.conditioned(drawn, e, secret_seed())
         base = base or e
         if name == "captured" or not reference.unusable(e, base):
             yield name, drawn, e
@@ -367,7 +369,7 @@ class Evidence:
     message: str = ""
     cases: int = 0
     sets: int = 0
-    skipped: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # the plan is not for them: label, why
     worst: dict[str, float] = field(default_factory=dict)
     allclose: bool = True
     programs: list[str] = field(default_factory=list)
@@ -379,7 +381,7 @@ class Evidence:
         self.record = record
         labels = dict(zip(hashes, (t.label for t in trials), strict=True))
         for skip in record.get("details", {}).get("skipped", []):
-            self.skipped.append(f"{labels.get(skip['case'], skip['case'])}: {skip['why']}")
+            self.skipped[labels.get(skip["case"], skip["case"])] = skip["why"]
         for c in record["cases"]:
             self.cases += 1
             self.sets += c.get("sets", 0)

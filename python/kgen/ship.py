@@ -1,0 +1,271 @@
+"""Makes the registry that comes with kgen, generated/, from the house kernels in kernels/. A tool for kgen's developers:
+
+    python -m kgen.ship [--registry generated] [--arch x86-64-v3] [--only attention/flash.c] [--programs 200] [--again]
+
+Each house kernel is built for any size, as a dynamic pin serves it, and judged for each dtype on sizes over its range
+(1, primes, a tile's edges and their neighbours, the longest), attention also with the variants by name and with random
+Programs. A pin's range is what was judged, no more. Kernels for x86-64-v3 are judged on any machine that is at least
+that. What passed is promoted; what is in the registry already with the same id is left alone unless --again is given.
+Nothing is timed against torch here: that is the gate's, for Cases of a real model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _libkgen, spread
+from ._paths import kernels_dir, shipped_registry
+from .errors import BadInput, KgenError
+from .programs import NAMED
+from .spread import Evidence, Sizes, Trial
+from .task import canonical_contract
+from .trace import trace
+
+DTYPES = ("float32", "float16", "bfloat16")
+ARCHS = ("x86-64-v3", "x86-64-v4")
+LAYOUTS = ("c", "i", "h")
+# A tensor's data is at least this aligned in some Cases, and at most an element in others.
+ALIGNS = (64, 16, 4)
+PROGRAMS = 200
+
+# Variants whose tables have an element for each score: not for the longest sizes.
+DENSE_TABLES = ("dense_bias", "dense_mask")
+
+
+def row_sizes() -> list[tuple[int, int, int]]:
+    """(M, N, 1) for the softmax of rows."""
+    widths = (1, 2, 3, 7, 8, 15, 16, 17, 31, 63, 64, 65, 127, 255, 256, 257, 511, 1000, 1023, 1024, 1025, 4096, 4099)
+    sizes = [((1, 2, 3, 5, 31)[i % 5], n, 1) for i, n in enumerate(widths)]
+    sizes += [(5, 16383, 1), (3, 16384, 1), (7, 16385, 1), (3, 50257, 1), (2, 131072, 1), (1021, 64, 1), (1021, 4099, 1)]
+    return [*sizes, (1 << 22, 3, 1), (2, 1 << 22, 1)]
+
+
+def column_sizes() -> list[tuple[int, int, int]]:
+    """(M, N, K) for the softmax of columns."""
+    columns = (2, 3, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000)
+    lengths = (1, 2, 3, 17, 64, 129, 1000)
+    sizes = [((1, 2, 3)[i % 3], lengths[i % 7], k) for i, k in enumerate(columns)]
+    sizes += [(2, 4099, 5), (2, 1021, 1021), (3, 129, 4099), (1, 16385, 33), (1, 131072, 2), (37, 64, 1000)]
+    return [*sizes, (1 << 20, 2, 2), (1, 1 << 20, 3), (1, 3, 1 << 20)]
+
+
+def flash_sizes() -> list[Sizes]:
+    """For attention with many queries."""
+    heads = ((1, 1), (2, 2), (4, 2), (8, 1), (3, 3), (6, 2))
+    queries = (1, 2, 15, 16, 17, 31, 63, 64, 65, 100, 127, 128, 129, 191, 257)
+    keys = (1, 2, 3, 16, 31, 63, 64, 65, 127, 128, 129, 256, 257, 300)
+    widths = (1, 2, 3, 7, 8, 15, 16, 17, 24, 31, 32, 33, 40, 48, 63, 64, 65, 72, 80, 96, 100, 112, 127, 128, 129, 160, 192,
+              224, 255, 256)  # fmt: skip
+    sizes = []
+    for i, d in enumerate(widths):
+        hq, hkv = heads[i % 6]
+        dv = widths[(i * 7 + 3) % 30] if i % 3 == 2 else d
+        sizes.append(Sizes((1, 2, 3)[i % 3], hq, queries[i * 4 % 15], d, hkv, keys[i * 5 % 14], dv))
+    sizes += [Sizes(1, 4, 257, 64, 2, 1021, 64), Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(1, 1, 4099, 64, 1, 4099, 64)]
+    sizes += [Sizes(4096, 1, 18, 8, 1, 3, 8), Sizes(1, 512, 3, 16, 512, 5, 16), Sizes(1, 512, 17, 16, 4, 5, 16)]
+    return [*sizes, Sizes(1, 1, 1 << 20, 8, 1, 16, 8), Sizes(1, 1, 20, 8, 1, 1 << 20, 8)]
+
+
+def decode_sizes() -> list[Sizes]:
+    """For attention with few queries: at most 16 of them for each head of keys."""
+    heads = ((1, 1, 16), (2, 2, 1), (4, 2, 3), (8, 1, 2), (3, 3, 7), (6, 2, 5), (32, 8, 1), (16, 1, 1), (8, 8, 15))
+    keys = (1, 2, 3, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1021, 4099)
+    widths = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 40, 48, 63, 64, 65, 80, 96, 100, 127, 128, 129, 192, 255, 256)
+    sizes = []
+    for i, d in enumerate(widths):
+        hq, hkv, sq = heads[i % 9]
+        dv = widths[(i * 7 + 3) % 25] if i % 3 == 2 else d
+        sizes.append(Sizes((1, 2, 3)[i % 3], hq, sq, d, hkv, keys[i * 5 % 14], dv))
+    sizes += [Sizes(4096, 1, 1, 8, 1, 3, 8), Sizes(1, 512, 1, 16, 512, 5, 16), Sizes(1, 512, 1, 16, 32, 5, 16)]
+    return [*sizes, Sizes(1, 1, 2, 8, 1, 1 << 20, 8)]
+
+
+@dataclass(frozen=True)
+class House:
+    """A house kernel. timed: the Case whose time stands in the Record."""
+
+    file: str
+    op: str
+    sizes: Callable[[], list[Any]]
+    timed: Any
+    program_at: Sizes | None = None
+
+    def dense(self, dtype: str) -> list[Trial]:
+        if self.op == "softmax":
+            return [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
+        return [
+            spread.attention_trial(dtype, s, layout=LAYOUTS[i % 3], align=ALIGNS[i // 3 % 3])
+            for i, s in enumerate(self.sizes())
+        ]
+
+    def timed_trial(self, dtype: str) -> Trial:
+        return spread.softmax_trial(dtype, *self.timed) if self.op == "softmax" else spread.attention_trial(dtype, self.timed)
+
+    def with_programs(self, dtype: str, count: int) -> list[Trial]:
+        """Named variants at one size, each size with one of them, and this dtype's part of the random ones."""
+        assert self.program_at is not None
+        at, found = self.program_at, []
+        for name, program in spread.named_programs(at.extent):
+            found.append(spread.attention_trial(dtype, at, program, name))
+        for i, s in enumerate(self.sizes()):
+            usable = _named(s)
+            name, program = usable[i % len(usable)]
+            found.append(spread.attention_trial(dtype, s, program, name, LAYOUTS[i % 3], ALIGNS[i // 3 % 3]))
+        turn = DTYPES.index(dtype)
+        for i, (name, program) in enumerate(spread.random_programs(count, at.extent)):
+            if i % len(DTYPES) == turn:
+                found.append(spread.attention_trial(dtype, at, program, name))
+        return found
+
+
+def _named(at: Sizes) -> list[tuple[str, Any]]:
+    """Named variants for a size, those with a table of all scores left out where that would be huge."""
+    made = []
+    for name, make in NAMED.items():
+        if name not in DENSE_TABLES or at.b * at.hq * at.sq * at.sk < 1 << 20:
+            t = trace(*make(at.extent))
+            made.append((name, (t.text, t.captured, t.scalars)))
+    return made
+
+
+HOUSE = (
+    House("softmax/rows.c", "softmax", row_sizes, (4096, 4096, 1)),
+    House("softmax/columns.c", "softmax", column_sizes, (64, 1024, 64)),
+    House("attention/flash.c", "attention", flash_sizes, Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(2, 4, 70, 16, 4, 131, 16)),
+    House("attention/decode.c", "attention", decode_sizes, Sizes(1, 32, 1, 128, 8, 4096, 128), Sizes(2, 4, 3, 16, 4, 131, 16)),
+)  # fmt: skip
+
+
+def judged_key(contract: str, trials: Sequence[Trial], skipped: Collection[str], any_program: bool) -> dict[str, Any]:
+    """The key of a dynamic pin: the least and the most of each dim over what was judged."""
+    keys = [_libkgen.case_key(contract, t.case)[0] for t in trials if t.label not in skipped]
+    dims: dict[str, Any] = {}
+    for name in keys[0]["dims"]:
+        low, high = min(k["dims"][name] for k in keys), max(k["dims"][name] for k in keys)
+        dims[name] = {"min": low, "max": high} if low < high else low
+    layouts = [max(k["layout"][i] for k in keys) for i in range(len(keys[0]["layout"]))]  # "i" is wider than "c"
+    return {**keys[0], "layout": layouts, "program": "*" if any_program else None, "dims": dims}
+
+
+def key_hash(key: dict[str, Any]) -> str:
+    """The name of a key's pin."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+def _entry(key: dict[str, Any], found: Evidence, random_count: int) -> dict[str, Any]:
+    """What a Record says of one pin: the worst over its Cases."""
+    return {
+        "case": key_hash(key), "verdict": found.verdict, **found.worst, "allclose": found.allclose, "sets": found.sets,
+        "cases": found.cases, "programs": len(found.programs), "random_programs": random_count,
+    }  # fmt: skip
+
+
+class Shipping:
+    """One house kernel for one architecture."""
+
+    def __init__(self, house: House, arch: str, registry: Path, programs: int, say: Callable[[str], None]):
+        self.house, self.arch, self.registry, self.count, self.say = house, arch, registry, programs, say
+        self.contract = canonical_contract(house.op).decode()
+        self.source = (kernels_dir() / house.file).read_bytes()
+        self.about = _libkgen.candidate_check(self.contract, self.source, house.file)
+
+    def shipped(self) -> bool:
+        """Whether the registry has this very Candidate for this architecture already."""
+        folder = self.registry / self.house.op / self.arch / self.about["id"]
+        return (folder / "record.json").is_file()
+
+    def _judge(self, trials: Sequence[Trial], what: str, reps: int = 0) -> Evidence:
+        def say(text: str) -> None:
+            self.say(f"{self.house.file} {self.arch} {what}: {text}")
+
+        found = spread.judge(
+            self.contract, self.source, self.house.file, None, trials, arch=self.arch, reps=reps, say=say
+        )
+        if found.verdict != "pass":
+            raise KgenError(f"{self.house.file} for {self.arch}, {what}: {found.verdict}: {found.message}")
+        for label, why in found.skipped.items():
+            say(f"not for it: {label}: {why}")
+        return found
+
+    def run(self) -> int:
+        """Judges and promotes; the version."""
+        keys, entries, programs = [], [], []
+        record: dict[str, Any] = {}
+        for dtype in DTYPES:
+            trials = self.house.dense(dtype)
+            found = self._judge(trials, dtype)
+            key = judged_key(self.contract, trials, found.skipped, False)
+            timed = self._judge([self.house.timed_trial(dtype)], f"{dtype}, timed", 21)
+            entry = _entry(key, found, 0)
+            entry |= {k: v for k, v in timed.times[0].items() if k in ("time_ns", "floor_ns")} if timed.times else {}
+            keys.append(key)
+            entries.append({**entry, "timed": self.house.timed_trial(dtype).label})
+            record = record or found.record
+            if self.house.program_at is None:
+                continue
+            trials = self.house.with_programs(dtype, self.count)
+            found = self._judge(trials, f"{dtype} with Programs")
+            key = judged_key(self.contract, trials, found.skipped, True)
+            keys.append(key)
+            entries.append(_entry(key, found, sum("random" in t.label for t in trials)))
+            programs.append(found.programs)
+        return self._promote(record, entries, keys, _in_all(programs))
+
+    def _promote(
+        self, record: dict[str, Any], entries: list[dict[str, Any]], keys: list[dict[str, Any]], programs: list[str]
+    ) -> int:
+        environment = {**record["environment"], "torch": torch.__version__}
+        made = {
+            **{k: record[k] for k in ("format", "id", "op", "arch", "version", "kind", "tunables", "verdict")},
+            "source": "kernel.c", "message": "", "proposer": {"name": "builtin", "template": self.house.file},
+            "parent": None, "cases": entries, "programs": programs, "environment": environment,
+            "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }  # fmt: skip
+        return _libkgen.registry_promote(self.registry, self.contract, None, self.source, made, keys)
+
+
+def _in_all(lists: list[list[str]]) -> list[str]:
+    """Programs that were judged with every dtype: only of those is a Kernel's evidence whole."""
+    return [p for p in lists[0] if all(p in other for other in lists[1:])] if lists else []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ships what is asked for; 1 when something did not pass."""
+    p = argparse.ArgumentParser(prog="python -m kgen.ship", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("--registry", type=Path, default=shipped_registry())
+    p.add_argument("--arch", action="append", choices=ARCHS, help="default: all")
+    p.add_argument("--only", action="append", metavar="FILE", choices=[h.file for h in HOUSE])
+    p.add_argument("--programs", type=int, default=PROGRAMS, help=f"random Programs (default {PROGRAMS})")
+    p.add_argument("--again", action="store_true", help="also what is in the registry already")
+    args = p.parse_args(argv)
+    if args.programs < 1:
+        raise BadInput(f"--programs {args.programs}: at least 1 is needed")
+    failed = 0
+    for arch in args.arch or ARCHS:
+        for house in HOUSE:
+            if args.only and house.file not in args.only:
+                continue
+            one = Shipping(house, arch, args.registry, args.programs, lambda text: print(text, flush=True))
+            if one.shipped() and not args.again:
+                print(f"{house.file} {arch}: there already")
+                continue
+            try:
+                print(f"{house.file} {arch}: {house.op}/v{one.run()}", flush=True)
+            except KgenError as e:
+                failed += 1
+                print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
