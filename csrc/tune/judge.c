@@ -67,6 +67,19 @@ static int settle_options(kg_judge *j, const kg_judge_options *asked, kg_error *
     return KG_OK;
 }
 
+/* Functions of torch read what they are given. */
+static int read_reference_kind(kg_judge *j, const char *op_json, size_t n, const char *what,
+                               kg_error *err) {
+    kg_json *root = NULL;
+    const char *kind = "";
+    int rc = kg_json_parse(op_json, n, what, &root, err);
+    if (rc == KG_OK)
+        kg_json_str(kg_json_get(kg_json_get(root, "reference"), "kind"), "kind", &kind, NULL);
+    j->reads_all = strcmp(kind, "torch") == 0;
+    kg_json_free(root);
+    return rc;
+}
+
 int kg_judge_open(const char *op_json, size_t n, const char *what, const kg_judge_options *options,
                   kg_judge **out, kg_error *err) {
     kg_judge *j = calloc(1, sizeof *j);
@@ -84,6 +97,8 @@ int kg_judge_open(const char *op_json, size_t n, const char *what, const kg_judg
     int rc = settle_options(j, options, err);
     if (rc == KG_OK)
         rc = kg_op_from_json(op_json, n, what, &j->op, err);
+    if (rc == KG_OK)
+        rc = read_reference_kind(j, op_json, n, what, err);
     if (rc != KG_OK) {
         kg_judge_close(j);
         return rc;
@@ -207,15 +222,21 @@ static int64_t contract_number(const kg_judge *j, const kg_judged_case *jc, cons
     return kg_scope_eval(&scope, e, 1, &value, NULL) == KG_OK ? value : 1;
 }
 
-static void count_bytes(kg_judged_case *jc) {
-    int64_t total = 0;
+/* What must move whatever the Candidate does: the outputs, and the inputs where every one of their
+ * elements is known to matter. That is not so under a mask, which may rule out whole keys, nor for
+ * an Op of a model's own, which may look up a few rows of a table; its Task can state the bytes. */
+static void count_bytes(const kg_judge *j, kg_judged_case *jc) {
+    const kg_program *p = jc->c->call.program;
+    int64_t inputs = 0, outputs = 0;
     for (size_t i = 0; i < jc->ninputs; i++)
-        total += (int64_t)jc->inputs[i].bytes;
+        inputs += (int64_t)jc->inputs[i].bytes;
     for (size_t i = 0; i < jc->noutputs; i++)
         if (!(jc->c->call.skip_outputs >> i & 1))
-            total +=
+            outputs +=
                 kg_tensor_numel(&jc->outputs[i]) * (int64_t)kg_dtype_size(jc->outputs[i].dtype);
-    jc->bytes = total;
+    jc->footprint = inputs + outputs;
+    if (!jc->bytes_given)
+        jc->bytes = outputs + (j->reads_all && !(p && kg_program_has(p, "MASK")) ? inputs : 0);
 }
 
 static int fill_case(kg_judge *j, kg_judged_case *jc, kg_error *err) {
@@ -229,7 +250,7 @@ static int fill_case(kg_judge *j, kg_judged_case *jc, kg_error *err) {
     jc->noutputs = j->op->noutputs;
     jc->reduction = contract_number(j, jc, j->op->reduction);
     jc->flops = j->op->flops ? (double)contract_number(j, jc, j->op->flops) : 0;
-    count_bytes(jc);
+    count_bytes(j, jc);
     return KG_OK;
 }
 
@@ -284,10 +305,8 @@ int kg_judge_set_limits(kg_judge *j, size_t index, double slowest_baseline_ns, i
         return rc;
     j->cases[index].slowest_baseline_ns = slowest_baseline_ns;
     j->cases[index].bytes_given = bytes > 0;
-    if (bytes > 0)
-        j->cases[index].bytes = bytes;
-    else
-        count_bytes(&j->cases[index]);
+    j->cases[index].bytes = bytes;
+    count_bytes(j, &j->cases[index]);
     return KG_OK;
 }
 
@@ -392,8 +411,7 @@ int kg_judge_add_set(kg_judge *j, size_t index, const kg_judge_set *set, kg_erro
     if (set->torch_errors)
         memcpy(s->torch_errors, set->torch_errors, set->noutputs * sizeof *set->torch_errors);
     hold_against_contract(j, jc, set);
-    if (!jc->bytes_given)
-        count_bytes(jc);
+    count_bytes(j, jc);
     jc->nsets++;
     return KG_OK;
 }

@@ -38,6 +38,7 @@ typedef struct kg_judged_case {
     kg_tensor outputs[KG_MAX_OUTPUTS]; /* data NULL */
     bool skip_known;                   /* call.skip_outputs is settled by the first set */
     int64_t reduction, bytes;          /* of the Case; bytes that must move */
+    int64_t footprint;                 /* bytes of all inputs and outputs */
     bool bytes_given;                  /* by kg_judge_set_limits */
     double flops;                      /* 0: not stated */
     double slowest_baseline_ns;
@@ -51,6 +52,7 @@ struct kg_judge {
     kg_judge_options options;
     kg_constants constants;
     size_t threads; /* of the judge's own loops */
+    bool reads_all; /* the Op needs every element of its inputs */
     kg_judged_case *cases;
     size_t ncases, cases_cap;
     kg_slot inputs[KG_MAX_INPUTS];

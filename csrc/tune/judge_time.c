@@ -74,7 +74,7 @@ static size_t pick_set(const kg_bench *b) {
 }
 
 static int time_calls(kg_bench *b, double *ns, size_t n, bool *ok, kg_error *err) {
-    uint32_t warm = b->jc->bytes <= CACHED_BYTES ? 1 : 0;
+    uint32_t warm = b->jc->footprint <= CACHED_BYTES ? 1 : 0;
     *ok = true;
     for (size_t i = 0; i < n; i++) {
         uint64_t one = 0;
@@ -92,7 +92,7 @@ static int time_calls(kg_bench *b, double *ns, size_t n, bool *ok, kg_error *err
 static int time_once(kg_bench *b, bool *ok, kg_error *err) {
     double ns[MAX_REPS];
     size_t n = b->cand->request->reps;
-    n *= b->jc->bytes <= SMALL_BYTES ? MANY_SMALL : 1;
+    n *= b->jc->footprint <= SMALL_BYTES ? MANY_SMALL : 1;
     n = n < MAX_REPS ? n : MAX_REPS;
     int rc = time_calls(b, ns, n, ok, err);
     if (rc == KG_OK && *ok)
@@ -133,7 +133,7 @@ int kg_bench_time(kg_bench *b, bool *ok, kg_error *err) {
     kg_condemn(
         b, KG_VERDICT_IMPLAUSIBLE,
         "a call took %.3g us, but to move its %.3g MB takes at least %.3g us on this machine: the "
-        "work was not done in the call, or the task does not need all of its inputs",
+        "work was not done in the call, or the bytes that must move are overstated",
         b->cr->time.median / 1e3, (double)b->jc->bytes / 1e6, b->cr->floor_ns / 1e3);
     return KG_OK;
 }

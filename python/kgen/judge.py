@@ -213,7 +213,8 @@ class Judge:
         return self._described[case]
 
     def set_limits(self, case: int, *, slowest_baseline_ns: float = 0.0, bytes_moved: int = 0) -> None:
-        """For `too_slow`, and for `implausible` when the Op does not need all of its inputs (0: it does)."""
+        """For `too_slow`, and the bytes that must move, for `implausible` (0: the outputs, and the inputs of an Op that is
+        torch's and has no mask)."""
         call(
             _judge_lib().kgen_judge_set_limits, self._handle, case, slowest_baseline_ns, bytes_moved
         )

@@ -69,7 +69,7 @@ static kg_judge_report *judge_file(rig *r, const char *name, uint32_t reps) {
     return report;
 }
 
-static void gets(rig *r, const char *name, kg_verdict verdict) {
+static void verdict_of(rig *r, const char *name, kg_verdict verdict) {
     kg_judge_report *report = judge_file(r, name, 0);
     if (kg_judge_verdict(report) != verdict)
         FAIL("%s: %s: %s", name, kg_verdict_name((int)kg_judge_verdict(report)),
@@ -80,24 +80,25 @@ static void gets(rig *r, const char *name, kg_verdict verdict) {
 TEST(judge_tells_right_from_wrong) {
     rig r;
     rig_open(&r, 10000);
-    gets(&r, "pass_plain", KG_VERDICT_PASS);
-    gets(&r, "wrong_values_zeros", KG_VERDICT_WRONG_VALUES);
-    gets(&r, "crash_trap", KG_VERDICT_PASS); /* it waits for row 64, which this Case has not */
-    gets(&r, "input_modified_zeroed", KG_VERDICT_INPUT_MODIFIED);
-    gets(&r, "out_of_bounds_before", KG_VERDICT_OUT_OF_BOUNDS);
-    gets(&r, "not_all_written_nothing", KG_VERDICT_NOT_ALL_WRITTEN);
-    gets(&r, "policy_counter", KG_VERDICT_POLICY);
-    gets(&r, "compile_error_type", KG_VERDICT_COMPILE_ERROR);
-    gets(&r, "plan_error_key", KG_VERDICT_PLAN_ERROR);
-    gets(&r, "pass_plain", KG_VERDICT_PASS);
+    verdict_of(&r, "pass_plain", KG_VERDICT_PASS);
+    verdict_of(&r, "wrong_values_zeros", KG_VERDICT_WRONG_VALUES);
+    verdict_of(&r, "crash_trap",
+               KG_VERDICT_PASS); /* it waits for row 64, which this Case has not */
+    verdict_of(&r, "input_modified_zeroed", KG_VERDICT_INPUT_MODIFIED);
+    verdict_of(&r, "out_of_bounds_before", KG_VERDICT_OUT_OF_BOUNDS);
+    verdict_of(&r, "not_all_written_nothing", KG_VERDICT_NOT_ALL_WRITTEN);
+    verdict_of(&r, "policy_counter", KG_VERDICT_POLICY);
+    verdict_of(&r, "compile_error_type", KG_VERDICT_COMPILE_ERROR);
+    verdict_of(&r, "plan_error_key", KG_VERDICT_PLAN_ERROR);
+    verdict_of(&r, "pass_plain", KG_VERDICT_PASS);
     kg_judge_close(r.judge);
 }
 
 TEST(judge_kills_what_hangs) {
     rig r;
     rig_open(&r, 300);
-    gets(&r, "timeout_spin", KG_VERDICT_TIMEOUT);
-    gets(&r, "pass_plain", KG_VERDICT_PASS);
+    verdict_of(&r, "timeout_spin", KG_VERDICT_TIMEOUT);
+    verdict_of(&r, "pass_plain", KG_VERDICT_PASS);
     kg_judge_close(r.judge);
 }
 
@@ -132,7 +133,7 @@ TEST(judge_stops_when_asked) {
     CHECK_OK(kg_judge_run(r.judge, &q, &report, &err), err);
     CHECK_INT(kg_judge_verdict(report), KG_VERDICT_PLAN_ERROR);
     kg_judge_report_free(report);
-    gets(&r, "pass_plain", KG_VERDICT_PASS);
+    verdict_of(&r, "pass_plain", KG_VERDICT_PASS);
     kg_stop_set(true);
     kg_buf source;
     kg_buf_init(&source, 0);
