@@ -272,7 +272,49 @@ def _learn(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], optio
         _learn_parts(capture, options, report)
     finally:
         _capturing -= 1
+    _drop_unreached(capture, report)
     return report
+
+
+class _Watched:
+    """A Plan that remembers whether it ran."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.ran = plan, False
+        self.fits, self.needs_grad = plan.fits, plan.needs_grad
+
+    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.ran = True
+        return self.plan.run(module, args, kwargs)
+
+
+def _drop_unreached(capture: Capture, report: PatchReport) -> None:
+    """Runs the patched model as it will be run. Some forwards go another way when nothing watches them (torch's own
+    encoder layer does), and what they do not reach must not be called replaced."""
+    states = [(p, s) for p in capture.parts.values() if (s := _own_state(p.module)) is not None and s.plans]
+    if not states:
+        return
+    watched = {s: [_Watched(plan) for plan in s.plans] for _, s in states}
+    for s, plans in watched.items():
+        s.plans = plans  # type: ignore[assignment]
+    try:
+        with capture.running() as root:
+            capture.call(root)
+    finally:
+        for s, plans in watched.items():
+            s.plans = [w.plan for w in plans]
+    covered = [p.path for p, s in states if any(w.ran for w in watched[s])]
+    for part, state in states:
+        inside = any(not c or part.path.startswith(c + ".") for c in covered if c != part.path)
+        if part.path in covered or inside:
+            continue
+        state.plans = []
+        if state.lazy is None:
+            del part.module.__dict__["forward"]
+        gone = [r for r in report.replaced if r.path == part.path or r.path.startswith(part.path + ".")]
+        for r in gone:
+            report.replaced.remove(r)
+            report.left.append(NotReplaced(r.path, r.op, "the model does not call it when nothing watches"))
 
 
 def _learn_parts(capture: Capture, options: _Options, report: PatchReport) -> None:
@@ -285,8 +327,8 @@ def _learn_parts(capture: Capture, options: _Options, report: PatchReport) -> No
         for match in found.matches:
             wanted.setdefault(targets.join(unit.path, match.path), set()).add(match.op)
     for path, reason in failed:
-        if not any(u.path == path or u.path.startswith(path + ".") or not path for u in units):
-            report.left.append(NotReplaced(path, "all", reason))
+        if not any(not path or p == path or p.startswith(path + ".") for p in wanted):
+            report.left.append(NotReplaced(path, "everything", reason))
     checked: dict[str, tuple[str | None, str]] = {}
     done: dict[str, str | None] = {}
     for path, ops in wanted.items():
