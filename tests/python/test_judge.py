@@ -493,3 +493,18 @@ def test_outputs_in_another_memory_order() -> None:
         assert judge.run(ANY_STRIDES.replace("SPOIL", "1.0f"))["verdict"] == "pass"
         details = judge.run(ANY_STRIDES.replace("SPOIL", "1.1f"))["details"]
         assert [m["index"] for m in details["mismatches"]] == [[7, 2]]
+
+
+@pytest.mark.parametrize("arch", ["x86-64-v2", "x86-64-v3"])
+def test_older_architectures(arch: str) -> None:
+    source = (ROOT / "kernels" / "softmax" / "rows.c").read_text()
+    with Judge(SOFTMAX, arch=arch, threads=3) as judge:
+        add_softmax(judge, torch.randn(37, 1000), 5 * torch.randn(37, 1000))
+        record = judge.run(source, name="rows.c", reps=2)
+        assert record["verdict"] == "pass", record["message"]
+        assert record["arch"] == record["environment"]["arch"] == arch
+        assert f"-march={arch}" in record["environment"]["flags"]
+        assert record["environment"]["threads"] == 3
+        newest = candidate("pass_plain").replace('"require"', '"min_arch": "x86-64-v4", "require"')
+        refused = judge.run(newest)
+        assert refused["verdict"] == "launch_error" and "x86-64-v4" in refused["message"]
