@@ -43,7 +43,7 @@
 #define INLINE static inline __attribute__((always_inline, unused))
 #define PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
-#define UNROLL PRAGMA(unroll)
+#define UNROLL PRAGMA(clang loop unroll(full))
 #else
 #define UNROLL PRAGMA(GCC unroll 16)
 #endif

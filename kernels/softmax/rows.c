@@ -34,7 +34,7 @@
 #define INLINE static inline __attribute__((always_inline, unused))
 #define PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
-#define FULLY PRAGMA(unroll)
+#define FULLY PRAGMA(clang loop unroll(full))
 #else
 #define FULLY PRAGMA(GCC unroll 16)
 #endif
