@@ -34,6 +34,9 @@ return %0
 """
 # Sums of 16 products and of up to 100 weights in fp32: a few hundred roundings of 6e-8 each, at scale one.
 CLOSE = 2e-5
+# Before 2.13 torch's C ABI does not tell what went wrong: the text is on stderr, and the error says so.
+TELLS = tuple(int(v) for v in torch.__version__.split(".")[:2]) >= (2, 13)
+UNTOLD = "torch wrote why to stderr"
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +111,8 @@ def test_softmax_of_nan_and_inf_rows(served: bool) -> None:
 
 
 def test_bad_dim_is_torchs_error(served: bool) -> None:
-    with pytest.raises(RuntimeError, match=r"Dimension out of range \(expected to be in range of \[-2, 1\], but got 7\)$"):
+    message = r"Dimension out of range \(expected to be in range of \[-2, 1\], but got 7\)$" if TELLS else UNTOLD
+    with pytest.raises(RuntimeError, match=message):
         ops.softmax(torch.randn(2, 3), 7)
 
 
@@ -163,7 +167,10 @@ def test_what_no_contract_covers_goes_to_sdpa(served: bool, qkv: tuple[Tensor, T
             F.scaled_dot_product_attention(*args, **kw)
         with pytest.raises(RuntimeError) as ours:
             ops.attention(*args, **kw)
-        assert str(ours.value).splitlines()[0] == str(theirs.value).splitlines()[0]
+        if TELLS:
+            assert str(ours.value).splitlines()[0] == str(theirs.value).splitlines()[0]
+        else:
+            assert UNTOLD in str(ours.value)
 
 
 def test_attention_mod(served: bool, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
