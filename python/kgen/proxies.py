@@ -714,6 +714,14 @@ for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv", "div", "pow", "
     FUNCTIONS[f"__r{_name}__"] = functools.partial(_reflected, FUNCTIONS.get(f"__{_name}__", div))
 
 
+# The operator module's names: under Dynamo an operator may arrive as that.
+for _name in ("floordiv", "mod", "truediv", "lshift", "rshift", "getitem"):
+    FUNCTIONS[_name] = FUNCTIONS[f"__{_name}__"]
+for _name in ("and", "or", "xor"):
+    FUNCTIONS[_name + "_"] = FUNCTIONS["bitwise_" + _name]
+FUNCTIONS["invert"], FUNCTIONS["pos"] = invert, identity
+
+
 def recorder_in(values: Any) -> Recorder | None:
     for x in values:
         if isinstance(x, (Proxy, Table)):
@@ -731,7 +739,7 @@ def call_torch(func: Any, args: tuple, kwargs: dict) -> Any:
     if rec is None:
         rec = recorder_in(tuple(kwargs.values()))
     name = getattr(func, "__name__", str(func))
-    if name == "__setitem__":
+    if name in ("__setitem__", "setitem"):
         fail("a write into a captured tensor", "score_mod and mask_mod must have no side effects")
     function = FUNCTIONS.get(name)
     if function is None or rec is None:

@@ -455,6 +455,13 @@ def _concrete(x: Any) -> Any:
     return x
 
 
+def _refuse_effects(name: str, tensors: list[Tensor]) -> None:
+    if name in ("__setitem__", "setitem") or (name.endswith("_") and not name.startswith("_")):
+        fail(f"the in-place {name}", "score_mod and mask_mod have no side effects")
+    if not tensors and name not in _MAKERS:
+        fail(f"torch.{name}", "inside a score_mod or mask_mod only constants are made, and nothing random")
+
+
 class _Watch(TorchFunctionMode):
     """Sees every torch call of the function that is traced: those on proxies are recorded, those on captured
     tensors alone are run and their results become captured in turn."""
@@ -468,14 +475,11 @@ class _Watch(TorchFunctionMode):
         if recorder_in(args) is not None or recorder_in(tuple(kwargs.values())) is not None:
             return call_torch(func, args, kwargs)
         name = _name_of(func)
-        if name == "__setitem__" or (name.endswith("_") and not name.startswith("_")):
-            fail(f"the in-place {name}", "score_mod and mask_mod have no side effects")
         tensors = _tensors_in(args) + _tensors_in(kwargs.values())
+        _refuse_effects(name, tensors)
         known = [t for t in tensors if id(t) in self.reads.tensors]
         if name in _DATA_READS and known:
             fail(f"the read of a captured tensor's values by {name}", "use the tensor itself, as a 0-d operand or t[i]")
-        if not tensors and name not in _MAKERS:
-            fail(f"torch.{name}", "inside a score_mod or mask_mod only constants are made, and nothing random")
         result = func(*_concrete(args), **{k: _concrete(v) for k, v in kwargs.items()})
         self.note(func, name, args, kwargs, tensors, known, result)
         return result
@@ -595,7 +599,7 @@ def _trace_now(score_mod: Any, mask_mod: Any, blocks: Blocks | None, causal: boo
     tensors: list[Tensor] = []
     scalars: list[tuple[Any, str]] = []
     score = mask = None
-    with torch.no_grad(), _Watch(reads):
+    with _Watch(reads):
         if score_mod is not None:
             section = _Section("score", tensors, scalars, device)
             result = _run_user(section, _rebuilt(rebuilder, score_mod, "score_mod"), score_mod)
@@ -706,6 +710,17 @@ def trace(score_mod: ScoreMod | None = None, mask_mod: MaskMod | None = None, bl
 # ---- inside torch.compile ----
 
 
+class _CompiledWatch(TorchFunctionMode):
+    """_Watch for Dynamo, which sees proxies inside an index or a list only through a mode. What is computed of
+    captured tensors alone becomes part of the compiled graph."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if recorder_in(args) is not None or recorder_in(tuple(kwargs.values())) is not None:
+            return call_torch(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
 @torch.compiler.assume_constant_result
 def _canonical_constant(score: Any, mask: Any, tensors: Any, scalars: Any) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     form = _canonical(score, mask, tensors, scalars)
@@ -721,11 +736,15 @@ def trace_compiled(score_mod: Any, mask_mod: Any, kinds: Tensor | None = None, b
     score = mask = None
     if score_mod is not None:
         section = _Section("score", tensors, scalars, device)
-        result = section.run(score_mod)
+        with _CompiledWatch():
+            result = section.run(score_mod)
         score = (tuple(section.rec.raw), result)
     if mask_mod is not None or kinds is not None or causal:
         section = _Section("mask", tensors, scalars, device)
-        result = section.run(mask_mod) if mask_mod is not None else "true"
+        result = "true"
+        if mask_mod is not None:
+            with _CompiledWatch():
+                result = section.run(mask_mod)
         if kinds is not None:
             result = _with_blocks(section.rec, kinds, block_q, block_kv, result)
         if causal:

@@ -286,3 +286,45 @@ def test_the_python_cost_of_a_cached_call(monkeypatch: pytest.MonkeyPatch) -> No
     call()
     best = min(timeit.repeat(call, number=200, repeat=20)) / 200
     assert best < 30e-6, f"{best * 1e6:.1f} us"
+
+
+class Learned(torch.nn.Module):
+    """Look-ups by several indices into a parameter and a buffer, a number of the module's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(4, 100, generator=torch.Generator().manual_seed(3)))
+        self.register_buffer("document", DOCUMENT)
+        self.window = 7
+
+    def score_mod(self, s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        return s + self.table[h, i - j + 50] + self.table[h][j] + self.table.exp()[:, 0][h]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        document, window = self.document, self.window
+        return attention(q, k, v, self.score_mod, enable_gqa=True,
+                         mask_mod=lambda b, h, i, j: (document[i] == document[j]) & (i - j <= window))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_with_save_and_load(strict: bool, tmp_path: Any) -> None:
+    model, args = Learned().eval(), inputs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(model, args, strict=strict)
+    assert any("kgen.attention_mod" in str(n.target) for n in exported.graph.nodes)
+    torch.export.save(exported, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    close(loaded(*args), model(*args))
+
+
+def test_compile_with_dynamic_lengths_and_a_module() -> None:
+    model = Learned()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    q, k, v = inputs()
+    for n in (40, 33, 20):
+        args = q[:, :, :n], k[:, :, :n], v[:, :, :n]
+        close(compiled(*args), model(*args))
+    (got,) = torch.autograd.grad(compiled(*args).square().sum(), model.table)
+    (want,) = torch.autograd.grad(model(*args).square().sum(), model.table)
+    close(got, want)
