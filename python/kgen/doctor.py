@@ -81,22 +81,33 @@ def _cxx() -> Finding:
     )
 
 
-def _cpu() -> Finding:
-    flags: set[str] = set()
+def _cpu_flags() -> set[str]:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                flags = set(line.split(":", 1)[1].split())
-                break
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    level = "x86-64-v1"
-    if {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"} <= flags:
-        level = "x86-64-v3"
-    if {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= flags:
-        level = "x86-64-v4"
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+def machine_arch() -> str:
+    """The richest architecture whose Kernels this machine runs: "x86-64-v4", "aarch64"."""
+    if platform.machine() != "x86_64":
+        return platform.machine()
+    flags, level = _cpu_flags(), 1
+    for more in (
+        {"cx16", "popcnt", "sse4_1", "sse4_2", "ssse3"},
+        {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
+        {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    ):
+        if not more <= flags:
+            break
+        level += 1
+    return f"x86-64-v{level}"
+
+
+def _cpu() -> Finding:
     cores = len(os.sched_getaffinity(0))
-    return Finding("CPU", platform.machine() == "x86_64", f"{level}, {cores} CPUs for this process")
+    return Finding("CPU", platform.machine() == "x86_64", f"{machine_arch()}, {cores} CPUs for this process")
 
 
 def _sandbox() -> Iterator[Finding]:

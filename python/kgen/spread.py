@@ -246,26 +246,18 @@ def exact_trial(key: Key) -> Trial:
     return replace(made, case={**made.case, "precision": key.get("precision", "native")})
 
 
-def range_trials(key: Key, few: bool = False) -> list[Trial]:
-    """Cases over the range of a dynamic pin; with the Program "*", the variants by name in place of the dense one.
-    few: one size for each Program."""
+def range_trials(key: Key) -> list[Trial]:
+    """Cases over the range of a dynamic pin; with the Program "*", the variants by name at one size."""
     if not _spelled(key["op"]):
         raise BadInput(f"Cases of {key['op']} cannot be made up from a range")
     dims, dtype, layout = key["dims"], key["dtypes"][0], key["layout"][0]
     if key["op"] == "softmax":
         return [softmax_trial(dtype, m, n, k, layout) for m, n, k in _softmax_sizes(dims)]
-    made = []
-    for i, at in enumerate(_attention_sizes(dims)):
-        if key.get("program") is None:
-            made.append(attention_trial(dtype, at, layout=layout))
-        elif i == 2 or (not few and i == 3):
-            made += [attention_trial(dtype, at, p, name, layout) for name, p in named_programs(at.extent)]
-    return made
-
-
-def program_trials(key: Key) -> list[Trial]:
-    """One small Case of each Program that a "*" pin is judged on."""
-    return [t for t in range_trials(key, few=True) if "program" in t.case]
+    sizes = _attention_sizes(dims)
+    if key.get("program") is None:
+        return [attention_trial(dtype, at, layout=layout) for at in sizes]
+    at = sizes[min(2, len(sizes) - 1)]
+    return [attention_trial(dtype, at, p, name, layout) for name, p in named_programs(at.extent)]
 
 
 # ---- recipes: Cases that a Record carries ----
