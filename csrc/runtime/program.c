@@ -539,6 +539,15 @@ static int parse_all(parser *ps) {
     return rc == KG_OK ? parse_sections(ps, word) : rc;
 }
 
+static void find_spread(kg_program *p, const kg_psection *s) {
+    uint8_t dep[KG_PROGRAM_MAX_VALUES];
+    kg_program_varying(s, dep);
+    for (size_t i = 0; i < s->n; i++)
+        for (unsigned d = 0; s->value[i].op == KG_POP_LOAD && d < s->value[i].nargs; d++)
+            if (kg_operand_varying(&s->value[i].arg[d], dep))
+                p->spread[s->value[i].tensor] |= (uint8_t)(1u << d);
+}
+
 int kg_program_parse(const char *text, size_t n, kg_program **out, kg_error *err) {
     if (n > KG_PROGRAM_MAX_TEXT)
         return kg_fail(err, KG_EFORMAT, "program: %zu bytes; at most %d are allowed", n,
@@ -564,6 +573,8 @@ int kg_program_parse(const char *text, size_t n, kg_program **out, kg_error *err
         kg_program_free(p);
         return rc;
     }
+    find_spread(p, &p->score);
+    find_spread(p, &p->mask);
     kg_hash128_hex(kg_xxh128(p->text, n), p->hash);
     *out = p;
     return KG_OK;

@@ -23,18 +23,21 @@ size_t kg_program_scalars(const kg_program *p);
 /* Checks a call's captured tensors and scalars against the Program. */
 int kg_program_check(const kg_program *p, const kg_call *call, kg_error *err);
 
-/* Appends C (target KG_CPU) or CUDA C++ that defines, also when p is NULL (plain):
- *   struct kg_programs                the captured pointers, strides and scalars
- *   KG_PROGRAMS                       the parameter type: `const struct kg_programs *` on the CPU,
- *                                     `const struct kg_programs` by value on CUDA
- *   KG_HAS_SCORE, KG_HAS_MASK         0 or 1
- *   struct kg_score_row, kg_score_row(p, b, h, q)    what does not depend on kv or score, computed
+/* Appends C (target KG_CPU) or CUDA C++ (KG_CUDA; it compiles without headers) that defines, also
+ * when p is NULL (plain): struct kg_programs                the captured pointers, strides, sizes
+ * and the scalars KG_PROGRAMS                       the parameter type: `const struct kg_programs
+ * *` on the CPU, `const struct kg_programs` by value on CUDA KG_HAS_SCORE, KG_HAS_MASK         0 or
+ * 1 struct kg_score_row, kg_score_row(p, b, h, q)    what does not depend on kv or score, computed
  * once a row float kg_score(p, row, score, b, h, q, kv)       fp32; `score` is the scaled product
  *   struct kg_mask_row, kg_mask_row(p, b, h, q); int kg_mask(p, row, b, h, q, kv)      0 or 1
  *   int kg_mask_range(p, b, h, q0, q1, k0, k1)       over [q0,q1) x [k0,k1): 0 none, 1 all, 2
- * unknown KG_MASK_CAUSAL_LIKE, ...          reserved The scalar functions are branch-free, so that
- * a compiler vectorises a loop over kv that calls them. On the CPU, tanh, exp and log are kgen's
- * own branch-free float versions (at most 4 ulp). */
+ * unknown The scalar functions are branch-free, so that a compiler vectorises a loop over kv (or
+ * over q, rows included) that calls them; what they read of memory is int, which a float row that
+ * the loop writes cannot alias. A row struct has a pointer in it exactly when a look-up's index
+ * differs within a row. Any b, h, q, kv of int32 is safe. kg_mask_range is never wrong, exact for
+ * comparisons of sums of indices, and sees through look-ups of at most 512 elements. On the CPU,
+ * tanh, exp and their kin are kgen's own branch-free float versions (at most 4 ulp); on CUDA the
+ * device's. */
 int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err);
 
 /* Bytes of `struct kg_programs`, and its content for one call (pointers from the call's captured

@@ -28,16 +28,6 @@ static int check_tensor(const kg_program *p, size_t i, const kg_tensor *t, kg_er
     return KG_OK;
 }
 
-/* The dims of each tensor whose index differs within a row, in some load. */
-static void varying_dims(const kg_psection *s, uint8_t dims[KG_MAX_CAPTURED]) {
-    uint8_t dep[KG_PROGRAM_MAX_VALUES];
-    kg_program_varying(s, dep);
-    for (size_t i = 0; i < s->n; i++)
-        for (unsigned d = 0; s->value[i].op == KG_POP_LOAD && d < s->value[i].nargs; d++)
-            if (kg_operand_varying(&s->value[i].arg[d], dep))
-                dims[s->value[i].tensor] |= (uint8_t)(1u << d);
-}
-
 static int check_span(size_t i, const kg_tensor *t, uint8_t dims, kg_error *err) {
     int64_t span = 0;
     for (int d = 0; d < t->ndim; d++) {
@@ -64,19 +54,16 @@ static int check_scalar(size_t i, int type, double v, kg_error *err) {
 }
 
 int kg_program_check(const kg_program *p, const kg_call *call, kg_error *err) {
-    uint8_t dims[KG_MAX_CAPTURED] = {0};
     if (call->ncaptured != p->ntensors)
         return kg_fail(err, KG_EINVAL, "%zu captured tensors were given; the Program has %zu",
                        call->ncaptured, p->ntensors);
     if (call->nscalars != p->nscalars)
         return kg_fail(err, KG_EINVAL, "%zu scalars were given; the Program has %zu",
                        call->nscalars, p->nscalars);
-    varying_dims(&p->score, dims);
-    varying_dims(&p->mask, dims);
     for (size_t i = 0; i < p->ntensors; i++) {
         int rc = check_tensor(p, i, &call->captured[i], err);
         if (rc == KG_OK)
-            rc = check_span(i, &call->captured[i], dims[i], err);
+            rc = check_span(i, &call->captured[i], p->spread[i], err);
         if (rc != KG_OK)
             return rc;
     }

@@ -108,7 +108,8 @@ struct kg_program {
     char hash[33];
     size_t ntensors, nscalars;
     int32_t dtype[KG_MAX_CAPTURED], rank[KG_MAX_CAPTURED];
-    uint8_t scalar[KG_MAX_SCALARS]; /* kg_ptype */
+    uint8_t scalar[KG_MAX_SCALARS];  /* kg_ptype */
+    uint8_t spread[KG_MAX_CAPTURED]; /* bit d: some look-up's index in dim d differs within a row */
     kg_psection score, mask;
 };
 
