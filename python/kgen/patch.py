@@ -14,19 +14,17 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from . import recognise, rewrite, targets
-from .capture import Calls, Capture, Model, Part, Source, as_call, signature_of
+from .capture import Capture, Model, Source, as_call, signature_of
 from .errors import BadInput, NotATarget
-from .graphs import export, lookup
-from .plans import Plan, make_plan
-from .recognise import Attention, Match
+from .learn import Learner, PatchReport
+from .plans import Plan
 
 MAX_SIGNATURES = 16
 _WARN_GRADIENTS = (
@@ -34,57 +32,6 @@ _WARN_GRADIENTS = (
     "Kernel exists; "
     "call it under torch.no_grad() or torch.inference_mode() to use its Kernels"
 )
-
-
-@dataclass
-class Replaced:
-    path: str
-    op: str
-    served: str
-
-
-@dataclass
-class NotReplaced:
-    path: str
-    op: str
-    reason: str
-
-
-@dataclass
-class PatchReport:
-    """What patch did so far. lazy: it looks at the model when that is first called."""
-
-    replaced: list[Replaced] = field(default_factory=list)
-    left: list[NotReplaced] = field(default_factory=list)
-    lazy: bool = False
-
-    def __str__(self) -> str:
-        lines = []
-        for op, served, paths in _grouped([(r.op, r.served, r.path) for r in self.replaced]):
-            lines.append(f"kgen.patch: {op} in {_some(paths)} -> {served}")
-        for op, reason, paths in _grouped([(n.op, n.reason, n.path) for n in self.left]):
-            lines.append(f"kgen.patch: left alone: {op} in {_some(paths)}: {reason}")
-        if not lines:
-            lines.append(
-                "kgen.patch: the model is looked at when it is first called"
-                if self.lazy
-                else "kgen.patch: found nothing to replace: no attention and no softmax in the model's graph"
-            )
-        return "\n".join(lines)
-
-
-def _grouped(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, list[str]]]:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for a, b, path in rows:
-        paths = groups.setdefault((a, b), [])
-        if path not in paths:
-            paths.append(path)
-    return [(a, b, paths) for (a, b), paths in groups.items()]
-
-
-def _some(paths: list[str]) -> str:
-    shown = [p or "the model itself" for p in paths[:3]]
-    return ", ".join(shown) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 class _State:
@@ -100,13 +47,13 @@ class _State:
 class _Lazy:
     """Captures a model at the first call of each signature."""
 
-    def __init__(self, options: _Options):
+    def __init__(self, options: Options):
         self.options = options
         self.seen: set[tuple[Any, ...]] = set()
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     fallback: bool
     quiet: bool
     said: set[str]
@@ -136,7 +83,7 @@ def patch(
     target = getattr(model, "_orig_mod", model)
     if not isinstance(target, nn.Module) or isinstance(target, torch.jit.ScriptModule):
         raise BadInput(f"kgen.patch takes a torch.nn.Module, not a {type(model).__name__}")
-    options = _Options(fallback, quiet, set())
+    options = Options(fallback, quiet, set())
     report = _reports.setdefault(target, PatchReport())
     if example_inputs is None:
         report.lazy = True
@@ -259,7 +206,7 @@ def _is_capturing_graph() -> bool:
 # Learning
 
 
-def _learn(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], options: _Options) -> PatchReport:
+def _learn(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> PatchReport:
     """Captures one call of root and patches the submodules that hold something an Op can do."""
     global _capturing
     report = PatchReport()
@@ -269,7 +216,8 @@ def _learn(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], optio
         args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (args, kwargs))
         model = Model(root, args, kwargs, Source(type(root).__name__, None, None))
         capture = Capture(model, None, light=True)
-        _learn_parts(capture, options, report)
+        plans = Learner(capture, options.fallback, report).learn()
+        _install(capture, plans, options, report)
     finally:
         _capturing -= 1
     _drop_unreached(capture, report)
@@ -311,173 +259,19 @@ def _drop_unreached(capture: Capture, report: PatchReport) -> None:
         state.plans = []
         if state.lazy is None:
             del part.module.__dict__["forward"]
-        gone = [r for r in report.replaced if r.path == part.path or r.path.startswith(part.path + ".")]
-        for r in gone:
-            report.replaced.remove(r)
-            report.left.append(NotReplaced(r.path, r.op, "the model does not call it when nothing watches"))
+        report.move(part.path, "the model does not call it when nothing watches")
 
 
-def _learn_parts(capture: Capture, options: _Options, report: PatchReport) -> None:
-    units, failed = targets.units(capture)
-    wanted: dict[str, set[str]] = {}
-    for unit in units:
-        found = recognise.find(unit.graph)
-        for miss in found.misses:
-            report.left.append(NotReplaced(targets.join(unit.path, miss.path), miss.op, miss.reason))
-        for match in found.matches:
-            wanted.setdefault(targets.join(unit.path, match.path), set()).add(match.op)
-    for path, reason in failed:
-        if not any(not path or p == path or p.startswith(path + ".") for p in wanted):
-            report.left.append(NotReplaced(path, "everything", reason))
-    checked: dict[str, tuple[str | None, str]] = {}
-    done: dict[str, str | None] = {}
-    for path, ops in wanted.items():
-        _learn_path(capture, path, ops, options, report, checked, done)
-
-
-def _learn_path(
-    capture: Capture, path: str, ops: set[str], options: _Options, report: PatchReport,
-    checked: dict[str, tuple[str | None, str]], done: dict[str, str | None],
-) -> None:  # fmt: skip
-    """Patches the submodule at path, or the smallest one around it where that works."""
-    at, reasons = path, []
-    while True:
-        if at in done:
-            if done[at] is None:
-                return
-            reasons.append(done[at] or "")
-        elif at in capture.parts:
-            try:
-                _patch_part(capture, capture.parts[at], ops, options, report, checked)
-                done[at] = None
-                return
-            except NotATarget as e:
-                done[at] = str(e)
-                reasons.append(str(e))
-        if not at:
-            break
-        at = at.rpartition(".")[0]
-    for op in sorted(ops):
-        report.left.append(NotReplaced(path, op, reasons[0] if reasons else "it is not called as a module"))
-
-
-def _patch_part(
-    capture: Capture, part: Part, ops: set[str], options: _Options, report: PatchReport,
-    checked: dict[str, tuple[str | None, str]],
-) -> None:  # fmt: skip
-    if part.refusal:
-        raise NotATarget(part.refusal)
-    hooked = [n for n, m in part.module.named_modules() if n and _has_hooks(m)]
-    if hooked:
-        raise NotATarget(f"its submodule {hooked[0]} has hooks, which a rewritten forward would not call")
-    plans, lines = [], []
-    for calls in part.calls.values():
-        plan, replaced = _plan_part(capture, part, calls, ops, options, checked)
-        plans.append(plan)
-        lines += replaced
-    state = _state_of(part.module, part.path)
-    state.said = options.said
-    state.plans = [*plans, *state.plans][:MAX_SIGNATURES]
-    report.replaced += lines
-
-
-def _has_hooks(m: nn.Module) -> bool:
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
-
-
-def _plan_part(
-    capture: Capture, part: Part, calls: Calls, ops: set[str], options: _Options,
-    checked: dict[str, tuple[str | None, str]],
-) -> tuple[Plan, list[Replaced]]:  # fmt: skip
-    args, kwargs = targets.inputs(capture, part, calls)
-    with capture.running() as root:
-        module = lookup(root, part.path) if part.path else root
-        graph = export(module, args, kwargs)
-    unit = targets.Unit(part.path, graph, args, kwargs, calls.count)
-    found = recognise.find(graph)
-    reasons = [m.reason for m in found.misses]
-    accepted, replaced = _accepted(capture, unit, found.matches, options, checked, reasons)
-    if not ops <= {m.op for m in accepted}:
-        raise NotATarget(reasons[0] if reasons else "its own graph shows nothing to replace")
-    assumed = {n for m in accepted if isinstance(m.detail, Attention) for n in m.detail.assumed}
-    plan = make_plan(module, graph, rewrite.apply(graph, accepted, rewrite.torch_ops), args, kwargs, assumed)
-    reason = _compare(capture, part, plan, args, kwargs)
-    if reason:
-        raise NotATarget(reason)
-    return plan, replaced
-
-
-def _accepted(
-    capture: Capture, unit: targets.Unit, matches: list[Match], options: _Options,
-    checked: dict[str, tuple[str | None, str]], reasons: list[str],
-) -> tuple[list[Match], list[Replaced]]:  # fmt: skip
-    keys = {m: targets.subgraph_key(rewrite.original(m)[0], m) for m in matches}
-    fresh = [m for m in matches if keys[m] not in checked]
-    values = targets.record(capture, unit, fresh) if fresh else {}
-    accepted, replaced = [], []
-    for match in matches:
-        if keys[match] not in checked:
-            reason = targets.check(match, values)
-            served, kernel = _served(match, values) if reason is None else ("", False)
-            if reason is None and not kernel and not options.fallback:
-                reason = f"no Kernel serves it ({served})"
-            checked[keys[match]] = (reason, served)
-        reason, served = checked[keys[match]]
-        if reason is not None:
-            reasons.append(reason)
+def _install(capture: Capture, plans: dict[str, list[Plan]], options: Options, report: PatchReport) -> None:
+    for path, made in plans.items():
+        part = capture.parts[path]
+        try:
+            state = _state_of(part.module, path)
+        except NotATarget as e:
+            report.move(path, str(e))
             continue
-        accepted.append(match)
-        replaced.append(Replaced(targets.join(unit.path, match.path), match.op, served))
-    return accepted, replaced
-
-
-def _served(match: Match, values: dict[fx.Node, Any]) -> tuple[str, bool]:
-    """What would serve the Op on these values, and whether that is a Kernel."""
-    from .serving import why
-
-    g = fx.Graph()
-    nodes, tensors = {}, []
-    for n in rewrite.inputs_of(match):
-        nodes[n] = g.placeholder(n.name)
-        nodes[n].meta = dict(n.meta)
-        tensors.append(values[n])
-    g.output(rewrite.emit_match(g, rewrite.moved(match, nodes), rewrite.torch_ops))
-    decisions = why(fx.GraphModule(nn.Module(), g), *tensors).decisions
-    if not decisions:
-        return "torch", False
-    last = decisions[-1]
-    if last.kernel is not None:
-        return f"{last.kernel} ({last.kind})", True
-    return f"fallback: {last.reason}", False
-
-
-def _compare(
-    capture: Capture, part: Part, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str | None:
-    """Runs the rewritten forward beside the original on the captured call."""
-    with capture.running() as root:
-        module = lookup(root, part.path) if part.path else root
-        want = pytree.tree_leaves(type(module).forward(module, *args, **kwargs))
-        got = pytree.tree_leaves(plan.run(module, args, kwargs))
-    if len(want) != len(got):
-        return "the rewritten forward returns another structure"
-    for a, b in zip(got, want, strict=True):
-        if not isinstance(b, torch.Tensor):
-            if a != b:
-                return "the rewritten forward returns another value"
-            continue
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return f"the rewritten forward gives {a.dtype}{tuple(a.shape)}, the original {b.dtype}{tuple(b.shape)}"
-        if not b.numel() or not b.dtype.is_floating_point:
-            continue
-        known = torch.isfinite(b)
-        scale = float(b[known].double().abs().max()) if known.any() else 0.0
-        error = float((a.double() - b.double())[known].abs().max()) if known.any() else 0.0
-        # Two ways to round: sums of a few thousand terms in the output's own dtype.
-        bound = max(1e-4, 64 * torch.finfo(b.dtype).eps)
-        if not error <= bound * max(scale, 1e-30):
-            return f"the rewritten forward differs by {error / max(scale, 1e-30):.2g} of the largest value"
-    return None
+        state.said = options.said
+        state.plans = [*made, *state.plans][:MAX_SIGNATURES]
 
 
 def patched_modules(model: nn.Module) -> dict[str, int]:

@@ -366,7 +366,7 @@ def own_targets(capture: Capture) -> list[Target]:
     distinct: dict[tuple[Any, ...], Target] = {}
     for part in capture.parts.values():
         for calls in part.calls.values():
-            key = (*_kind(part.module), calls.signature)
+            key = (*kind_of(part.module), calls.signature)
             seconds = calls.seconds * calls.count if part.path else capture.seconds
             target = distinct.get(key)
             if target is None:
@@ -396,7 +396,7 @@ def snake(name: str) -> str:
     return re.sub(r"\W+", "_", name).strip("_").lower() or "module"
 
 
-def _kind(module: nn.Module) -> tuple[Any, ...]:
+def kind_of(module: nn.Module) -> tuple[Any, ...]:
     """Modules alike in class, parameters and plain attributes: with equal inputs they run the same graph."""
     parts = []
     for name, m in module.named_modules():

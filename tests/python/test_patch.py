@@ -27,6 +27,7 @@ import attentions  # noqa: E402
 
 import kgen  # noqa: E402
 import kgen.patch as _load  # noqa: E402, F401
+from kgen import learn  # noqa: E402
 from kgen.errors import BadInput  # noqa: E402
 from kgen.plans import Plan  # noqa: E402
 
@@ -64,14 +65,20 @@ def patched(module: nn.Module, *inputs) -> nn.Module:
     return kgen.patch(module.eval(), inputs, fallback=True, quiet=True)
 
 
-@pytest.fixture
-def net() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A patched net, its input, and what it gave before."""
+@pytest.fixture(scope="module")
+def first_net() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     module, x = Net().eval(), torch.randn(2, 24, attentions.WIDTH)
     with torch.no_grad():
         want = module(x)
     return patched(module, x), x, want
+
+
+@pytest.fixture
+def net(first_net) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A patched net, its input, and what it gave before. A copy for each test, patched like the first."""
+    module, x, want = first_net
+    return copy.deepcopy(module), x, want
 
 
 ALL = {**attentions.VARIANTS, "classifier": attentions.Classifier}
@@ -337,6 +344,7 @@ def test_a_buffer_with_other_values_runs_the_original(net, runs: list[Plan]) -> 
 def test_gradients_come_from_the_original_and_are_mentioned_once(net, runs: list[Plan]) -> None:
     module, x, _ = net
     plain = kgen.unpatch(copy.deepcopy(module))
+    kgen.patch(module, (x,), fallback=True, quiet=True)
     runs.clear()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -401,7 +409,7 @@ def test_lazy_patch_learns_at_the_first_call(runs: list[Plan], capsys: pytest.Ca
 def test_without_a_kernel_nothing_is_replaced_and_that_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patching, "_served", lambda match, values: ("fallback: none", False))
+    monkeypatch.setattr(learn, "served", lambda match, values: ("fallback: none", False))
     module, x = Net().eval(), torch.randn(2, 24, attentions.WIDTH)
     kgen.patch(module, (x,))
     assert patching.patched_modules(module) == {}
