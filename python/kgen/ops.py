@@ -11,6 +11,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,20 +65,22 @@ def _op(name: str) -> Any:
 def _autograd(name: str, differentiable: Callable[..., Any], reference: Callable[..., Any]) -> None:
     """The Autograd kernel of a `_train` op: `differentiable` where a gradient is wanted, else the backend kernel.
 
-    Under torch.func and forward-mode derivatives the op is torch's own (`reference`), which has them all.
+    differentiable(below, *args) gives None when nothing in args requires a gradient; below() runs the backend
+    kernel. Under torch.func and forward-mode derivatives the op is torch's own (`reference`), which has them all.
+    Each microsecond here is one of every call with gradients on.
     """
-    op = _op(name)
+    redispatch = _op(name)._handle.redispatch_boxed
     after = torch._C._after_autograd_keyset
+    functorch, grad_on = torch._C._are_functorch_transforms_active, torch.is_grad_enabled
 
     def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if functorch() or forward_ad._current_level >= 0:
             return reference(*args, **kwargs)
-
-        def below() -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                return op.redispatch(keys & after, *args, **kwargs)
-
-        return differentiable(below, *args, **kwargs) if torch.is_grad_enabled() else below()
+        # No guard against recording is needed below: grad mode is off in a Function's forward, and elsewhere
+        # nothing requires a gradient.
+        below = partial(redispatch, keys & after, *args, **kwargs)
+        found = differentiable(below, *args, **kwargs) if grad_on() else None
+        return below() if found is None else found
 
     _lib.impl(name, kernel, "Autograd", with_keyset=True)
 
@@ -99,6 +102,11 @@ class _Once(torch.autograd.Function):
 
 def _once(op: str, grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
     return _Once.apply(op, len(grads), *grads, *inputs) if torch.is_grad_enabled() else grads
+
+
+def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """function.apply without what it does for torch.func, which never gets here: a microsecond less."""
+    return super(torch.autograd.Function, function).apply
 
 
 def _fake(names: Sequence[str], fake: Callable[..., Any]) -> None:
@@ -147,8 +155,11 @@ class _Softmax(torch.autograd.Function):
         return None, None, torch.ops.aten._softmax_backward_data.default(grad, output, ctx.dim, output.dtype)
 
 
-def _differentiable_softmax(below: Callable[[], Tensor], input: Tensor, dim: int) -> Tensor:
-    return _Softmax.apply(below, dim, input) if input.requires_grad else below()
+_softmax_apply = _apply(_Softmax)
+
+
+def _differentiable_softmax(below: Callable[[], Tensor], input: Tensor, dim: int) -> Tensor | None:
+    return _softmax_apply(below, dim, input) if input.requires_grad else None
 
 
 def _softmax_vmap(info: Any, in_dims: tuple[Any, ...], input: Tensor, dim: int) -> tuple[Tensor, int]:
@@ -195,13 +206,16 @@ class _Attention(torch.autograd.Function):
         return None, None, dq, dk, dv, dmask if mask_grad else None
 
 
+_attention_apply = _apply(_Attention)
+
+
 def _differentiable_attention(
     below: Callable[[], Tensor], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *options: Any
-) -> Tensor:
+) -> Tensor | None:
     wanted = query.requires_grad or key.requires_grad or value.requires_grad
     if not wanted and (mask is None or not mask.requires_grad):
-        return below()
-    return _Attention.apply(below, options, query, key, value, mask)
+        return None
+    return _attention_apply(below, options, query, key, value, mask)
 
 
 def _torch_attention(
@@ -312,6 +326,9 @@ class _Program(torch.autograd.Function):
         return None, None, *grads[:3], *(next(found) if w else None for w in wanted)
 
 
+_program_apply = _apply(_Program)
+
+
 def _differentiable_program(
     below: Callable[[], Any],
     query: Tensor,
@@ -326,8 +343,8 @@ def _differentiable_program(
 ) -> Any:
     tensors = (query, key, value, *captured)
     if not any(t.requires_grad for t in tensors):
-        return below()
-    return _Program.apply(below, (scalars, program, scale, enable_gqa), *tensors)
+        return None
+    return _program_apply(below, (scalars, program, scale, enable_gqa), *tensors)
 
 
 def _torch_program(
@@ -460,6 +477,9 @@ class _Own(torch.autograd.Function):
         return None, None, None, *(next(handed) if w else None for w in wanted)
 
 
+_own_apply = _apply(_Own)
+
+
 def _whole(name: str) -> Callable[..., list[Any]]:
     """All arguments of an Op in its schema's order: the dispatcher leaves out what equals its default."""
     arguments = _op(f"_{name}")._schema.arguments
@@ -477,8 +497,8 @@ def _own_autograd(name: str, whole: Callable[..., list[Any]]) -> None:
     def differentiable(below: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
         tensors, plain = _flatten(whole(args, kwargs))
         if not any(t.requires_grad for t in tensors):
-            return below()
-        return _Own.apply(below, name, plain, *tensors)
+            return None
+        return _own_apply(below, name, plain, *tensors)
 
     def reference(*args: Any, **kwargs: Any) -> Any:
         from ._fallback import own_reference
