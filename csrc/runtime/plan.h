@@ -158,6 +158,10 @@ int kg_plan_bind(const kg_plan *p, const kg_op *op, const kg_tuning *t, const kg
                  const kg_call *call, kg_instance **out, kg_error *err);
 void kg_instance_free(kg_instance *inst);
 
+/* The name to compile under: one text gives one image, whoever builds it; sys/cc.c puts the name
+ * that people know in its place in messages. */
+#define KG_UNIT_NAME "source.c"
+
 /* The whole translation unit for one call: macros (tunables, specialised dims when exact, dtypes),
  * the lowered Programs, the Candidate's own text with #line, and the typed entries
  * `kg_entry_<launch>` (CPU). inst may be NULL when nothing is specialised (building ahead of time

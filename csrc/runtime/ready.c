@@ -76,22 +76,16 @@ static int explain_failure(const kg_ready_request *ask, int rc, const kg_buf *me
 
 static int build_image(const kg_ready_request *ask, const kg_plan *plan, const kg_buf *unit,
                        loaded *l, kg_error *err) {
-    kg_buf image, messages;
+    kg_buf messages;
     kg_error e = {.msg = ""};
-    char path[512], label[96];
-    kg_buf_init(&image, 0);
+    char label[96];
     kg_buf_init(&messages, 0);
     snprintf(label, sizeof(label), "%.60s-%.12s.c", ask->block->op->name, ask->kernel->id);
-    int rc = kg_image_cpu(unit->data, unit->len, label, ask->kernel->arch, plan->flags, &image,
-                          &messages, path, &e);
-    if (rc != KG_OK) {
+    int rc = kg_launcher_of(ask->call->device)
+                 ->load(unit, label, ask->kernel->arch, plan->flags, plan->nlaunches, l->entries,
+                        &messages, &e);
+    if (rc != KG_OK)
         explain_failure(ask, rc, &messages, &e, err);
-    } else {
-        rc = kg_image_load(path, image.data, image.len, plan->nlaunches, l->entries, &e);
-        if (rc != KG_OK)
-            kg_fail(err, rc, "%s could not be loaded: %.300s", ask->name, e.msg);
-    }
-    kg_buf_free(&image);
     kg_buf_free(&messages);
     l->nentries = plan->nlaunches;
     return rc;
@@ -138,7 +132,7 @@ static int build_unit(const kg_ready_request *ask, const kg_plan *plan, kg_buf *
     int rc = read_source(ask, &source, err);
     if (rc == KG_OK) {
         rc = kg_source_build(plan, ask->block->op, &ask->kernel->tuning, ask->call, ask->exact,
-                             source.data, source.len, "kernel.c", unit, &e);
+                             source.data, source.len, KG_UNIT_NAME, unit, &e);
         if (rc != KG_OK) /* never a plain miss: the plan has already been bound */
             rc = kg_fail(err, rc == KG_ENOTFOUND ? KG_EFORMAT : rc, "%s: %.400s", ask->name, e.msg);
     }

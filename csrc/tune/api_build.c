@@ -74,7 +74,7 @@ static int compile_job(job *j, const char *source, size_t n, const char *arch, b
                        bool *cached, char path[512], kg_error *err) {
     int rc =
         kg_source_build(j->plan, j->op, &j->tuning, &j->c->call, any_size ? NULL : &j->inst->dims,
-                        source, n, "kernel.c", &j->unit, err);
+                        source, n, KG_UNIT_NAME, &j->unit, err);
     if (rc != KG_OK)
         return rc;
     *cached = kg_image_cached(j->unit.data, j->unit.len, arch, j->plan->flags);

@@ -62,7 +62,7 @@ int kg_candidate_image(const kg_judge *j, const kg_candidate *c, const kg_judged
     kg_buf unit;
     kg_buf_init(&unit, 64 << 20);
     rc = kg_source_build(c->plan, j->op, &c->tuning, &jc->c->call, r->any_size ? NULL : &inst->dims,
-                         r->text, r->n, r->name, &unit, err);
+                         r->text, r->n, KG_UNIT_NAME, &unit, err);
     if (rc == KG_OK) {
         kg_busy_begin();
         rc = kg_image_cpu(unit.data, unit.len, r->name, j->options.arch, c->plan->flags, image,
