@@ -27,6 +27,8 @@ from .task import DTYPES, Task
 DISTRIBUTIONS = ("captured", "normal", "uniform", "offset", "heavy", "tiny", "onehot", "large")
 # Those on which a last bit of the inputs may move the answer far: scores in the thousands, say.
 HARSH = ("offset", "heavy", "large")
+# The rounding of a sum of a few dozen terms, as a change of its terms.
+NUDGE = 4
 
 NEGLIGIBLE = 1e-12
 
@@ -195,15 +197,15 @@ class Reference:
         )  # fmt: skip
 
     def conditioned(self, drawn: Drawn, e: Expected, seed: int) -> Expected:
-        """`e` with errors that are at least what a rounding of each input makes of the oracle (a random one of up to an
-        ulp): where that is far, torch's own error is small by luck, and no measure of a Candidate's."""
+        """`e` with errors that are at least what nudging each input by up to NUDGE ulps makes of the oracle: where that is
+        far, torch's own error is small by luck, and no measure of a Candidate's."""
         g = torch.Generator().manual_seed(seed % (1 << 63))
 
         def nudged(x: Any) -> Any:
             if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
                 return x
             r = torch.rand(x.shape, generator=g, dtype=torch.float64).to(x.device) * 2 - 1
-            return x.double() * (1 + torch.finfo(x.dtype).eps * r)
+            return x.double() * (1 + NUDGE * torch.finfo(x.dtype).eps * r)
 
         moved = replace(
             drawn, args={n: nudged(x) for n, x in drawn.args.items()}, captured=tuple(nudged(x) for x in drawn.captured)
