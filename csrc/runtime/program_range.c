@@ -465,7 +465,7 @@ int kg_program_range(const kg_program *p, kg_buf *out) {
         }
         kg_buf_printf(out, "    const struct kg_%s v%zu = ", family(s->value[i].type), i);
         put_form(out, range_form(&s->value[i]), &s->value[i]);
-        kg_buf_puts(out, ";\n");
+        kg_buf_printf(out, ";\n    (void)v%zu;\n", i);
     }
     kg_buf_puts(out, "    const struct kg_ir all = ");
     put_operand(out, &s->result);

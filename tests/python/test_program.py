@@ -123,6 +123,53 @@ def test_range_is_exact_where_it_matters(name: str) -> None:
     assert known > 100
 
 
+def _ranged(lines: list[str], compare: str) -> str:
+    """A mask of one operation on q - 12 and kv - 20, compared with a constant."""
+    lines = ["sub int32 q 12", "sub int32 kv 20", *lines, compare]
+    return "program 1\nmask\n" + "".join(f"%{i} = {v}\n" for i, v in enumerate(lines)) + f"return %{len(lines) - 1}\n"
+
+
+def test_range_is_sound_for_every_operation() -> None:
+    texts = []
+    for op in ("add", "sub", "mul", "min", "max", "floordiv", "rem", "truncdiv", "and", "or", "xor", "shl", "shr"):
+        texts += [_ranged([f"{op} int32 %0 %1"], f"{c} bool %2 {n}") for c, n in (("ge", 0), ("lt", 3), ("eq", -1), ("ne", 2))]
+        texts += [_ranged([f"add int32 %0 %1", f"{op} int32 %2 {n}"], "gt bool %3 -2") for n in (-5, 2, 7)]
+    for op in ("neg", "abs", "not"):
+        texts += [_ranged(["sub int32 %0 %1", f"{op} int32 %2"], f"le bool %3 {n}") for n in (-6, 0, 6)]
+    for op in ("add", "sub", "mul", "min", "max", "div", "floordiv", "rem", "pow"):
+        floats = ["cast float32 %0", "cast float32 %1", f"{op} float32 %2 %3"]
+        texts += [_ranged(floats, f"{c} bool %4 {v}") for c, v in (("ge", "0.0"), ("lt", "2.5"), ("eq", "1.0"), ("ne", "-3.0"))]
+    for op in ("tanh", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "sigmoid", "floor", "ceil", "neg", "abs"):
+        floats = ["sub int32 %0 %1", "cast float32 %2", "mul float32 %3 0.25", f"{op} float32 %4"]
+        texts += [_ranged(floats, f"{c} bool %5 {v}") for c, v in (("gt", "0.5"), ("le", "-0.25"), ("ne", "1.0"))]
+    casts = ["sub int32 %0 %1", "cast float32 %2", "mul float32 %3 0.3"]
+    texts += [_ranged([*casts, "cast int32 %4"], "ge bool %5 1"), _ranged([*casts, "floor float32 %4"], "eq bool %5 2.0"),
+              _ranged(["sub int32 %0 %1", "cast bool %2", "cast int32 %3"], "eq bool %4 1"),
+              _ranged([*casts, "cast bool %4", "gt bool %2 3"], "xor bool %5 %6"),
+              _ranged(["sub int32 %0 %1", "gt bool %2 0", "where int32 %3 %0 %1"], "lt bool %4 2"),
+              _ranged([*casts, "gt bool %2 4", "where float32 %5 %4 1.0"], "lt bool %6 0.5"),
+              _ranged(["mul int32 %0 1000000007", "mul int32 %2 %1"], "gt bool %3 0")]
+    tenths = ["cast float32 %0", "cast float32 %1", "mul float32 %2 0.1", "mul float32 %3 0.1", "add float32 %4 %5"]
+    texts += [_ranged(tenths, f"{c} bool %6 {v}") for c in ("ge", "gt", "eq") for v in ("0.3", "0.7", "-0.6", "1.1")]
+    cores = [Core(t) for t in texts]
+    compiled = Compiled(cores, extra=["-O1"])
+    rng, sharp = random.Random(5), 0
+    for i, core in enumerate(cores):
+        bound = core.bind([], [])
+        _, mask = compiled.run(i, bound, scores_of(AT))
+        if "0.1\n" not in texts[i]:  # there fp32 and fp64 round to different sides, and the range is of fp32
+            np.testing.assert_array_equal(mask, bound.evaluate(scores_of(AT))[1], err_msg=texts[i])
+        corners = [(0, 0, q, q + 1, k, k + 1) for q in range(AT.q) for k in range(0, AT.kv, 3)]
+        for tile in tiles(AT, rng, 150) + corners:
+            b, h, q0, q1, k0, k1 = tile
+            part = mask[b, h, q0:q1, k0:k1]
+            found = compiled.range(i, bound, *tile)
+            assert found != 0 or not part.any(), f"none of {tile}\n{texts[i]}"
+            assert found != 1 or part.all(), f"all of {tile}\n{texts[i]}"
+            sharp += found != 2
+    assert sharp > len(cores) * 150, f"only {sharp} tiles are told"
+
+
 def test_text_is_canonical_whatever_the_order_of_statements() -> None:
     def one(score, b, h, q, kv):  # type: ignore[no-untyped-def]
         d = q - kv

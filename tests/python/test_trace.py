@@ -339,7 +339,11 @@ def test_composition_of_masks_follows_the_masks_given() -> None:
     def window(n: int) -> Any:
         return lambda b, h, q, k: q - k <= n
 
+    def beyond(n: int) -> Any:
+        return lambda b, h, q, k: q - k > n
+
     first = trace(None, and_masks(window(3), window(5)))
+    assert " gt " in trace(None, and_masks(window(3), beyond(5))).text
     assert first.scalars == [3, 5]
     assert trace(None, and_masks(window(4), window(9))).scalars == [4, 9]
     assert trace(None, and_masks(window(4))).text != first.text
