@@ -11,7 +11,6 @@ goal=${1:-demo}
 python=${PYTHON:-python3}
 venv=.venv
 torch_pin=2.13.0
-torch_index=https://download.pytorch.org/whl/cpu
 
 say() { printf 'setup: %s\n' "$*"; }
 lack() { printf 'setup: %s\n' "$*" >&2; exit 3; }
@@ -127,12 +126,14 @@ site_packages() { "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_p
 
 pip_install() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
 
-# PyPI's wheel of torch brings several GB of CUDA packages, so the CPU wheel is asked for by its full name:
-# first of the indexes that pip is configured with, then of PyTorch's own.
+# The default wheel of torch for Linux brings several GB of CUDA packages, so the CPU wheel is asked for first, by
+# its full name; only an index that has it gives it.
 install_torch() {
     say "installing torch $torch_pin for the CPU (about 200 MB)"
-    pip_install "torch==$torch_pin+cpu" 2>/dev/null ||
-        pip_install --extra-index-url "$torch_index" "torch==$torch_pin+cpu" ||
+    pip_install "torch==$torch_pin+cpu" 2>/dev/null && return 0
+    say "pip's indexes have no CPU wheel: installing the default one, which is several GB with its packages"
+    say "(to avoid that, stop, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, and make again)"
+    pip_install "torch==$torch_pin" ||
         lack "pip could not install torch; with no network, name a Python that has it: PYTHON=... make $goal"
 }
 
