@@ -29,8 +29,16 @@ KGEN_API int kgen_registry_rollback(const char *registry, const char *op, const 
                                     size_t *moved, char *err, size_t nerr);
 KGEN_API int kgen_registry_gc(const char *registry, int dry, char **json, char *err, size_t nerr);
 
+/* Warnings of this library (level 2) and errors (3) that no call reports go to sink, on any thread
+ * and with no lock held; NULL: to stderr when KGEN_LOG is set. */
+KGEN_API void kgen_on_message(void (*sink)(int level, const char *message));
+
 /* Derives a registry's index and writes it to index_path. */
 KGEN_API int kgen_index_build(const char *registry, const char *index_path, char *err, size_t nerr);
+/* The same; what is left out of the index goes to warn, on the caller's thread. */
+KGEN_API int kgen_index_build_told(const char *registry, const char *index_path,
+                                   void (*warn)(void *ctx, const char *message), void *ctx,
+                                   char *err, size_t nerr);
 
 /* {"key": {...}, "hash": "<32 hex>"} of a Case's exact pin. */
 KGEN_API int kgen_case_key(const char *op_json, const char *case_json, char **json, char *err,

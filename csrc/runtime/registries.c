@@ -169,7 +169,8 @@ static const char *environment(const char *name) {
 
 /* ---- registries ---- */
 
-typedef int (*index_builder)(const char *, const char *, char *, size_t);
+typedef int (*index_builder)(const char *, const char *, void (*)(void *, const char *), void *,
+                             char *, size_t);
 
 /* libkgen.so beside the library that this code is in. */
 static index_builder find_builder(kg_error *err) {
@@ -192,11 +193,15 @@ static index_builder find_builder(kg_error *err) {
             return NULL;
         }
     }
-    void *symbol = dlsym(lib, "kgen_index_build");
+    void *symbol = dlsym(lib, "kgen_index_build_told");
     memcpy(&build, &symbol, sizeof(build));
     if (build == NULL)
-        kg_fail(err, KG_EENV, "libkgen.so has no kgen_index_build: the installation is mixed");
+        kg_fail(err, KG_EENV, "libkgen.so has no kgen_index_build_told: the installation is mixed");
     return build;
+}
+
+static void left_out(void *registry, const char *message) {
+    kg_log(KG_LOG_WARNING, "registry %s: %s", (const char *)registry, message);
 }
 
 static int derive(const char *registry, const char *path, kg_error *err) {
@@ -204,7 +209,7 @@ static int derive(const char *registry, const char *path, kg_error *err) {
     index_builder build = find_builder(err);
     if (build == NULL)
         return KG_EENV;
-    int rc = build(registry, path, text, sizeof(text));
+    int rc = build(registry, path, left_out, (void *)(uintptr_t)registry, text, sizeof(text));
     return rc == KG_OK ? KG_OK : kg_fail(err, rc, "%s", text);
 }
 

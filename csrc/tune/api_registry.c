@@ -1,7 +1,9 @@
 /* The C API over the registry and Candidates: argument checks and JSON, no work of its own. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "kgen_tune.h"
 #include "tune/registry.h"
 
@@ -172,6 +174,27 @@ int kgen_registry_gc(const char *registry, int dry, char **json, char *err, size
 int kgen_index_build(const char *registry, const char *index_path, char *err, size_t nerr) {
     kg_error e = {0};
     return give(kg_index_build(registry, index_path, &e), &e, err, nerr);
+}
+
+int kgen_index_build_told(const char *registry, const char *index_path,
+                          void (*warn)(void *ctx, const char *message), void *ctx, char *err,
+                          size_t nerr) {
+    kg_error e = {0};
+    return give(kg_index_build_told(registry, index_path, warn, ctx, &e), &e, err, nerr);
+}
+
+static _Atomic(void (*)(int, const char *)) the_sink;
+
+static void to_sink(void *ctx, kg_log_level level, const char *message) {
+    void (*sink)(int, const char *) = atomic_load(&the_sink);
+    (void)ctx;
+    if (sink && level >= KG_LOG_WARNING)
+        sink((int)level, message);
+}
+
+void kgen_on_message(void (*sink)(int level, const char *message)) {
+    atomic_store(&the_sink, sink);
+    kg_log_set_sink(sink ? to_sink : NULL, NULL);
 }
 
 int kgen_case_key(const char *op_json, const char *case_json, char **json, char *err, size_t nerr) {

@@ -6,6 +6,7 @@
  * log nothing: the sink may need a lock that the waiting thread holds. */
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -402,19 +403,23 @@ static int begin_draft(draft *d, const char *registry, const char *name, bool *f
 }
 
 /* What the threads had to say, in the order of the Ops' names. */
-static void tell(const draft *d) {
+static void tell(const draft *d, kg_index_warn warn, void *ctx) {
+    char text[640];
     for (const char *at = d->warnings.len ? d->warnings.data : ""; *at;) {
         int n = (int)strcspn(at, "\n");
-        kg_log(KG_LOG_WARNING, "%.*s", n, at);
+        snprintf(text, sizeof text, "%.*s", n, at);
+        warn(ctx, text);
         at += n + (at[n] == '\n');
     }
-    if (d->status)
-        kg_log(KG_LOG_WARNING, "Op left out: %s", d->error.msg);
+    if (d->status) {
+        snprintf(text, sizeof text, "Op left out: %s", d->error.msg);
+        warn(ctx, text);
+    }
 }
 
 /* Drafts of all Ops that can be served stand at the front, *ndrafts of them. */
 static int read_ops(const char *registry, char **names, size_t n, draft *drafts, size_t *ndrafts,
-                    kg_error *err) {
+                    kg_index_warn warn, void *ctx, kg_error *err) {
     reading r = {.drafts = drafts};
     int rc = KG_OK;
     for (size_t i = 0; !rc && i < n; i++) {
@@ -432,7 +437,7 @@ static int read_ops(const char *registry, char **names, size_t n, draft *drafts,
         read_some(0, 0, 1, &r);
     for (size_t i = 0; i < r.n; i++) {
         draft *d = &drafts[i];
-        tell(d);
+        tell(d, warn, ctx);
         if (!rc && d->status == KG_ENOMEM)
             rc = kg_fail(err, KG_ENOMEM, "%s", d->error.msg);
         if (rc || d->status)
@@ -460,7 +465,17 @@ static int write_index(const char *registry, const char *index_path, uint64_t fi
     return rc;
 }
 
+static void to_log(void *ctx, const char *message) {
+    (void)ctx;
+    kg_log(KG_LOG_WARNING, "%s", message);
+}
+
 int kg_index_build(const char *registry, const char *index_path, kg_error *err) {
+    return kg_index_build_told(registry, index_path, to_log, NULL, err);
+}
+
+int kg_index_build_told(const char *registry, const char *index_path, kg_index_warn warn, void *ctx,
+                        kg_error *err) {
     char **names = NULL;
     size_t n = 0, ndrafts = 0;
     /* Taken before the files are read: a change in between makes the index stale, never wrong. */
@@ -470,7 +485,7 @@ int kg_index_build(const char *registry, const char *index_path, kg_error *err) 
     if (!rc && !drafts)
         rc = kg_fail(err, KG_ENOMEM, "index of %zu Ops", n);
     if (!rc)
-        rc = read_ops(registry, names, n, drafts, &ndrafts, err);
+        rc = read_ops(registry, names, n, drafts, &ndrafts, warn, ctx, err);
     if (!rc)
         rc = write_index(registry, index_path, fingerprint, drafts, ndrafts, err);
     for (size_t i = 0; i < ndrafts; i++)

@@ -48,5 +48,10 @@ int kg_registry_gc(kg_registry *r, bool dry, kg_buf *report, kg_error *err);
 
 /* Derives the index of a registry (100 ms for 1,000 Kernels) and writes it atomically. */
 int kg_index_build(const char *registry, const char *index_path, kg_error *err);
+/* The same; warn is called, on the caller's thread, with what was left out and why, in place of the
+ * log. */
+typedef void (*kg_index_warn)(void *ctx, const char *message);
+int kg_index_build_told(const char *registry, const char *index_path, kg_index_warn warn, void *ctx,
+                        kg_error *err);
 
 #endif

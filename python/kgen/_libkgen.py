@@ -6,9 +6,11 @@ pays for it.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from .errors import BadInput, EnvironmentLacks, KgenError
 ERROR_BYTES = 2048
 
 # Status of csrc/base/error.h to the error that the user meets; what is not here is a plain KgenError.
-_BAD_INPUT = {-3, -4, -5, -6, -7, -8, -9, -17}
-_ENVIRONMENT = {-11}
+_BAD_INPUT = {-3, -4, -5, -6, -7, -8, -9, -12, -13, -17}
+# Memory, disk, a program that is not there or does not start.
+_ENVIRONMENT = {-1, -2, -11, -15}
 EINTR = -14
 
+SINK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
 PROGRESS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 
 
@@ -30,6 +34,12 @@ class Interrupted(KgenError):
     """The work was stopped on request and can be resumed."""
 
     code = 130
+
+
+@SINK
+def _warn(level: int, message: bytes) -> None:
+    del level
+    warnings.warn(f"kgen: {message.decode('utf-8', 'replace')}", stacklevel=3)
 
 
 @functools.cache
@@ -77,6 +87,10 @@ def lib() -> ctypes.CDLL:
         function = getattr(so, name)
         function.argtypes = args + err
         function.restype = ctypes.c_int
+    so.kgen_on_message.argtypes = [SINK]
+    so.kgen_on_message.restype = None
+    so.kgen_on_message(_warn)
+    atexit.register(so.kgen_on_message, SINK())  # its threads may outlive the interpreter
     return so
 
 
@@ -225,12 +239,22 @@ def stop(wanted: bool) -> None:
 def search(
     judge: int, run_dir: str | Path, options: dict[str, Any], progress: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Searches over a judge's Cases (csrc/kgen_tune.h has options and result). judge: the handle of a kg_judge."""
+    """Searches over a judge's Cases (csrc/kgen_tune.h has options and result). judge: the handle of a kg_judge. An
+    exception of progress ends the search and is raised."""
+    failed: list[Exception] = []
 
     def tell(_: Any, entry: bytes) -> None:
-        progress(json.loads(entry))
+        try:
+            progress(json.loads(entry))
+        except Exception as e:  # noqa: BLE001 - it may not leave a callback of C; it is raised below
+            failed.append(e)
+            stop(True)
 
     callback = PROGRESS(tell)
-    return call_json(
-        lib().kgen_search, judge, _path(run_dir), json.dumps(options).encode(), callback, None
-    )
+    try:
+        return call_json(
+            lib().kgen_search, judge, _path(run_dir), json.dumps(options).encode(), callback, None
+        )
+    finally:
+        if failed:
+            raise failed[0]

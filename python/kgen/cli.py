@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
 from .errors import KgenError
@@ -164,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
         prog="kgen", description="PyTorch kernels that are generated, judged and promoted."
     )
     top.add_argument("--debug", action="store_true", help="show tracebacks")
-    top.add_argument("--version", action="store_true", help="print the version")
+    top.add_argument("--version", action="store_true", dest="show_version", help="print the version")
     sub = top.add_subparsers(metavar="COMMAND", title="commands")
     _add_tune(sub)
     _add_capture(sub)
@@ -181,6 +182,14 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
     return words[:at], words[at + 1 :]
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """kgen's own warnings as messages; where in kgen they were raised is of no use to anybody."""
+    text = str(message)
+    if text.startswith("kgen: "):
+        return f"kgen: warning: {text.removeprefix('kgen: ')}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {text}\n"
 
 
 def _version() -> str:
@@ -200,13 +209,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = top.parse_args(ours)
     except SystemExit as e:
         return int(e.code or 0)
-    if args.version:
+    if args.show_version:
         print(f"kgen {_version()}")
         return 0
     if not hasattr(args, "run_command"):
         top.print_help()
         return 2
     args.script_args = theirs
+    before, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         return args.run_command(args) or 0
     except KgenError as e:
@@ -228,3 +238,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"kgen: {e.strerror}: {e.filename}" if e.filename else f"kgen: {e}", file=sys.stderr)
         return 3
+    finally:
+        warnings.formatwarning = before
