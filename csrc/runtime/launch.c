@@ -217,13 +217,20 @@ static int run_cpu(const kg_ready *r, const kg_call *call, const kg_host *host, 
     return rc;
 }
 
-/* By kg_device. */
-static int (*const launchers[])(const kg_ready *, const kg_call *, const kg_host *, void **,
-                                kg_tensor *, kg_error *) = {[KG_CPU] = run_cpu, [KG_CUDA] = NULL};
+static int load_cpu(const kg_buf *unit, const char *label, const char *arch, uint32_t flags,
+                    size_t nentries, kg_entry *entries, kg_buf *messages, kg_error *err) {
+    kg_buf image;
+    char path[512];
+    kg_buf_init(&image, 0);
+    int rc = kg_image_cpu(unit->data, unit->len, label, arch, flags, &image, messages, path, err);
+    if (rc == KG_OK)
+        rc = kg_image_load(path, image.data, image.len, nentries, entries, err);
+    kg_buf_free(&image);
+    return rc;
+}
 
-int kg_launch_run(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
-                  kg_tensor *outs, kg_error *err) {
-    if (call->device < 0 || call->device > KG_CUDA || launchers[call->device] == NULL)
-        return kg_fail(err, KG_ENOTFOUND, "this kgen launches on the CPU alone");
-    return launchers[call->device](r, call, host, handles, outs, err);
+const kg_launcher *kg_launcher_of(int device) {
+    static const kg_launcher cpu = {.load = load_cpu, .run = run_cpu, .on_host = true};
+    static const kg_launcher *const launchers[] = {[KG_CPU] = &cpu, [KG_CUDA] = NULL};
+    return device == KG_CPU || device == KG_CUDA ? launchers[device] : NULL;
 }

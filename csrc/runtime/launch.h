@@ -56,9 +56,20 @@ int kg_ready_make(const kg_plan *plan, const kg_instance *inst, const kg_entry *
                   const kg_call *call, kg_ready *out, kg_error *err);
 void kg_ready_clear(kg_ready *r);
 
-/* Makes the outputs (handles[i] is NULL for one that is skipped; outs gets addresses) and runs the
- * launches. After a failure no handle is left. */
-int kg_launch_run(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
-                  kg_tensor *outs, kg_error *err);
+/* A device: how a translation unit becomes functions, and how a ready call runs there. */
+typedef struct kg_launcher {
+    /* Finds or builds the image of a unit and loads it for good. messages: what a compiler or the
+     * inspection said, when it fails with KG_ECOMPILE or KG_EUNSUPPORTED. */
+    int (*load)(const kg_buf *unit, const char *label, const char *arch, uint32_t flags,
+                size_t nentries, kg_entry *entries, kg_buf *messages, kg_error *err);
+    /* Makes the outputs (handles[i] is NULL for one that is skipped; outs gets addresses) and runs
+     * the launches. After a failure no handle is left. */
+    int (*run)(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
+               kg_tensor *outs, kg_error *err);
+    bool on_host; /* its tensors can be read from here */
+} kg_launcher;
+
+/* NULL for a device that this build does not launch on. */
+const kg_launcher *kg_launcher_of(int device);
 
 #endif

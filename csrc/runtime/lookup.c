@@ -126,6 +126,10 @@ static void add_block(search *s, size_t rank, kg_reg *reg, size_t nblock,
         const kg_index_pin *pin = &block->pins[i];
         const kg_index_kernel *k = &block->kernels[pin->kernel];
         kg_kernel_name(block, k, name);
+        if (kg_launcher_of(s->call->device) == NULL) {
+            say(s->notes, name, "this kgen launches on the CPU alone");
+            continue;
+        }
         if (!runs_here(s->here, s->call->device, k->arch)) {
             snprintf(why, sizeof(why), "is for %.40s, which this machine is not", k->arch);
             say(s->notes, name, why);

@@ -117,7 +117,9 @@ static int check_first(kg_class *c, const kg_call *call, void **handles, const k
                        kg_error *err) {
     char name[128];
     kg_error e;
-    int rc = kg_sample_attention(c->block->op, call, outs, &e);
+    int rc = kg_launcher_of(call->device)->on_host
+                 ? kg_sample_attention(c->block->op, call, outs, &e)
+                 : kg_fail(&e, KG_EUNSUPPORTED, "the device's memory cannot be read here");
     if (rc == KG_OK) {
         kg_writers_lock();
         if (atomic_exchange(&c->ready.trust, KG_TRUST_CHECKED) != KG_TRUST_CHECKED)
@@ -143,7 +145,8 @@ static int run_class(kg_class *c, const kg_call *call, void **handles, kg_error 
     int trust = atomic_load_explicit(&c->ready.trust, memory_order_relaxed);
     if (trust == KG_TRUST_REFUSED)
         return kg_fail(err, KG_ENOTFOUND, "its Kernel was wrong on this Program");
-    int rc = kg_launch_run(&c->ready, call, kg_proc_state.host, handles, outs, err);
+    int rc =
+        kg_launcher_of(call->device)->run(&c->ready, call, kg_proc_state.host, handles, outs, err);
     if (rc != KG_OK) {
         char name[128];
         kg_kernel_name(c->block, c->kernel, name);

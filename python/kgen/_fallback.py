@@ -1,5 +1,5 @@
-"""What serves a call when no Kernel does: Programs by compiled FlexAttention or by plain torch, a model's own
-Ops by the captured module; and the vector-Jacobian products of both.
+"""What serves a call when no Kernel does: Programs by compiled FlexAttention (CUDA) or by plain torch, a model's
+own Ops by the captured module; and the vector-Jacobian products of both.
 
 Refuses nothing that torch can compute; it is slower than a Kernel and says so once.
 """
@@ -183,16 +183,17 @@ def attention(
     """attention_mod without a Kernel. Errors are those that torch gives for such shapes."""
     _check(query, key, value, enable_gqa)
     scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-    if program and scores > _DENSE and "flex" not in _said:
-        _say_once(
-            "slow",
-            "no Kernel serves this attention Program (kgen.why tells the nearest); torch's compiled FlexAttention does, slower",
-        )
-        try:
-            return _flex_attention(query, key, value, captured, scalars, program, scale, enable_gqa)
-        except Exception as e:  # noqa: BLE001 - whatever the compiler refuses, plain torch computes
-            line = (str(e) or type(e).__name__).splitlines()[0]
-            _say_once("flex", f"FlexAttention could not be compiled ({line[:200]}); plain torch serves instead")
+    if program and scores > _DENSE:
+        # torch's FlexAttention gives no log-sum-exp on the CPU (2.13).
+        flex = query.is_cuda and "flex" not in _said
+        by = "torch's compiled FlexAttention" if flex else "plain torch"
+        _say_once("slow", f"no Kernel serves this attention Program (kgen.why tells the nearest); {by} does, slower")
+        if flex:
+            try:
+                return _flex_attention(query, key, value, captured, scalars, program, scale, enable_gqa)
+            except Exception as e:  # noqa: BLE001 - whatever the compiler refuses, plain torch computes
+                line = (str(e) or type(e).__name__).splitlines()[0]
+                _say_once("flex", f"FlexAttention could not be compiled ({line[:200]}); plain torch serves instead")
     return dense_attention(query, key, value, captured, scalars, program, scale)
 
 

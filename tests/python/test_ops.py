@@ -184,6 +184,21 @@ def test_attention_mod(served: bool, qkv: tuple[Tensor, Tensor, Tensor]) -> None
     assert found.decisions[0].kind == ("instantiated" if served else "fallback")
 
 
+def test_a_long_program_without_a_kernel_is_said_once() -> None:
+    import warnings
+
+    from kgen import _fallback
+
+    _fallback._said.clear()
+    q = torch.randn(1, 2, 3000, 8)
+    with pytest.warns(UserWarning, match="no Kernel serves this attention Program"):
+        output, lse = ops.attention_mod(q, q, q, [torch.ones(2)], [0.0], PROGRAM)
+    torch.testing.assert_close(output, F.scaled_dot_product_attention(q, q, q, is_causal=True), atol=CLOSE, rtol=CLOSE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ops.attention_mod(q, q, q, [torch.ones(2)], [0.0], PROGRAM)
+
+
 def test_attention_mod_without_a_program(served: bool, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     output, lse = ops.attention_mod(*qkv, [], [], "")
     torch.testing.assert_close(output, F.scaled_dot_product_attention(*qkv), atol=CLOSE, rtol=CLOSE)
