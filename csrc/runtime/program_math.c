@@ -217,10 +217,10 @@ static const char POWF[] =
     "    int whole = __builtin_floorf(y) == y;\n"
     "    float half = y * 0.5f;\n"
     "    int odd = whole & (__builtin_floorf(half) != half) & (ay < 0x1p+24f);\n"
-    "    v = odd & (kg_as_i32(x) < 0) ? -v : v;\n"
-    "    v = (x < 0.0f) & (ax < inf) & !whole ? kg_as_f32(0x7fc00000) : v;\n"
-    "    v = (x != x) | (y != y) ? x + y : v;\n"
-    "    return (x == 1.0f) | (y == 0.0f) | ((ax == 1.0f) & (ay == inf)) ? 1.0f : v;\n"
+    "    v = (odd & (kg_as_i32(x) < 0)) ? -v : v;\n"
+    "    v = ((x < 0.0f) & (ax < inf) & !whole) ? kg_as_f32(0x7fc00000) : v;\n"
+    "    v = ((x != x) | (y != y)) ? x + y : v;\n"
+    "    return ((x == 1.0f) | (y == 0.0f) | ((ax == 1.0f) & (ay == inf))) ? 1.0f : v;\n"
     "}\n";
 
 /* The remainder of a / b is exact up to quotients of 2^52; beyond, it is 0 and the quotient a / b.
@@ -230,19 +230,19 @@ static const char FLOAT_DIVISION[] =
     "    double x = (double)a, y = (double)b, d = x / y;\n"
     "    double q = __builtin_floor(d);\n"
     "    double r = __builtin_fma(-q, y, x);\n"
-    "    r = (r != 0.0) & ((r < 0.0) != (y < 0.0)) ? r + y : r;\n"
+    "    r = ((r != 0.0) & ((r < 0.0) != (y < 0.0))) ? r + y : r;\n"
     "    r = __builtin_fabs(d) < 0x1p+52 ? r : d - d;\n"
     "    float inf = kg_as_f32(0x7f800000), c = __builtin_fabsf(b) == inf ? b : 0.0f;\n"
     "    int through = (c != 0.0f) & (a == a) & (__builtin_fabsf(a) < inf);\n"
-    "    float far = (a == 0.0f) | ((a < 0.0f) == (b < 0.0f)) ? a : b;\n"
+    "    float far = ((a == 0.0f) | ((a < 0.0f) == (b < 0.0f))) ? a : b;\n"
     "    return through ? far : (float)r;\n"
     "}\n"
     "KG_FN float kg_floordivf(float a, float b) {\n"
     "    double x = (double)a, y = (double)b, d = x / y;\n"
     "    double q = __builtin_floor(d);\n"
     "    double r = __builtin_fma(-q, y, x);\n"
-    "    q = (r != 0.0) & ((r < 0.0) != (y < 0.0)) ? q - 1.0 : q;\n"
-    "    double beyond = (a != 0.0f) & ((a < 0.0f) != (b < 0.0f)) ? -1.0 : 0.0;\n"
+    "    q = ((r != 0.0) & ((r < 0.0) != (y < 0.0))) ? q - 1.0 : q;\n"
+    "    double beyond = ((a != 0.0f) & ((a < 0.0f) != (b < 0.0f))) ? -1.0 : 0.0;\n"
     "    q = __builtin_fabsf(b) == kg_as_f32(0x7f800000) ? beyond : q;\n"
     "    d = b == 0.0f ? d : d + (x - x);\n"
     "    return (float)(__builtin_fabs(d) < 0x1p+52 ? q : d);\n"
@@ -305,8 +305,8 @@ static const char CAST_INT[] = "KG_FN int kg_to_i32(float x) {\n"
                                "}\n";
 
 static const char MIN_MAX[] =
-    "KG_FN float kg_minf(float a, float b) { return (a < b) | (a != a) ? a : b; }\n"
-    "KG_FN float kg_maxf(float a, float b) { return (a > b) | (a != a) ? a : b; }\n";
+    "KG_FN float kg_minf(float a, float b) { return ((a < b) | (a != a)) ? a : b; }\n"
+    "KG_FN float kg_maxf(float a, float b) { return ((a > b) | (a != a)) ? a : b; }\n";
 
 /* The device's own functions; torch calls these. */
 static const char CUDA_MATH[] = "KG_FN float kg_expf(float x) { return expf(x); }\n"
