@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -340,8 +341,15 @@ def _sets(reference: Reference, task: Task, trial: Trial) -> Iterator[tuple[str,
 def add(judge: Judge, contract: dict[str, Any], trial: Trial, folder: Path = Path("spread")) -> int:
     """Adds a Trial's Case and its sets to a judge; its number."""
     task = trial.task(contract, folder)
+    reference = Reference.open(task)
     index = judge.add_case(trial.case)
-    for name, drawn, e in _sets(Reference.open(task), task, trial):
+    if trial.elements > LARGE:  # what a call may take depends on what torch takes
+        drawn = references.draw(task, trial.case, secret_seed())
+        started = time.perf_counter_ns()
+        with torch.no_grad():
+            reference.run(drawn)
+        judge.set_limits(index, slowest_baseline_ns=float(time.perf_counter_ns() - started))
+    for name, drawn, e in _sets(reference, task, trial):
         judge.add_set(
             index,
             [*tensors(task, drawn).values(), *drawn.captured],
