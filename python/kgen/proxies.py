@@ -568,6 +568,31 @@ def tan(rec: Recorder, input: Any) -> Proxy:
     return div(rec, rec.emit("sin", F32, x.token), rec.emit("cos", F32, x.token))
 
 
+def log1p(rec: Recorder, input: Any) -> Proxy:
+    return rec.emit("log", F32, add(rec, to_kind(rec, input, F32), 1.0).token)
+
+
+def expm1(rec: Recorder, input: Any) -> Proxy:
+    return sub(rec, rec.emit("exp", F32, to_kind(rec, input, F32).token), 1.0)
+
+
+def log10(rec: Recorder, input: Any) -> Proxy:
+    return mul(rec, rec.emit("log2", F32, to_kind(rec, input, F32).token), 0.30102999566398120)
+
+
+def round_even(rec: Recorder, input: Any, *, decimals: int = 0) -> Proxy:
+    x = to_kind(rec, input, None)
+    if decimals != 0:
+        fail(f"torch.round(decimals={decimals})", "scale before and after")
+    if x.kind != F32:
+        return x
+    half = add(rec, x, 0.5)
+    up = rec.emit("floor", F32, half.token)
+    tie = bitwise(rec, "and", compare(rec, "eq", half, up), compare(rec, "eq", remainder(rec, up, 2.0), 1.0))
+    near = where(rec, tie, sub(rec, up, 1.0), up)
+    return where(rec, compare(rec, "lt", absolute(rec, x), 4194304.0), near, x)  # from 2^22 on, x + 0.5 rounds
+
+
 def identity(rec: Recorder, input: Any, *args: Any, **kwargs: Any) -> Any:
     return input
 
@@ -660,6 +685,11 @@ def look_up(rec: Recorder, table: Any, index: Any) -> Any:
     return rec.emit("load", LOAD_TYPE[tensor.dtype], token, *known)
 
 
+def embedding(rec: Recorder, input: Any, weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A row of the table: one of its elements is looked up next."""
+    return look_up(rec, weight, input)
+
+
 # ---- torch functions by name ----
 
 
@@ -679,7 +709,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "minimum": minimum, "maximum": maximum, "min": minimum, "max": maximum,
     "clamp": clamp, "clip": clamp, "clamp_min": clamp_min, "clamp_max": clamp_max, "relu": relu, "silu": silu,
     "square": square, "reciprocal": reciprocal, "sign": sign, "isnan": isnan, "isinf": isinf,
-    "isfinite": isfinite, "lerp": lerp, "tan": tan, "trunc": trunc, "fix": trunc,
+    "isfinite": isfinite, "log1p": log1p, "expm1": expm1, "log10": log10, "round": round_even, "sgn": sign,
+    "embedding": embedding, "lerp": lerp, "tan": tan, "trunc": trunc, "fix": trunc,
     "floor": rounding("floor"), "ceil": rounding("ceil"),
     "logical_not": logical_not, "bitwise_not": invert,
     "to": to, "type": to, "type_as": to, "float": convert(F32), "double": convert(F32), "int": convert(I32),

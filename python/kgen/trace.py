@@ -292,6 +292,8 @@ class Rebuilder:
                                     self.wrap(value.__self__, reads.let(f"{name}.__self__")))
         if isinstance(value, functools.partial):
             return self.partial(value, name)
+        if isinstance(value, functools._lru_cache_wrapper):
+            return self.wrap(value.__wrapped__, reads.let(f"{name}.__wrapped__"))
         if type(value) in (tuple, list):
             reads.guard(f"type({name}) is {type(value).__name__} and len({name}) == {len(value)}")
             return type(value)(self.wrap(v, reads.let(f"{name}[{i}]")) for i, v in enumerate(value))

@@ -110,6 +110,9 @@ SCORE_MODS: list[Callable[..., Any]] = [
     lambda s, b, h, q, k: s + np.float64(0.5) * q + np.int64(2) * k + s * np.float32(0.25),
     lambda s, b, h, q, k: s + math.sqrt(16) * min(3, 4) + max(0.5, 0.25),
     lambda s, b, h, q, k: sum((s * i for i in range(WINDOW)), s),
+    lambda s, b, h, q, k: torch.log1p(s * s) + torch.expm1(-s.abs()) + torch.log10(1 + s.abs()),
+    lambda s, b, h, q, k: torch.round(s) + torch.round(q * 0.5) + (k * -0.5).round() + torch.round(s * 1e7),
+    lambda s, b, h, q, k: s + nn.functional.embedding(k % 10, TABLE.T)[h],
     lambda s, b, h, q, k: q,
     lambda s, b, h, q, k: 1.5,
 ]
@@ -304,6 +307,47 @@ def test_methods_modules_and_objects() -> None:
     assert trace(m).captured[-1] is SLOPES
     want = by_vmap(m, scores())
     torch.testing.assert_close(points(trace(m), scores()), want.expand(AT))
+
+
+class Buckets(nn.Module):
+    """Relative position in buckets, as encoder-decoder models write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Embedding(8, 4)
+        self.buckets, self.distance = 8, 16
+
+    def bucket(self, relative: torch.Tensor) -> torch.Tensor:
+        n, found = self.buckets // 2, torch.zeros_like(relative)
+        found += (relative > 0).to(torch.long) * n
+        relative = torch.abs(relative)
+        exact = n // 2
+        large = exact + (torch.log(relative.float() / exact) / math.log(self.distance / exact) * (n - exact)).to(torch.long)
+        large = torch.min(large, torch.full_like(large, n - 1))
+        found += torch.where(relative < exact, relative, large)
+        return found
+
+    def score_mod(self, s: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+        return s + self.bias(self.bucket(k - q))[h]
+
+
+def test_buckets_of_relative_position() -> None:
+    m = Buckets()
+    want = torch.stack([scores()[:, h] + m.bias(m.bucket(torch.arange(AT[3])[None] - torch.arange(AT[2])[:, None]))[..., h]
+                        for h in range(4)], dim=1)
+    t = trace(m.score_mod)
+    assert t.captured[0] is m.bias.weight and len(t.captured) == 1
+    torch.testing.assert_close(points(t, scores()), want)
+
+
+def test_a_cached_function_is_seen_through() -> None:
+    def make(n: int) -> Any:
+        @functools.lru_cache
+        def far(x: Any) -> Any:
+            return x * n
+        return lambda s, b, h, q, k: s + far(q)
+
+    assert trace(make(3)).scalars == [3] and trace(make(5)).scalars == [5]
 
 
 def test_partials_callables_and_nested_functions() -> None:
