@@ -34,7 +34,7 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define VL 16
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define VL 8
@@ -223,10 +223,17 @@ INLINE vf fetch(const char *p, int64_t i, int64_t n) {
 #else
     vf v = {0};
 #endif
-    if (i + VL <= n)
+    if (i + VL <= n) {
         memcpy(&v, p + i * SIZE, sizeof v);
-    else
+    } else {
+#if VL == 16 && HALF
+        v = (vh)_mm256_maskz_loadu_epi16((__mmask16)((1u << (n - i)) - 1), p + i * SIZE);
+#elif VL == 16
+        v = _mm512_maskz_loadu_ps((__mmask16)((1u << (n - i)) - 1), p + i * SIZE);
+#else
         memcpy(&v, p + i * SIZE, (size_t)((n - i) * SIZE));
+#endif
+    }
 #if HALF
     return widen(v);
 #else

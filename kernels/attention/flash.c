@@ -33,7 +33,7 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define VL 16
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define VL 8

@@ -26,7 +26,7 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define VL 16
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define VL 8
@@ -198,7 +198,10 @@ INLINE vf load(const char *x, int64_t i) {
 
 INLINE vf load_tail(const char *x, int64_t i, int64_t n) {
     const vf none = splat(-INFINITY);
-#if VL == 16 && !HALF
+#if VL == 16 && HALF
+    const __mmask16 lanes = (__mmask16)((1u << (n - i)) - 1);
+    return widen((vh)_mm256_mask_loadu_epi16((__m256i)narrow(none), lanes, x + i * SIZE));
+#elif VL == 16
     return _mm512_mask_loadu_ps(none, (__mmask16)((1u << (n - i)) - 1), x + i * SIZE);
 #else
     stored v = narrow(none);
@@ -213,7 +216,10 @@ INLINE void store(char *y, int64_t i, vf f) {
 }
 
 INLINE void store_tail(char *y, int64_t i, int64_t n, vf f) {
-#if VL == 16 && !HALF
+#if VL == 16 && HALF
+    const __mmask16 lanes = (__mmask16)((1u << (n - i)) - 1);
+    _mm256_mask_storeu_epi16(y + i * SIZE, lanes, (__m256i)narrow(f));
+#elif VL == 16
     _mm512_mask_storeu_ps(y + i * SIZE, (__mmask16)((1u << (n - i)) - 1), f);
 #else
     stored v = narrow(f);

@@ -1,6 +1,6 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
-  "tunables": {"STREAM": [8, 0, 2, 32], "AHEAD": [1, 0, 2], "UNROLL": [4, 2, 8]},
+  "tunables": {"STREAM": [8, 0, 2, 32], "AHEAD": [1, 0, 2], "UNROLL": [4, 2, 8], "FIT": [65536, 16384]},
   "specialize": ["N"],
   "require": "input.dtype != float64 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))",
@@ -8,10 +8,10 @@
 */
 /* Softmax over contiguous rows, one trip to memory.
  *
- * A row that fits the scratch buffer is read from memory once (maximum), exponentiated into scratch
- * while the next row is prefetched, and written scaled; outputs of STREAM MiB or more bypass the
- * cache, which saves reading what is overwritten. Longer rows go block by block with a running
- * maximum and are read twice.
+ * A row that fits the scratch buffer (FIT floats) is read from memory once (maximum), exponentiated
+ * into scratch while the next row is prefetched, and written scaled; outputs of STREAM MiB or more
+ * bypass the cache, which saves reading what is overwritten. Longer rows go block by block with a
+ * running maximum and are read twice.
  *
  * Traffic: 2 * M * N elements for rows that fit. Floor: that over the rate of a copy.
  *
@@ -24,7 +24,7 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define VL 16
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define VL 8
@@ -41,8 +41,6 @@
 
 #define HALF (KG_DTYPE_input != KG_F32)
 #define SIZE ((int64_t)sizeof(KG_T_input))
-/* Floats of scratch: 64 KiB leave room for the row itself in the second-level cache. */
-#define FIT 16384
 #define LOG2E 1.44269504088896341f
 
 typedef float vf __attribute__((vector_size(4 * VL)));
@@ -208,7 +206,10 @@ INLINE vf load(const char *x, int64_t i) {
 
 INLINE vf load_tail(const char *x, int64_t i, int64_t n) {
     const vf none = splat(-INFINITY);
-#if VL == 16 && !HALF
+#if VL == 16 && HALF
+    const __mmask16 lanes = (__mmask16)((1u << (n - i)) - 1);
+    return widen((vh)_mm256_mask_loadu_epi16((__m256i)narrow(none), lanes, x + i * SIZE));
+#elif VL == 16
     return _mm512_mask_loadu_ps(none, (__mmask16)((1u << (n - i)) - 1), x + i * SIZE);
 #else
     stored v = narrow(none);
@@ -223,7 +224,10 @@ INLINE void store(char *y, int64_t i, vf f) {
 }
 
 INLINE void store_tail(char *y, int64_t i, int64_t n, vf f) {
-#if VL == 16 && !HALF
+#if VL == 16 && HALF
+    const __mmask16 lanes = (__mmask16)((1u << (n - i)) - 1);
+    _mm256_mask_storeu_epi16(y + i * SIZE, lanes, (__m256i)narrow(f));
+#elif VL == 16
     _mm512_mask_storeu_ps(y + i * SIZE, (__mmask16)((1u << (n - i)) - 1), f);
 #else
     stored v = narrow(f);
