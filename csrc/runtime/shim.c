@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* ---- registration ---- */
 
@@ -69,6 +70,20 @@ int kg_shim_tensor(AtenTensorHandle t, kg_value *v, kg_call *call, kg_error *err
 
 /* ---- the host ---- */
 
+/* A fresh mapping of this size is filled page by page; where the system allows it on request, huge
+ * pages make that several times faster (64 MiB: 50 ms to 8 ms measured). glibc gives every block
+ * from 32 MiB on a mapping of its own, so the wish ends with the tensor. */
+#define OWN_MAPPING ((uintptr_t)32 << 20)
+
+static void wish_for_huge_pages(const kg_tensor *t) {
+    const uintptr_t page = 4096;
+    uintptr_t bytes = (uintptr_t)kg_tensor_numel(t) * kg_dtype_size(t->dtype);
+    uintptr_t start = ((uintptr_t)t->data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)t->data + bytes) / page * page;
+    if (bytes >= OWN_MAPPING)
+        (void)madvise((void *)start, end - start, MADV_HUGEPAGE); /* refusing it is fine */
+}
+
 static int host_empty(kg_tensor *t, int32_t device, int32_t index, void **handle, kg_error *err) {
     AtenTensorHandle made = NULL;
     if (kg_th.aoti_torch_empty_strided(t->ndim, t->size, t->stride, kg_torch_dtype(t->dtype),
@@ -78,6 +93,8 @@ static int host_empty(kg_tensor *t, int32_t device, int32_t index, void **handle
         kg_tensor_drop(made);
         return kg_fail(err, KG_ENOMEM, "torch gave an output without memory");
     }
+    if (device == KG_CPU)
+        wish_for_huge_pages(t);
     *handle = made;
     return KG_OK;
 }
