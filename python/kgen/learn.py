@@ -243,13 +243,10 @@ class Learner:
         return accepted
 
     def _check(self, match: Match, values: dict[fx.Node, Any]) -> tuple[str | None, str]:
-        reason = targets.check(match, values)
-        if reason is not None:
-            return reason, ""
         by, kernel = served(match, values)
         if not kernel and not self.fallback:
             return f"no Kernel serves it ({by})", by
-        return None, by
+        return targets.check(match, values), by
 
     def _compare(self, part: Part, plan: Plan, arguments: Arguments) -> str | None:
         """Runs the rewritten forward beside the original on the captured call."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .program import Program, evaluate, parse
 
-_BLOCK = 1 << 23  # scores held at a time
+_BLOCK = 1 << 21  # scores held at a time: more falls out of the caches
 
 
 def attention(
