@@ -151,11 +151,12 @@ static const char TRIG[] =
     "0x1p+23;\n"
     "    int row = e < 0 ? 0 : e;\n"
     "    row = row > 127 ? 127 : row;\n"
-    "    double p = m * kg_two_over_pi[3 * row], low = m * kg_two_over_pi[3 * row + 1];\n"
+    "    double p = m * ((double)kg_two_over_pi[3 * row] * 0x1p-26);\n"
+    "    double low = m * ((double)kg_two_over_pi[3 * row + 1] * 0x1p-54);\n"
     "    p = p - ((p + 0x1.8p+54) - 0x1.8p+54);\n"
     "    double n = ((p + low) + 0x1.8p+52) - 0x1.8p+52;\n"
     "    double f = (p - n) + low;\n"
-    "    f = f + m * kg_two_over_pi[3 * row + 2];\n"
+    "    f = f + m * ((double)kg_two_over_pi[3 * row + 2] * 0x1p-81);\n"
     "    struct kg_turn t = {(float)(f * 0x1.921fb54442d18p+0), (int)n, e > 127};\n"
     "    return t;\n"
     "}\n"
@@ -435,10 +436,10 @@ static uint32_t two_over_pi(int shift, int top, int n) {
 }
 
 static void emit_trig_table(kg_buf *out) {
-    kg_buf_puts(out, "static const double kg_two_over_pi[384] = {\n");
+    kg_buf_puts(out, "static const int kg_two_over_pi[384] = {\n");
     for (int e = 0; e < 128; e++)
-        kg_buf_printf(out, "    0x%xp-26, 0x%xp-54, 0x%xp-81,\n",
-                      (unsigned)two_over_pi(e - 23, 1, 28), (unsigned)two_over_pi(e - 23, -27, 28),
+        kg_buf_printf(out, "    0x%x, 0x%x, 0x%x,\n", (unsigned)two_over_pi(e - 23, 1, 28),
+                      (unsigned)two_over_pi(e - 23, -27, 28),
                       (unsigned)two_over_pi(e - 23, -55, 27));
     kg_buf_puts(out, "};\n");
 }
