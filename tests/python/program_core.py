@@ -145,3 +145,27 @@ class Compiled:
 
     def range(self, i: int, bound: Bound, *tile: int) -> int:
         return getattr(self.lib, f"range_{i}")(bound.args, *tile)
+
+
+_ROWS = """
+void score_row(const struct kg_programs *p, float *s, int n, int b, int h, int q, int k0) {
+    struct kg_score_row row = kg_score_row(p, b, h, q);
+    for (int j = 0; j < n; j++) s[j] = kg_score(p, row, s[j], b, h, q, k0 + j); /* SCORE */
+}
+void mask_row(const struct kg_programs *p, float *s, int n, int b, int h, int q, int k0) {
+    struct kg_mask_row row = kg_mask_row(p, b, h, q);
+    for (int j = 0; j < n; j++) s[j] = kg_mask(p, row, b, h, q, k0 + j) ? s[j] : -__builtin_inff(); /* MASK */
+}
+"""
+
+
+def vectorised(core: Core, arch: str) -> set[str]:
+    """Which of "SCORE" and "MASK" the compiler turns into vector code in a loop over kv."""
+    source = core.lower() + _ROWS
+    path = Path(tempfile.mkdtemp(dir=_folder().name)) / "rows.c"
+    path.write_text(source)
+    done = subprocess.run(["gcc", *FLAGS, f"-march={arch}", "-fopt-info-vec-optimized", str(path), "-o", f"{path}.so"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = {i: mark for i, line in enumerate(source.splitlines(), 1) for mark in ("SCORE", "MASK") if f"/* {mark} */" in line}
+    return {mark for i, mark in lines.items() if f"rows.c:{i}:" in done.stderr}

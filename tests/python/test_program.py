@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from program_core import ROOT, Compiled, Core
+from program_core import ROOT, Compiled, Core, vectorised
 
 from kgen.program import canonical, evaluate, f32_text, parse
 from kgen.programs import NAMED, Extent, random_program
@@ -488,6 +488,21 @@ def test_int_division_is_exact_over_all_of_int32(op: str) -> None:
             halves.append(compiled.run(k, bound, zeros)[0].ravel().astype(np.int64))
             np.testing.assert_array_equal(halves[-1], bound.evaluate(zeros)[0].ravel().astype(np.int64))
         np.testing.assert_array_equal(halves[1] * 65536 + halves[0], expected, err_msg=f"{op} by {divisor} {scalars}")
+
+
+@pytest.mark.parametrize("arch", ["x86-64-v3", "x86-64-v4"])
+def test_lowered_code_vectorises(arch: str) -> None:
+    """Every named variant and every function: one that did not would cost several times the attention itself."""
+    programs = {name: trace(*mods(AT)).text for name, mods in NAMED.items()}
+    for name in (*_EXACT, "neg", "abs"):
+        programs[name] = f"program 1\nscore\n%0 = {name} float32 score\nreturn %0\n"
+    for name in ("pow", "rem", "floordiv", "min", "max", "div"):
+        programs[name] = f"program 1\nscalar s0 float32\nscore\n%0 = {name} float32 score s0\nreturn %0\n"
+    for name in ("floordiv", "rem", "truncdiv", "shl", "shr"):
+        programs[f"int {name}"] = f"program 1\nscalar s0 int32\nmask\n%0 = {name} int32 kv s0\n%1 = ge bool q %0\nreturn %1\n"
+    for name, text in programs.items():
+        wanted = {section.upper() for section in ("score", "mask") if f"\n{section}\n" in text}
+        assert vectorised(Core(text), arch) >= wanted, f"{name}\n{text}"
 
 
 def test_canonical_keeps_what_is_not_exact() -> None:
