@@ -413,13 +413,13 @@ def _groups(trials: Sequence[Trial], elements: int = 1 << 22, most: int = 24) ->
 
 def judge(
     contract: str, source: bytes, name: str, tunables: dict[str, int] | None, trials: Sequence[Trial], *,
-    arch: str | None = None, any_size: bool = True, reps: int = 0, folder: Path = Path("spread"),
-    say: Callable[[str], None] = lambda _: None,
+    arch: str | None = None, any_size: bool = True, reps: int = 0, threads: int | None = None,
+    folder: Path = Path("spread"), say: Callable[[str], None] = lambda _: None,
 ) -> Evidence:  # fmt: skip
     """Judges a Candidate on Trials in groups that fit in memory; ends with the first that fails."""
     about, found, done = json.loads(contract), Evidence(), 0
     for group in _groups(trials):
-        with Judge(contract, arch=arch) as j:
+        with Judge(contract, arch=arch, threads=threads) as j:
             hashes = [j.describe(add(j, about, t, folder))["hash"] for t in group]
             record = j.run(source, name=name, tunables=tunables, any_size=any_size, reps=reps)
         done += len(group)
