@@ -450,8 +450,15 @@ class Capture:
 
 
 def copy_of(x: torch.Tensor) -> torch.Tensor:
-    """A copy with the same strides."""
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+    """A copy with the same strides, without a history. Dims of stride 0 stay one element."""
+    x = x.detach()
+    shape = x.shape
+    for d in range(x.ndim):
+        if x.stride(d) == 0 and x.shape[d] > 1:
+            x = x.narrow(d, 0, 1)
+    if torch._debug_has_internal_overlap(x) == 1:
+        return x.clone().expand(shape)
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x).expand(shape)
 
 
 @contextlib.contextmanager

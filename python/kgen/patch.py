@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .capture import Capture, Model, Source, as_call, signature_of
+from .capture import Capture, Model, Source, as_call, copy_of, signature_of
 from .errors import BadInput, NotATarget
 from .learn import Learner, PatchReport
 from .plans import Plan
@@ -210,17 +210,19 @@ def _learn(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], optio
     """Captures one call of root and patches the submodules that hold something an Op can do."""
     global _capturing
     report = PatchReport()
-    _capturing += 1
-    try:
-        # A copy of the inputs: the forward may write them.
-        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (args, kwargs))
-        model = Model(root, args, kwargs, Source(type(root).__name__, None, None))
-        capture = Capture(model, None, light=True)
-        plans = Learner(capture, options.fallback, report).learn()
-        _install(capture, plans, options, report)
-    finally:
-        _capturing -= 1
-    _drop_unreached(capture, report)
+    # Not in inference mode: torch.export would see other operators there.
+    with torch.inference_mode(False), torch.no_grad():
+        _capturing += 1
+        try:
+            # A copy of the inputs: the forward may write them.
+            args, kwargs = pytree.tree_map_only(torch.Tensor, copy_of, (args, kwargs))
+            model = Model(root, args, kwargs, Source(type(root).__name__, None, None))
+            capture = Capture(model, None, light=True)
+            plans = Learner(capture, options.fallback, report).learn()
+            _install(capture, plans, options, report)
+        finally:
+            _capturing -= 1
+        _drop_unreached(capture, report)
     return report
 
 

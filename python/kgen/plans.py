@@ -128,11 +128,17 @@ class Plan:
     below: tuple[_Below, ...]
     out_spec: Any
     single: bool                  # the output is one leaf
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
 
     def fits(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         leaves = self._leaves(args, kwargs)
         if leaves is None or len(leaves) != len(self.leaves):
             return False
+        for device, enabled, dtype in self.autocast:
+            if torch.is_autocast_enabled(device) is not enabled:
+                return False
+            if enabled and torch.get_autocast_dtype(device) is not dtype:
+                return False
         for value, wanted in zip(leaves, self.leaves):
             if isinstance(wanted, _TensorSpec):
                 if not wanted.fits(value):
@@ -218,7 +224,14 @@ def make_plan(
         type(code).forward, flat, spec, keywords,
         tuple(_TensorSpec.of(x) if isinstance(x, torch.Tensor) else x for x in leaves),
         tuple(held), tuple(order), tuple(trusted), tuple(_below(module)), out_spec, out_spec.is_leaf(),
+        _autocast(leaves),
     )  # fmt: skip
+
+
+def _autocast(leaves: list[Any]) -> tuple[tuple[str, bool, torch.dtype], ...]:
+    """The state of autocast on each kind of device that the inputs are on."""
+    devices = sorted({x.device.type for x in leaves if isinstance(x, torch.Tensor)} or {"cpu"})
+    return tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
 
 
 def _keyword_order(graph: Graph, kwargs: dict[str, Any]) -> list[str]:

@@ -227,6 +227,20 @@ def test_a_part_without_a_graph_is_walked_into() -> None:
     assert found.no_graph and found.no_graph[0][0] == ""
 
 
+def test_copies_keep_strides_and_share_nothing() -> None:
+    base = torch.arange(24.0).view(2, 3, 4)
+    for x in (base, base.transpose(0, 2), base[:, ::2], base[:, :1].expand(2, 5, 4), torch.ones(()).expand(3, 3)):
+        y = capture.copy_of(x)
+        assert y.stride() == x.stride() and torch.equal(x, y) and y.data_ptr() != x.data_ptr()
+
+
+def test_a_forward_that_writes_its_input_is_no_target() -> None:
+    x = torch.ones(4)
+    made = Capture(from_live(Says(lambda x: x.add_(1).softmax(0)), (x,)))
+    assert torch.equal(x, torch.ones(4))
+    assert "writes its input" in targets.survey(made).no_graph[0][1]
+
+
 # Tasks
 
 

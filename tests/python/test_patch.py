@@ -453,6 +453,50 @@ def test_weights_dropped_one_level_up(runs: list[Plan]) -> None:
     assert torch.equal(module.attention(x)[1], plain.attention(x)[1])
 
 
+def test_inference_mode_from_the_first_call_on(runs: list[Plan]) -> None:
+    torch.manual_seed(10)
+    module = attentions.Alibi().eval()
+    plain = copy.deepcopy(module)
+    kgen.patch(module, fallback=True, quiet=True)
+    with torch.inference_mode():
+        x = torch.randn(2, 24, attentions.WIDTH)
+        for _ in range(2):
+            torch.testing.assert_close(module(x), plain(x), rtol=1e-4, atol=1e-5)
+    assert patching.patched_modules(module) == {"": 1} and len(runs) >= 2
+
+
+@torch.no_grad()
+def test_autocast_is_part_of_the_call(runs: list[Plan]) -> None:
+    torch.manual_seed(11)
+    module, x = attentions.Alibi().eval(), torch.randn(2, 24, attentions.WIDTH)
+    plain = copy.deepcopy(module)
+    patched(module, x)
+    runs.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module(x), plain(x)) and runs == []
+        kgen.patch(module, (x,), fallback=True, quiet=True)
+        runs.clear()
+        got, want = module(x), plain(x)
+        assert got.dtype == want.dtype == torch.bfloat16
+    ran = len(runs)
+    if ran:
+        torch.testing.assert_close(got, want, rtol=5e-2, atol=5e-2)
+    torch.testing.assert_close(module(x), plain(x), rtol=1e-4, atol=1e-5)
+    assert len(runs) == ran + 1
+
+
+@torch.no_grad()
+def test_strided_dtype_and_half_models(runs: list[Plan]) -> None:
+    torch.manual_seed(12)
+    for dtype, bound in ((torch.bfloat16, 4e-2), (torch.float16, 6e-3)):
+        module, x = attentions.RelativeTable().eval().to(dtype), torch.randn(2, 24, attentions.WIDTH).to(dtype)
+        plain = copy.deepcopy(module)
+        patched(module, x)
+        runs.clear()
+        torch.testing.assert_close(module(x), plain(x), rtol=bound, atol=bound)
+        assert len(runs) == 1
+
+
 @torch.no_grad()
 def test_threads(net) -> None:
     from concurrent.futures import ThreadPoolExecutor
