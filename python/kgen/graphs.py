@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import logging
 import operator
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,11 +100,16 @@ def first_line(error: BaseException) -> str:
     return type(error).__name__
 
 
-def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
-    """The graph of one call of module; NotATarget with the reason when torch.export cannot make one."""
+def export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any = None
+) -> Graph:
+    """The graph of one call of module; NotATarget with the reason when torch.export cannot make one.
+
+    dynamic_shapes: torch.export's; without, all sizes are those of the call.
+    """
     try:
         with torch.no_grad(), preserved_rng(), quiet():
-            program = torch.export.export(module, args, kwargs, strict=False)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
             _tidy(program.graph_module)
             if any(_mutates(n) for n in program.graph.nodes):
                 program = program.run_decompositions({})
@@ -194,6 +200,10 @@ def bind(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(s) for s in node.meta["val"].shape)
 
@@ -262,15 +272,17 @@ def _arg_text(a: Any, names: dict[fx.Node, str]) -> str:
 
 def _type_text(val: Any) -> str:
     if isinstance(val, torch.Tensor):
-        return f"{str(val.dtype).removeprefix('torch.')}[{', '.join(str(int(s)) for s in val.shape)}]"
+        return f"{dtype_name(val.dtype)}[{', '.join(str(s) for s in val.shape)}]"
     if isinstance(val, (list, tuple)):
         return "(" + ", ".join(_type_text(v) for v in val) + ")"
     return type(val).__name__
 
 
 def graph_hash(graph: Graph) -> str:
-    """64 hex digits; equal for modules that compute the same on the same shapes."""
-    return hashlib.sha256(text_of(graph).encode()).hexdigest()
+    """64 hex digits; equal for modules that compute the same on the same shapes (sizes left open by any name)."""
+    symbols: dict[str, str] = {}
+    text = re.sub(r"\bs\d+\b", lambda m: symbols.setdefault(m.group(), f"size{len(symbols)}"), text_of(graph))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def lookup(module: nn.Module, target: str) -> Any:

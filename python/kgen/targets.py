@@ -23,14 +23,11 @@ from .errors import BadInput, NotATarget
 from .graphs import (
     FunctionModule,
     Graph,
-    GraphInput,
     Recorder,
     export,
     flat_inputs,
-    graph_hash,
     lines_of,
     lookup,
-    text_of,
 )
 from .recognise import Attention, Match, Operand, Softmax
 
@@ -67,6 +64,7 @@ class Target:
     no_graph: str | None = None
     reason: str | None = None  # why it is no target; then nothing else counts
     part: Part | None = None
+    variants: dict[tuple[Any, ...], Variant] = field(default_factory=dict)  # of an own Op, by signature
     notes: tuple[str, ...] = ()
 
     @property
@@ -75,6 +73,16 @@ class Target:
         if self.floor is None or self.seconds <= 0:
             return self.share
         return self.share * max(0.0, 1.0 - self.floor / self.seconds)
+
+
+@dataclass
+class Variant:
+    """One signature that an Op of the model's own is called with. outputs: the sizes it gives, once resolved."""
+
+    part: Part
+    calls: Calls
+    count: int = 0
+    outputs: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass
@@ -105,6 +113,7 @@ class Survey:
     left: list[Left]
     no_graph: list[tuple[str, str]]
     seconds: float
+    machine: Machine
 
 
 # Graphs
@@ -157,9 +166,11 @@ def survey(capture: Capture, own: bool = True) -> Survey:
         _survey_unit(capture, unit, machine, targets, left)
     listed = list(targets.values())
     if own:
+        from .own import own_targets
+
         listed += own_targets(capture)
     listed.sort(key=lambda t: (not t.canonical, t.reason is not None, -t.headroom))
-    return Survey(listed, left, failed, capture.seconds)
+    return Survey(listed, left, failed, capture.seconds, machine)
 
 
 def _survey_unit(
@@ -360,40 +371,17 @@ def _bytes(x: torch.Tensor) -> int:
 # Ops of the model's own
 
 
-def own_targets(capture: Capture) -> list[Target]:
-    """Each distinct module of the model as an Op of its own, the whole Model among them; none exported yet."""
-    total = capture.seconds or 1.0
-    distinct: dict[tuple[Any, ...], Target] = {}
-    for part in capture.parts.values():
-        for calls in part.calls.values():
-            key = (*kind_of(part.module), calls.signature)
-            seconds = calls.seconds * calls.count if part.path else capture.seconds
-            target = distinct.get(key)
-            if target is None:
-                name = part.path or capture.model.title
-                target = Target(
-                    snake(_class_name(part.module)), name, False, 0.0, 0.0, None, reason=part.refusal, part=part
-                )
-                distinct[key] = target
-            target.seconds += seconds
-            target.share = min(1.0, target.seconds / total)
-            target.paths.append(part.path)
-    return [t for t in distinct.values() if not isinstance(t.part.module, _TRIVIAL)]  # type: ignore[union-attr]
+def resolve(capture: Capture, target: Target) -> Target:
+    """Gives an own target its graph, its Cases and its full name; NotATarget with the reason if it has none."""
+    from . import own
+
+    return target if target.canonical or target.cases else own.resolve(capture, target)
 
 
-_TRIVIAL = (nn.Identity, nn.Dropout, nn.Flatten, nn.ModuleList, nn.ModuleDict)
-
-
-def _class_name(module: nn.Module) -> str:
+def class_name(module: nn.Module) -> str:
     if isinstance(module, FunctionModule):
         return getattr(module.function, "__name__", "function")
     return type(module).__name__
-
-
-def snake(name: str) -> str:
-    """RelativeAttention -> relative_attention."""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
-    return re.sub(r"\W+", "_", name).strip("_").lower() or "module"
 
 
 def kind_of(module: nn.Module) -> tuple[Any, ...]:
@@ -409,51 +397,11 @@ def kind_of(module: nn.Module) -> tuple[Any, ...]:
     return tuple(parts), tuple(tensors), function
 
 
-def resolve(capture: Capture, target: Target) -> Target:
-    """Gives an own target its graph, its Case and its full name; NotATarget with the reason if it has none."""
-    if target.canonical or target.cases:
-        return target
-    assert target.part is not None
-    if target.part.refusal:
-        raise NotATarget(f"{target.title}: {target.part.refusal}")
-    calls = next(iter(target.part.calls.values()))
-    args, kwargs = inputs(capture, target.part, calls)
-    with capture.running() as root:
-        module = lookup(root, target.part.path) if target.part.path else root
-        graph = export(module, args, kwargs)
-    target.graph, target.graph_text = graph, text_of(graph)
-    target.op = f"{snake(_class_name(target.part.module))}_{graph_hash(graph)[:8]}"
-    values = dict(zip((g.node for g in graph.inputs), flat_inputs(graph, module, args, kwargs), strict=True))
-    named: dict[str, Any] = {}
-    for g in tensor_inputs(graph):
-        named[argument_name(g.node.name, named)] = values[g.node]
-    target.cases.append(CaseData(named, None, sum(c.count for c in target.part.calls.values()) * len(target.paths)))
-    return target
-
-
-def tensor_inputs(graph: Graph) -> list[GraphInput]:
-    """The tensors that an Op made of the graph takes: the module's inputs, then parameters and buffers in use."""
-    tensors = [g for g in graph.inputs if isinstance(g.node.meta.get("val"), torch.Tensor)]
-    own = [g for g in tensors if g.kind != "user" and g.node.users]
-    return [g for g in tensors if g.kind == "user"] + own
-
-
-def argument_name(name: str, taken: dict[str, Any]) -> str:
-    """A name that op.json allows, not taken yet."""
-    name = re.sub(r"^(p|b|c)_", "", name)
-    name = re.sub(r"\W", "_", name)
-    if not re.match(r"[A-Za-z_]", name):
-        name = f"a_{name}"
-    while name in taken:
-        name += "_"
-    return name
-
-
 def _names(target: Target) -> list[str]:
     """What a pattern may call a target: its Op, the paths where it is; for a module also its class."""
     names = [target.op, *filter(None, target.paths)]
     if target.part is not None:
-        names += [target.title, _class_name(target.part.module)]
+        names += [target.title, class_name(target.part.module)]
     return names
 
 

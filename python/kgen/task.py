@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -18,27 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.utils import _pytree as pytree
 
+from . import own
 from ._paths import kernels_dir
 from .capture import Capture
 from .errors import BadInput, EnvironmentLacks, NotATarget
-from .graphs import op_name, preserved_rng, quiet, shape_of
-from .targets import CaseData, Target, argument_name, tensor_inputs
+from .graphs import dtype_name
+from .targets import CaseData, Target
 
 FORMAT = 1
-MAX_ARGS, MAX_DIMS, MAX_RANK, MAX_OUTPUTS = 24, 32, 8, 8
 VALUES_LIMIT = 1 << 16  # elements up to which captured floats travel as they are
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in ("float32", "float64", "float16", "bfloat16", "int8", "uint8", "int16", "int32", "int64", "bool")
 }
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # Writing
@@ -130,9 +123,9 @@ def write(target: Target, capture: Capture, folder: Path) -> Path:
     if target.canonical:
         files["op.json"] = canonical_contract(target.op)
     else:
-        lifted = lift(target)
-        files["op.json"] = _json(contract(target, lifted))
-        files["reference.pt2"] = archive(lifted, tuple(target.cases[0].args.values()))
+        lifted = own.lift(target)
+        files["op.json"] = _json(own.contract(target, lifted))
+        files["reference.pt2"] = own.archive(target, lifted)
     if target.graph_text is not None:
         files["graph.txt"] = target.graph_text.encode()
     files["task.json"] = _json(_task_json(target, capture))
@@ -222,151 +215,6 @@ def _swap(staging: Path, folder: Path) -> None:
         os.fsync(parent)
     finally:
         os.close(parent)
-
-
-# Ops of the model's own
-
-
-@dataclass(frozen=True)
-class Lifted:
-    """A graph as a function of tensors alone, all of them inputs, with a flat tuple of outputs."""
-
-    module: fx.GraphModule
-    names: tuple[str, ...]
-    outputs: tuple[torch.Tensor, ...]  # fake tensors
-    reduction: int
-
-
-def lift(target: Target) -> Lifted:
-    """The target's graph with parameters and buffers as inputs, numbers written in, outputs flat."""
-    graph = target.graph
-    if graph is None:
-        raise NotATarget(f"{target.title}: {target.no_graph or 'it has no graph'}")
-    new, copies = fx.Graph(), {}
-    names: dict[str, Any] = {}
-    outputs: list[fx.Node] = []
-    for g in tensor_inputs(graph):
-        name = argument_name(g.node.name, names)
-        names[name] = g
-        copies[g.node] = new.placeholder(name)
-        copies[g.node].meta = dict(g.node.meta)
-    for n in graph.module.graph.nodes:
-        if n.op == "placeholder":
-            copies.setdefault(n, None if isinstance(n.meta.get("val"), torch.Tensor) else n.meta.get("val"))
-        elif n.op == "output":
-            outputs = [x for x in pytree.tree_leaves(n.args[0]) if isinstance(x, fx.Node)]
-            new.output(tuple(copies[x] for x in outputs))
-        else:
-            copies[n] = new.node_copy(n, lambda x: copies[x])
-    fakes = tuple(x.meta["val"] for x in outputs)
-    if not fakes:
-        raise NotATarget(f"{target.title}: its forward gives no tensor")
-    return Lifted(fx.GraphModule(graph.module, new), tuple(names), fakes, _reduction(graph.module))
-
-
-def _reduction(gm: fx.GraphModule) -> int:
-    """The most elements that one operation of the graph sums into one."""
-    longest = 1
-    for n in gm.graph.nodes:
-        name = op_name(n)
-        if name in ("linear", "matmul", "bmm", "mm", "addmm", "baddbmm"):
-            first = n.args[1] if name in ("addmm", "baddbmm") else n.args[0]
-            longest = max(longest, shape_of(first)[-1])
-        elif name.startswith("conv"):
-            longest = max(longest, math.prod(shape_of(n.args[1])[1:]))
-        elif name in ("sum", "mean", "softmax", "_softmax", "log_softmax", "var", "std", "norm", "layer_norm",
-                      "native_layer_norm", "group_norm", "cumsum", "logsumexp", "scaled_dot_product_attention"):  # fmt: skip
-            source = next((x for x in n.all_input_nodes if isinstance(x.meta.get("val"), torch.Tensor)), None)
-            value = n.meta.get("val")
-            if source is not None and isinstance(value, torch.Tensor):
-                kept = value.numel() if value.numel() < math.prod(shape_of(source)) else math.prod(shape_of(source)[:-1])
-                longest = max(longest, math.prod(shape_of(source)) // max(1, kept))
-    return longest
-
-
-def contract(target: Target, lifted: Lifted) -> dict[str, Any]:
-    """op.json of an Op of the model's own: sizes have names, as far as there is room, and one value each."""
-    args, checks, named = [], [], 0
-    if len(lifted.names) > MAX_ARGS:
-        raise NotATarget(f"{target.title}: it reads {len(lifted.names)} tensors; an Op takes at most {MAX_ARGS}")
-    if len(lifted.outputs) > MAX_OUTPUTS:
-        raise NotATarget(f"{target.title}: it gives {len(lifted.outputs)} tensors; an Op gives at most {MAX_OUTPUTS}")
-    values = target.cases[0].args
-    for name in lifted.names:
-        x = values[name]
-        if x.ndim > MAX_RANK:
-            raise NotATarget(f"{target.title}: {name} has {x.ndim} dims; an Op takes at most {MAX_RANK}")
-        shape = []
-        for i, size in enumerate(x.shape):
-            if named < MAX_DIMS:
-                shape.append(f"{name}_{i}")
-                checks.append(
-                    {
-                        "expr": f"{name}_{i} == {size}",
-                        "message": f"size {i} of {name} must be {size}, as it was captured",
-                    }
-                )
-                named += 1
-            else:
-                shape.append(str(size))
-        args.append({"name": name, "type": "Tensor", "dtypes": [dtype_name(x.dtype)], "shape": shape})
-    outputs = [
-        {
-            "name": "output" if len(lifted.outputs) == 1 else f"output{i}",
-            "dtype": dtype_name(x.dtype),
-            "shape": [str(int(s)) for s in x.shape],
-        }
-        for i, x in enumerate(lifted.outputs)
-    ]
-    returns = "Tensor" if len(outputs) == 1 else "(" + ", ".join(["Tensor"] * len(outputs)) + ")"
-    return {
-        "format": FORMAT,
-        "op": target.op,
-        "schema": f"{target.op}({', '.join(f'Tensor {n}' for n in lifted.names)}) -> {returns}",
-        "args": args,
-        "dims": [],
-        "dynamic": [],
-        "checks": checks,
-        "outputs": outputs,
-        "holes": [],
-        "reduction": str(lifted.reduction),
-        "flops": str(_flops(lifted, tuple(values.values()))),
-        "reference": {"kind": "export", "file": "reference.pt2"},
-    }
-
-
-def _flops(lifted: Lifted, values: tuple[torch.Tensor, ...]) -> int:
-    """Multiplications and additions of the matrix products and convolutions, counted on fake tensors."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), preserved_rng(), FlopCounterMode(display=False) as counter:
-        lifted.module(*values)
-    return int(counter.get_total_flops())
-
-
-def archive(lifted: Lifted, values: tuple[torch.Tensor, ...]) -> bytes:
-    """The lifted graph as the bytes of a torch.export archive, without anyone's weights."""
-    import io
-
-    with torch.no_grad(), preserved_rng(), quiet():
-        try:
-            program = torch.export.export(_Call(lifted.module), values, strict=False)
-            # The archive would hold the inputs that it was made with: the user's weights.
-            program.example_inputs = None
-            out = io.BytesIO()
-            torch.export.save(program, out)
-        except Exception as e:
-            raise NotATarget(f"torch.export.save: {type(e).__name__}: {str(e).splitlines()[0][:200]}") from e
-    return out.getvalue()
-
-
-class _Call(nn.Module):
-    def __init__(self, inner: fx.GraphModule):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
-        return self.inner(*tensors)
 
 
 # Reading

@@ -16,7 +16,7 @@ sys.path.insert(0, str(MODELS))
 
 import attentions  # noqa: E402
 
-from kgen import capture, targets, task  # noqa: E402
+from kgen import capture, own, targets, task  # noqa: E402
 from kgen.capture import Capture, from_live, load  # noqa: E402
 from kgen.errors import BadInput, KgenError, NotATarget  # noqa: E402
 
@@ -319,7 +319,7 @@ def test_too_many_tensors_is_said() -> None:
     made = Capture(from_live(module, (torch.randn(2, 4),)))
     (whole,) = targets.select(targets.survey(made), ["Sequential"])
     with pytest.raises(NotATarget, match="27 tensors; an Op takes at most 24"):
-        task.contract(whole, task.lift(targets.resolve(made, whole)))
+        own.contract(whole, own.lift(targets.resolve(made, whole)))
 
 
 BROKEN = {
@@ -371,3 +371,70 @@ def test_the_example_model() -> None:
     text, captured, scalars = case.program
     assert "mask\n%0 = ge bool q kv" in text and len(captured) == 1 and captured[0].shape == (4,)
     assert capture.signature_of((torch.ones(2),), {}) == capture.signature_of((torch.zeros(2),), {})
+
+
+class Project(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor, *, gain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.relu(self.linear(x)) * gain
+        return y, y.flatten(0, 1).sum(-1)
+
+
+class Thrice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Project()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gain = torch.ones(6)
+        a, s = self.inner(x, gain=gain)
+        b, t = self.inner(x[:, :5], gain=gain)
+        return a.sum() + b.sum() + s.sum() + t.sum() + self.inner(x, gain=gain)[1].sum()
+
+
+def test_an_own_op_with_several_shapes_leaves_the_varying_sizes_open(tmp_path: Path) -> None:
+    from kgen.reference import Reference, draw
+
+    made = Capture(from_live(Thrice().eval(), (torch.randn(3, 8, 6),)))
+    (target,) = targets.select(targets.survey(made), ["Project"])
+    read = task.read(task.write(targets.resolve(made, target), made, tmp_path / "t"))
+    assert not target.notes
+    names = [a["name"] for a in read.contract["args"]]
+    assert names == ["x", "gain", "linear_weight", "linear_bias"]
+    assert [c["args"]["x"]["shape"] for c in read.cases] == [[3, 8, 6], [3, 5, 6]]
+    assert [c["count"] for c in read.cases] == [2, 1]
+    assert read.contract["dynamic"] == ["x_1"]
+    assert not any(c["expr"].startswith("x_1 ") for c in read.contract["checks"])
+    assert [o["shape"] for o in read.contract["outputs"]] == [["3", "x_1", "6"], ["x_1 * 3"]]
+    reference = Reference.open(read)
+    for case in read.cases:
+        d = draw(read, case, 1)
+        e = reference.expected(d)
+        x, gain, w, b = (d.args[n].double() for n in names)
+        y = torch.relu(x @ w.T + b) * gain
+        torch.testing.assert_close(e.outputs[0], y, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(e.outputs[1], y.flatten(0, 1).sum(-1), rtol=1e-12, atol=1e-12)
+        assert e.oracle == "fp64" and e.norm_err[0] < 1e-6
+
+
+def test_a_shape_that_the_code_depends_on_is_said(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.softmax(-1) if x.shape[0] == 4 else x * 2
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Fixed()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x).sum() + self.inner(x[:3]).sum()
+
+    made = Capture(from_live(Twice(), (torch.randn(4, 6),)))
+    (target,) = targets.select(targets.survey(made), ["Fixed"])
+    targets.resolve(made, target)
+    assert len(target.cases) == 1 and "1 other shapes are left out" in target.notes[0]
+    assert task.read(task.write(target, made, tmp_path / "t")).contract["dynamic"] == []
