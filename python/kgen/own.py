@@ -7,6 +7,7 @@ shape alone counts, and a note says so.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import io
 import math
@@ -18,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from .capture import Capture, Part
+from .capture import SCRIPT_NAME, Capture, Part
 from .errors import NotATarget
 from .graphs import (
     FunctionModule,
@@ -110,8 +111,11 @@ def resolve(capture: Capture, target: Target) -> Target:
         raise NotATarget(f"{target.title}: {target.part.refusal}")
     variants = list(target.variants.values())
     calls = [inputs(capture, v.part, v.calls) for v in variants]
-    with capture.running():
-        graph = export(target.part.module, *calls[0])
+    try:
+        with capture.running():
+            graph = export(target.part.module, *calls[0])
+    except NotATarget as e:
+        return _resolve_source(capture, target, variants[0], calls[0], str(e))
     if len(variants) > 1:
         try:
             target.graph = _dynamic(capture, target, variants, calls)
@@ -130,6 +134,39 @@ def resolve(capture: Capture, target: Target) -> Target:
     target.graph, target.graph_text = graph, text_of(graph)
     target.op = f"{snake(class_name(target.part.module))}_{graph_hash(graph)[:8]}"
     return target
+
+
+def _resolve_source(capture: Capture, target: Target, variant: Variant, arguments: Arguments, why: str) -> Target:
+    """A target without a graph, whose reference is the model's file; NotATarget when that cannot make it again."""
+    part, model = variant.part, capture.model
+    kernelbench = type(model.module).__module__ == SCRIPT_NAME and type(model.module).__name__ == "Model"
+    leaves = [x for value in (*arguments[0], *arguments[1].values()) for x in pytree.tree_leaves(value)]
+    if model.source.path is None or not kernelbench:
+        raise NotATarget(f"{target.title}: {why}; and no file with a Model that could be its reference instead")
+    if len(leaves) != len(arguments[0]) + len(arguments[1]) or not all(isinstance(x, torch.Tensor) for x in leaves):
+        raise NotATarget(f"{target.title}: {why}; and not all of its arguments are tensors")
+    named = dict(zip(_argument_names(part.module, arguments), leaves, strict=True))
+    named.update({state_name(n): x for n, x in (*part.module.named_parameters(), *part.module.named_buffers())})
+    with capture.running():
+        out = part.module(*arguments[0], **arguments[1])
+    target.source_outputs = tuple(x for x in pytree.tree_leaves(out) if isinstance(x, torch.Tensor))
+    target.source = (model.source.path.read_bytes(), ".".join(filter(None, ("Model", part.path))))
+    target.cases.append(CaseData(named, None, variant.count))
+    target.no_graph = why
+    digest = hashlib.sha256(target.source[0] + target.source[1].encode())
+    target.op = f"{snake(class_name(part.module))}_{digest.hexdigest()[:8]}"
+    return target
+
+
+def state_name(dotted: str) -> str:
+    """The Op's name of a parameter or buffer."""
+    return re.sub(r"\W", "_", f"state.{dotted}")
+
+
+def source_lifted(target: Target) -> Lifted:
+    """What contract() needs to know of a target without a graph."""
+    sizes = [x.shape[-1] for x in target.cases[0].args.values() if x.ndim]
+    return Lifted(None, tuple(target.cases[0].args), target.source_outputs, max([1, *sizes]))
 
 
 def _dynamic(capture: Capture, target: Target, variants: list[Variant], calls: list[Arguments]) -> Graph:
@@ -219,7 +256,7 @@ def _values(graph: Graph, part: Part, arguments: Arguments, flat: bool) -> dict[
 class Lifted:
     """A graph as a function of tensors alone, all of them inputs, with a flat tuple of outputs."""
 
-    module: fx.GraphModule
+    module: fx.GraphModule | None  # None: the reference is source
     names: tuple[str, ...]
     outputs: tuple[torch.Tensor, ...]  # fake tensors
     reduction: int
@@ -308,8 +345,12 @@ def contract(target: Target, lifted: Lifted) -> dict[str, Any]:
         "outputs": _outputs(target, lifted, sizes),
         "holes": [],
         "reduction": str(lifted.reduction),
-        "flops": str(_flops(lifted, tuple(target.cases[0].args.values()))),
-        "reference": {"kind": "export", "file": "reference.pt2"},
+        "flops": str(_flops(lifted, tuple(target.cases[0].args.values()))) if lifted.module else "0",
+        "reference": (
+            {"kind": "export", "file": "reference.pt2"}
+            if target.source is None
+            else {"kind": "source", "file": "reference.py", "name": target.source[1]}
+        ),
     }
 
 
@@ -362,7 +403,7 @@ def _flops(lifted: Lifted, values: tuple[torch.Tensor, ...]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), preserved_rng(), FlopCounterMode(display=False) as counter:
-        lifted.module(*values)
+        lifted.module(*values)  # type: ignore[misc]
     return int(counter.get_total_flops())
 
 

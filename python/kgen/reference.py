@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
+from torch.utils import _pytree as pytree
 
 from . import oracle
 from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
+from .capture import as_call, execute_file
 from .graphs import quiet
+from .own import state_name
 from .rewrite import Wide, copy_module
 from .task import DTYPES, Task
 
@@ -397,25 +399,41 @@ def run_wide(program: Any, tensors: list[torch.Tensor]) -> tuple[tuple[torch.Ten
 
 
 def _from_source(task: Task) -> Reference:
-    reference = task.contract["reference"]
-    from .capture import execute_file
-
-    path = task.folder / reference["file"]
-    space = execute_file(path)
-    if reference["name"] not in space:
-        raise BadInput(f"{path}: has no global named {reference['name']}")
-    function = space[reference["name"]]
+    call = source_function(task.folder, task.contract, str(task.meta["mode"]))
 
     def run(d: Drawn) -> tuple[torch.Tensor, ...]:
-        return _tuple(function(**d.args))
+        return call(d.args)
 
     def wide(d: Drawn) -> tuple[tuple[torch.Tensor, ...], set[str]]:
         narrow: set[str] = set()
         with _Watch(narrow):
-            out = _tuple(function(**{k: _widened(v) for k, v in d.args.items()}))
-        return out, narrow
+            return call({k: _widened(v) for k, v in d.args.items()}), narrow
 
     return Reference(task, run, wide)
+
+
+def source_function(
+    folder: Path, contract: dict[str, Any], mode: str
+) -> Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]:
+    """A reference that is a file: Model, or a submodule of it (Model.blocks.0), made as KernelBench makes it and
+    called with the Op's tensors as its inputs, parameters and buffers."""
+    path = folder / contract["reference"]["file"]
+    name, _, below = str(contract["reference"]["name"]).partition(".")
+    space = execute_file(path)
+    if name not in space:
+        raise BadInput(f"{path}: has no global named {name}")
+    init_args, init_kwargs = as_call(space["get_init_inputs"]() if "get_init_inputs" in space else [], "get_init_inputs")
+    root = space[name](*init_args, **init_kwargs).train(mode == "train")
+    module = root.get_submodule(below)
+    state = {state_name(n): n for n, _ in (*module.named_parameters(), *module.named_buffers())}
+
+    def call(args: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        held = {state[k]: v for k, v in args.items() if k in state}
+        given = {k: v for k, v in args.items() if k not in state}
+        out = torch.func.functional_call(module, held, (), given)
+        return tuple(x for x in pytree.tree_leaves(out) if isinstance(x, torch.Tensor))
+
+    return call
 
 
 class _Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -449,13 +467,15 @@ def load(folder: Path) -> Callable[..., Any]:
     names = [a["name"] for a in contract["args"]]
     base = folder / "task" if (folder / "task").is_dir() else folder
     path = base / contract["reference"]["file"]
+    single = len(contract["outputs"]) == 1
     if kind == "export":
         module = load_archive(path).module()
     else:
-        from .capture import execute_file
+        mode = str(tasks.read_json(base / "task.json", None).get("mode", "eval"))
+        of_names = source_function(base, contract, mode)
 
-        module = execute_file(path)[contract["reference"]["name"]]
-    single = len(contract["outputs"]) == 1
+        def module(*values: Any) -> Any:
+            return of_names(dict(zip(names, values, strict=True)))
 
     def call(*args: Any, **kwargs: Any) -> Any:
         values = list(args) + [kwargs[n] for n in names[len(args) :] if n in kwargs]

@@ -62,6 +62,8 @@ class Target:
     graph: Graph | None = None
     graph_text: str | None = None
     no_graph: str | None = None
+    source: tuple[bytes, str] | None = None  # without a graph: the model's file and the name within it
+    source_outputs: tuple[torch.Tensor, ...] = ()
     reason: str | None = None  # why it is no target; then nothing else counts
     part: Part | None = None
     variants: dict[tuple[Any, ...], Variant] = field(default_factory=dict)  # of an own Op, by signature

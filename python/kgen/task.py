@@ -122,6 +122,9 @@ def write(target: Target, capture: Capture, folder: Path) -> Path:
             files[f"cases/{blob.name}"] = blob.data
     if target.canonical:
         files["op.json"] = canonical_contract(target.op)
+    elif target.source is not None:
+        files["op.json"] = _json(own.contract(target, own.source_lifted(target)))
+        files["reference.py"] = target.source[0]
     else:
         lifted = own.lift(target)
         files["op.json"] = _json(own.contract(target, lifted))

@@ -229,3 +229,50 @@ def test_error() -> None:
     assert error(torch.tensor([1.0, float("nan"), float("nan"), float("inf")]), a)[0] == math.inf
     assert error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))[1] == pytest.approx(0.5)
     assert error(torch.ones(3), torch.ones(4)) == (math.inf, math.inf)
+
+
+def test_a_model_without_a_graph_travels_as_its_file(tmp_path: Path) -> None:
+    """Its branch depends on data, which torch.export refuses; the file is the reference, weights are inputs."""
+    from kgen.capture import load
+
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Part(nn.Module):\n"
+        "    def __init__(self, n):\n        super().__init__()\n        self.linear = nn.Linear(n, n)\n"
+        "    def forward(self, x):\n"
+        "        y = self.linear(x)\n        return y.tanh() if x.sum().item() > 0 else y\n"
+        "class Model(nn.Module):\n"
+        "    def __init__(self, n):\n        super().__init__()\n        self.part = Part(n)\n"
+        "    def forward(self, x):\n        return self.part(x).softmax(-1)\n"
+        "def get_init_inputs(): return [6]\n"
+        "def get_inputs(): return [torch.randn(4, 6)]\n"
+    )
+    made = Capture(load(str(path)))
+    (target,) = targets.select(targets.survey(made), ["Part"])
+    folder = task.write(targets.resolve(made, target), made, tmp_path / "op" / "task")
+    t = task.read(folder)
+    assert t.contract["reference"] == {"kind": "source", "file": "reference.py", "name": "Model.part"}
+    assert t.meta["graph"] is None and "torch.export" in t.meta["no_graph"]
+    d = draw(t, t.cases[0], 1)
+    e = Reference.open(t).expected(d)
+    x, w, b = (d.args[n].double() for n in ("x", "state_linear_weight", "state_linear_bias"))
+    y = x @ w.T + b
+    torch.testing.assert_close(e.outputs[0], y.tanh() if x.sum() > 0 else y, rtol=1e-12, atol=1e-12)
+    assert e.oracle == "fp64"
+    (folder.parent / "op.json").write_bytes((folder / "op.json").read_bytes())
+    f = reference.load(folder.parent)
+    torch.testing.assert_close(f(*d.args.values()), e.torch_outputs[0])
+
+
+def test_without_a_graph_or_a_file_it_is_refused_by_name() -> None:
+    from kgen.errors import NotATarget
+
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum().item() > 0 else -x
+
+    made = Capture(from_live(Branch(), (torch.randn(3),)))
+    (target,) = targets.select(targets.survey(made), ["Branch"])
+    with pytest.raises(NotATarget, match="Branch: torch.export: .*no file with a Model"):
+        targets.resolve(made, target)
