@@ -63,26 +63,32 @@ def _op(name: str) -> Any:
 
 
 def _autograd(name: str, differentiable: Callable[..., Any], reference: Callable[..., Any]) -> None:
-    """The Autograd kernel of a `_train` op: `differentiable` where a gradient is wanted, else the backend kernel.
+    """The Autograd kernel of a `_train` op: `differentiable` where a gradient is wanted, else the backend op.
 
-    differentiable(below, *args) gives None when nothing in args requires a gradient; below() runs the backend
-    kernel. Under torch.func and forward-mode derivatives the op is torch's own (`reference`), which has them all.
-    Each microsecond here is one of every call with gradients on.
+    differentiable(*args) gives None when nothing in args requires a gradient. Under torch.func and forward-mode
+    derivatives the op is torch's own (`reference`), which has them all. Each microsecond here is one of every
+    call with gradients on.
     """
-    redispatch = _op(name)._handle.redispatch_boxed
-    after = torch._C._after_autograd_keyset
+    backend = _BACKENDS[name] = _op(_backend_of(name))._op
     functorch, grad_on = torch._C._are_functorch_transforms_active, torch.is_grad_enabled
 
-    def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
         if functorch() or forward_ad._current_level >= 0:
             return reference(*args, **kwargs)
-        # No guard against recording is needed below: grad mode is off in a Function's forward, and elsewhere
-        # nothing requires a gradient.
-        below = partial(redispatch, keys & after, *args, **kwargs)
-        found = differentiable(below, *args, **kwargs) if grad_on() else None
-        return below() if found is None else found
+        if grad_on():
+            found = differentiable(*args, **kwargs)
+            if found is not None:
+                return found
+        return backend(*args, **kwargs)
 
-    _lib.impl(name, kernel, "Autograd", with_keyset=True)
+    _lib.impl(name, kernel, "Autograd")
+
+
+_BACKENDS: dict[str, Callable[..., Any]] = {}
+
+
+def _backend_of(train: str) -> str:
+    return train.removesuffix("_train")
 
 
 class _Once(torch.autograd.Function):
@@ -143,23 +149,23 @@ def recording() -> Iterator[None]:
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, below: Callable[[], Tensor], dim: int, input: Tensor) -> Tensor:
-        output = below()
+    def forward(ctx: Any, dim: int, input: Tensor) -> Tensor:
+        output = _BACKENDS["_softmax_train"](input, dim)
         ctx.dim = dim
         ctx.save_for_backward(output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         (output,) = ctx.saved_tensors
-        return None, None, torch.ops.aten._softmax_backward_data.default(grad, output, ctx.dim, output.dtype)
+        return None, torch.ops.aten._softmax_backward_data.default(grad, output, ctx.dim, output.dtype)
 
 
 _softmax_apply = _apply(_Softmax)
 
 
-def _differentiable_softmax(below: Callable[[], Tensor], input: Tensor, dim: int) -> Tensor | None:
-    return _softmax_apply(below, dim, input) if input.requires_grad else None
+def _differentiable_softmax(input: Tensor, dim: int) -> Tensor | None:
+    return _softmax_apply(dim, input) if input.requires_grad else None
 
 
 def _softmax_vmap(info: Any, in_dims: tuple[Any, ...], input: Tensor, dim: int) -> tuple[Tensor, int]:
@@ -191,31 +197,31 @@ def _attention_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kw:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, below: Callable[[], Tensor], options: tuple[Any, ...], *tensors: Any) -> Tensor:
+    def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Tensor:
         ctx.options = options
         ctx.save_for_backward(*tensors)
-        return below()
+        return _BACKENDS["_attention_train"](*tensors, *options)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         query, key, value, mask = ctx.saved_tensors
-        mask_grad = ctx.needs_input_grad[5]
+        mask_grad = ctx.needs_input_grad[4]
         with torch.no_grad():
             grads = _op("_attention_backward")(grad, query, key, value, mask, *ctx.options, mask_grad)
         dq, dk, dv, dmask = _once("attention", grads, (grad, query, key, value))
-        return None, None, dq, dk, dv, dmask if mask_grad else None
+        return None, dq, dk, dv, dmask if mask_grad else None
 
 
 _attention_apply = _apply(_Attention)
 
 
 def _differentiable_attention(
-    below: Callable[[], Tensor], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *options: Any
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *options: Any
 ) -> Tensor | None:
     wanted = query.requires_grad or key.requires_grad or value.requires_grad
     if not wanted and (mask is None or not mask.requires_grad):
         return None
-    return _attention_apply(below, options, query, key, value, mask)
+    return _attention_apply(options, query, key, value, mask)
 
 
 def _torch_attention(
@@ -305,32 +311,33 @@ def _program_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kw: A
 
 class _Program(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, below: Callable[[], Any], options: tuple[Any, ...], *tensors: Tensor) -> Any:
-        ctx.options = options  # scalars, program, scale, enable_gqa
+    def forward(ctx: Any, options: tuple[Any, ...], *tensors: Tensor) -> Any:
+        ctx.options = scalars, program, scale, enable_gqa = options
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        return below()
+        query, key, value, *captured = tensors
+        backend = _BACKENDS["attention_mod_train"]
+        return backend(query, key, value, captured, scalars, program, scale=scale, enable_gqa=enable_gqa)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
         query, key, value, *captured = ctx.saved_tensors
         if grad is None:
             grad = query.new_zeros((*query.shape[:-1], value.shape[-1]))
-        wanted = list(ctx.needs_input_grad[5:])
+        wanted = list(ctx.needs_input_grad[4:])
         with torch.no_grad():
             grads = _op("_attention_mod_backward")(
                 grad, grad_lse, query, key, value, captured, *ctx.options, wanted
             )
         grads = _once("attention_mod", grads, (grad, query, key, value, *captured))
         found = iter(grads[3:])
-        return None, None, *grads[:3], *(next(found) if w else None for w in wanted)
+        return None, *grads[:3], *(next(found) if w else None for w in wanted)
 
 
 _program_apply = _apply(_Program)
 
 
 def _differentiable_program(
-    below: Callable[[], Any],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -344,7 +351,7 @@ def _differentiable_program(
     tensors = (query, key, value, *captured)
     if not any(t.requires_grad for t in tensors):
         return None
-    return _program_apply(below, (scalars, program, scale, enable_gqa), *tensors)
+    return _program_apply((scalars, program, scale, enable_gqa), *tensors)
 
 
 def _torch_program(
@@ -494,10 +501,11 @@ def _whole(name: str) -> Callable[..., list[Any]]:
 
 
 def _own_autograd(name: str, whole: Callable[..., list[Any]]) -> None:
-    def differentiable(below: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+    def differentiable(*args: Any, **kwargs: Any) -> Any:
         tensors, plain = _flatten(whole(args, kwargs))
         if not any(t.requires_grad for t in tensors):
             return None
+        below = partial(_BACKENDS[f"_{name}_train"], *args, **kwargs)
         return _own_apply(below, name, plain, *tensors)
 
     def reference(*args: Any, **kwargs: Any) -> Any:
