@@ -1,8 +1,8 @@
 /* kgen
 { "format": 1, "op": "attention", "target": "cpu",
-  "tunables": {"BLOCK_M": [64, 128, 32, 16], "BLOCK_N": [64, 128, 32], "MR": [4, 8, 6, 12], "NR": [2, 4, 1]},
+  "tunables": {"BLOCK_M": [64, 128, 32, 16], "BLOCK_N": [64, 128], "MR": [4, 8, 6, 12], "NR": [2, 4, 1]},
   "specialize": ["D", "DV"],
-  "require": "query.dtype != float64 && D <= 256 && DV <= 256 && (query.stride(3) == 1 || D == 1) && (key.stride(3) == 1 || D == 1) && (value.stride(3) == 1 || DV == 1) && BLOCK_M % (NR * (ARCH >= 4 ? 16 : ARCH == 3 ? 8 : 4)) == 0 && MR * NR <= (ARCH >= 4 ? 24 : 12) && BLOCK_M + BLOCK_N <= 192",
+  "require": "query.dtype != float64 && D <= 256 && DV <= 256 && (query.stride(3) == 1 || D == 1) && (key.stride(3) == 1 || D == 1) && (value.stride(3) == 1 || DV == 1) && BLOCK_M % (NR * (ARCH >= 4 ? 16 : ARCH == 3 ? 8 : 4)) == 0 && MR * NR <= (ARCH >= 4 ? 24 : 12) && MR * NR >= 8 && (NR > 1 || BLOCK_M == 16) && BLOCK_M + BLOCK_N <= 192",
   "holes": ["SCORE", "MASK"],
   "launches": [{"kernel": "attention_flash", "range": "B * HQ * ceil_div(SQ, BLOCK_M)",
     "args": ["query", "key", "value", "output", "lse", "programs",

@@ -1,6 +1,6 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
-  "tunables": {"STREAM": [8, 0, 2, 32], "AHEAD": [1, 0, 2], "UNROLL": [4, 2, 8], "FIT": [65536, 16384]},
+  "tunables": {"STREAM": [8, 0], "AHEAD": [1, 0, 2], "UNROLL": [4, 2, 8], "FIT": [65536, 16384]},
   "specialize": ["N"],
   "require": "input.dtype != float64 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))",

@@ -322,7 +322,7 @@ def test_attention_of_other_widths(name: str, arch: str, mod: str, dtype: torch.
 @pytest.mark.parametrize(
     "name, tunables",
     [("flash", dict(BLOCK_M=m, BLOCK_N=n, MR=r, NR=c))
-     for m, n, r, c in ((16, 32, 4, 1), (32, 128, 12, 2), (64, 64, 6, 4), (128, 32, 8, 2), (64, 128, 12, 1))
+     for m, n, r, c in ((16, 64, 8, 1), (32, 128, 12, 2), (64, 64, 6, 4), (128, 64, 8, 2), (64, 128, 4, 4))
      if machine_level() == 4]
     + [("decode", dict(SPLIT=s, BLOCK_N=n)) for s, n in ((1, 64), (4, 128), (8, 256))],
 )  # fmt: skip
