@@ -255,8 +255,8 @@ def _callable_with_nothing(f: Any) -> bool:
         parameters = inspect.signature(f).parameters.values()
     except (TypeError, ValueError):
         return False
-    required = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return not any(p.default is p.empty and p.kind in required for p in parameters)
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(p.default is not p.empty or p.kind in optional for p in parameters)
 
 
 def _as_module(value: Any, name: str) -> nn.Module:

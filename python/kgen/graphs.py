@@ -126,7 +126,8 @@ def from_program(program: Any) -> Graph:
     kinds = torch.export.graph_signature.OutputKind
     for spec in program.graph_signature.output_specs:
         if spec.kind in (kinds.USER_INPUT_MUTATION, kinds.BUFFER_MUTATION):
-            raise NotATarget(f"its forward writes {'its input' if 'INPUT' in spec.kind.name else 'the buffer'} {spec.target}")
+            what = "its input" if spec.kind == kinds.USER_INPUT_MUTATION else "the buffer"
+            raise NotATarget(f"its forward writes {what} {spec.target}")
         if spec.kind != kinds.USER_OUTPUT:
             raise NotATarget(f"torch.export: an output of kind {spec.kind.name}")
     return Graph(

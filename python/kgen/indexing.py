@@ -20,6 +20,9 @@ from .symbolic import BOOL, F32, I32, Expr, Space, TensorRef, operands
 
 Index = tuple[Expr, ...]
 
+# Of operations followed from a score; what lies further up is a value like any other.
+MAX_DEPTH = 48
+
 
 class NotSymbolic(Exception):
     """A node has no expression; the message says which operation and why."""
@@ -256,12 +259,17 @@ class Elements:
         self.assumed: set[fx.Node] = set()
         self.dot_index: Index | None = None
         self._memo: dict[tuple[fx.Node, Index], Expr] = {}
+        self._depth = 0
         self._on_path = _dependents(dot) if dot is not None else set()
 
     def at(self, node: fx.Node, index: Index) -> Expr:
         key = (node, index)
         if key not in self._memo:
-            self._memo[key] = self._at(node, index)
+            self._depth += 1
+            try:
+                self._memo[key] = self._at(node, index)
+            finally:
+                self._depth -= 1
         return self._memo[key]
 
     def _at(self, node: fx.Node, index: Index) -> Expr:
@@ -277,6 +285,8 @@ class Elements:
             if e is not None:
                 self.assumed.add(node)
                 return e
+        if self._depth > MAX_DEPTH:
+            return self.capture(node, index)
         try:
             e = self._element(node, index)
         except NotSymbolic:
@@ -326,7 +336,8 @@ class Elements:
 
 
 def _better_captured(e: Expr) -> bool:
-    """Arithmetic on values that differ for each (q, kv) anyway is better done once, by the graph.
+    """Arithmetic on values that differ for each (q, kv) anyway, or on several tensors and no index, is better
+    done once, by the graph.
 
     Masks stay: what they leave out is worth more than the arithmetic.
     """
@@ -335,7 +346,8 @@ def _better_captured(e: Expr) -> bool:
         return any(_mixes(i) for i in e.args[1:])
     if e.type != F32 or e.op in ("const", "var") or not e.loads:
         return False
-    stack, seen, wide = [e], set(), False
+    stack, seen, wide, direct = [e], set(), False, False
+    read: set[TensorRef] = set()
     while stack:
         x = stack.pop()
         if x in seen:
@@ -343,9 +355,13 @@ def _better_captured(e: Expr) -> bool:
         seen.add(x)
         if x.op == "where" and any(p.op == "const" and p.args[0] <= -1e4 for p in x.args[1:]):
             return False
-        wide |= x.op == "load" and {"q", "kv"} <= x.free
-        stack.extend(operands(x))
-    return wide
+        if x.op == "load":
+            wide |= {"q", "kv"} <= x.free
+            read.add(x.args[0])
+        else:
+            direct |= x.op in ("var", "lin")
+            stack.extend(operands(x))
+    return wide or (len(read) > 1 and not direct)
 
 
 def _mixes(e: Expr) -> bool:

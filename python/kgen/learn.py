@@ -291,7 +291,8 @@ def _same_assumptions(known: _Rewritten, module: nn.Module) -> bool:
 
 def _bytes_of(signature: tuple[Any, ...]) -> int:
     """About the size of the tensors of a call, from its signature."""
-    return sum(8 * math.prod(leaf[0]) for leaf in signature[1:] if isinstance(leaf, tuple) and isinstance(leaf[0], tuple))
+    tensors = (leaf for leaf in signature[1:] if isinstance(leaf, tuple) and isinstance(leaf[0], tuple))
+    return sum(8 * math.prod(leaf[0]) for leaf in tensors)
 
 
 def served(match: Match, values: dict[fx.Node, Any]) -> tuple[str, bool]:

@@ -59,8 +59,9 @@ class _Below:
                 return False
         if type(m) is not self.kind or m.training is not self.training:
             return False
-        if not self.is_root and (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks):
-            return False
+        if not self.is_root:
+            if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+                return False
         for name, value in self.attributes:
             now = getattr(m, name, _PLAIN)
             if now is not value and (type(now) is not type(value) or now != value):

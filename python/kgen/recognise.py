@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from .graphs import Graph, bind, is_tensor, op_name, shape_of
+from .graphs import Graph, bind, dtype_name, is_tensor, op_name, shape_of
 from .indexing import (
     _ELEMENTS,
     LAYOUT,
@@ -548,7 +548,7 @@ def _finish(
     for name, operand in (("query", query), ("key", key), ("value", value)):
         dtype = operand.node.meta["val"].dtype
         if dtype not in FLOATS:
-            raise _Reject(f"the {name} is {str(dtype).removeprefix('torch.')}; attention takes float32, float16, bfloat16")
+            raise _Reject(f"the {name} is {dtype_name(dtype)}; attention takes float32, float16, bfloat16")
         if dtype != query.node.meta["val"].dtype:
             raise _Reject("query, key and value have different dtypes")
     if out.meta["val"].dtype != query.node.meta["val"].dtype:
@@ -639,7 +639,8 @@ def _order_loads(space: Space, *sections: Expr | None) -> tuple[Expr | None, ...
             return x
         order = sorted(range(len(index)), key=lambda i: position[index[i].args[0]])
         ref: TensorRef = x.args[0]
-        return space.load(TensorRef(ref.source, tuple(ref.dims[i] for i in order), ref.dtype), [index[i] for i in order])
+        permuted = TensorRef(ref.source, tuple(ref.dims[i] for i in order), ref.dtype)
+        return space.load(permuted, [index[i] for i in order])
 
     return tuple(None if s is None else space.rebuild(s, reorder) for s in sections)
 

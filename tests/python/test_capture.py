@@ -46,7 +46,8 @@ def test_script_sees_its_arguments_and_not_main() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "inputs", "missing"), [(None, None, "--module and --inputs"), ("model", None, "--inputs"), (None, "pair", "--module")]
+    ("module", "inputs", "missing"),
+    [(None, None, "--module and --inputs"), ("model", None, "--inputs"), (None, "pair", "--module")],
 )
 def test_script_without_names_shows_a_stub(module: str | None, inputs: str | None, missing: str) -> None:
     with pytest.raises(BadInput) as e:

@@ -318,3 +318,27 @@ def test_buffers_become_formulas() -> None:
     broken = ones.tril()
     broken[27, 29] = 1
     assert formula(s, broken, (q, kv)) is not None
+
+
+def test_a_bias_from_deep_in_the_network_is_captured() -> None:
+    """A bias on the keys that is read off the residual stream: hundreds of additions of other layers' values."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(150))
+            self.attention = attentions.Plain()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = x + 0.01 * layer(x)
+            q, k, v = self.attention.split(x)
+            scores = self.attention.scores(q, k) + x[:, None, None, :, 0]
+            return (scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape)
+
+    torch.manual_seed(7)
+    _, found, values = analyse(Deep(), torch.randn(2, 24, 32))
+    match = only(found)
+    assert len(match.detail.captured) == 1
+    assert "%0 = load float32 t0 b kv 0\n" in match.detail.program
+    assert rewrite.verify(match, values) is None
