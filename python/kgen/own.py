@@ -125,10 +125,11 @@ def resolve(capture: Capture, target: Target) -> Target:
             target.notes = (*target.notes, f"{others} other shapes are left out, since {e}")
             del variants[1:], calls[1:]
     names = _names(graph, target.part.module, calls[0])
+    buffers = frozenset(names[g.node] for g in _tensor_inputs(graph) if g.kind in ("buffer", "constant"))
     for variant, arguments in zip(variants, calls, strict=True):
         values = _values(graph, variant.part, arguments, len(variants) > 1)
         named = {names[g.node]: values[g.node] for g in _tensor_inputs(graph)}
-        target.cases.append(CaseData(named, None, variant.count))
+        target.cases.append(CaseData(named, None, variant.count, kept=buffers))
     kept = {v.calls.signature for v in variants}
     target.variants = {k: v for k, v in target.variants.items() if k in kept}
     target.graph, target.graph_text = graph, text_of(graph)
@@ -151,7 +152,8 @@ def _resolve_source(capture: Capture, target: Target, variant: Variant, argument
         out = part.module(*arguments[0], **arguments[1])
     target.source_outputs = tuple(x for x in pytree.tree_leaves(out) if isinstance(x, torch.Tensor))
     target.source = (model.source.path.read_bytes(), ".".join(filter(None, ("Model", part.path))))
-    target.cases.append(CaseData(named, None, variant.count))
+    buffers = frozenset(state_name(n) for n, _ in part.module.named_buffers())
+    target.cases.append(CaseData(named, None, variant.count, kept=buffers))
     target.no_graph = why
     digest = hashlib.sha256(target.source[0] + target.source[1].encode())
     target.op = f"{snake(class_name(part.module))}_{digest.hexdigest()[:8]}"

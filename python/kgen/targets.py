@@ -38,12 +38,14 @@ class CaseData:
     """One Case with the values it was captured with. args: by name, a tensor or an attribute's value.
 
     program is None, or the text, the captured tensors and the scalars. count: calls in one run of the model.
+    kept: tensors whose values travel as they are, since others would mean nothing: buffers (a variance, say).
     """
 
     args: dict[str, Any]
     program: tuple[str, list[torch.Tensor], tuple[float, ...]] | None = None
     count: int = 1
     density: float = 1.0
+    kept: frozenset[str] = frozenset()
 
 
 @dataclass

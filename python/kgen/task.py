@@ -26,7 +26,8 @@ from .graphs import dtype_name
 from .targets import CaseData, Target
 
 FORMAT = 1
-VALUES_LIMIT = 1 << 16  # elements up to which captured floats travel as they are
+VALUES_LIMIT = 1 << 16  # elements up to which the captured tables of a Program travel as they are
+BUFFER_LIMIT = 1 << 24  # and buffers, whose values are not free: a variance is not negative
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
@@ -50,8 +51,8 @@ def alignment(x: torch.Tensor) -> int:
     return min(256, address & -address) if address else 256
 
 
-def tensor_entry(x: torch.Tensor, name: str, parameter: bool, blobs: list[Blob]) -> dict[str, Any]:
-    """A Case's entry of one tensor. parameter: a table or weight; small ones keep their values."""
+def tensor_entry(x: torch.Tensor, name: str, keep: int, blobs: list[Blob]) -> dict[str, Any]:
+    """A Case's entry of one tensor. keep: up to how many elements a float tensor keeps its values."""
     if dtype_name(x.dtype) not in DTYPES:
         raise NotATarget(f"{name} is {dtype_name(x.dtype)}, which no Op takes")
     entry: dict[str, Any] = {
@@ -60,15 +61,15 @@ def tensor_entry(x: torch.Tensor, name: str, parameter: bool, blobs: list[Blob])
         "stride": list(x.stride()),
         "align": alignment(x),
     }
-    entry["fill"] = _fill(x.detach().cpu(), name, parameter, blobs)
+    entry["fill"] = _fill(x.detach().cpu(), name, keep, blobs)
     return entry
 
 
-def _fill(x: torch.Tensor, name: str, parameter: bool, blobs: list[Blob]) -> dict[str, Any]:
-    keep = not x.dtype.is_floating_point or (parameter and x.numel() <= VALUES_LIMIT)
-    if not keep and x.numel() and not torch.isfinite(x).all():
-        keep = True  # an additive mask: its infinities are the point
-    if keep:
+def _fill(x: torch.Tensor, name: str, keep: int, blobs: list[Blob]) -> dict[str, Any]:
+    whole = not x.dtype.is_floating_point or x.numel() <= keep
+    if not whole and x.numel() and not torch.isfinite(x).all():
+        whole = True  # an additive mask: its infinities are the point
+    if whole:
         blob = Blob(f"{name}.bin", _bytes_of(x))
         blobs.append(blob)
         return {"kind": "values", "file": blob.name}
@@ -95,7 +96,9 @@ def case_json(op: str, case: CaseData, index: int) -> tuple[dict[str, Any], list
     """A Case as docs/formats.md has it, and the files beside it."""
     blobs: list[Blob] = []
     args = {
-        name: tensor_entry(v, f"{index}.{name}", False, blobs) if isinstance(v, torch.Tensor) else v
+        name: tensor_entry(v, f"{index}.{name}", BUFFER_LIMIT if name in case.kept else -1, blobs)
+        if isinstance(v, torch.Tensor)
+        else v
         for name, v in case.args.items()
     }
     devices = {v.device.type for v in case.args.values() if isinstance(v, torch.Tensor)}
@@ -105,7 +108,7 @@ def case_json(op: str, case: CaseData, index: int) -> tuple[dict[str, Any], list
     }  # fmt: skip
     if case.program is not None:
         text, captured, scalars = case.program
-        entries = [tensor_entry(t, f"{index}.captured{i}", True, blobs) for i, t in enumerate(captured)]
+        entries = [tensor_entry(t, f"{index}.captured{i}", VALUES_LIMIT, blobs) for i, t in enumerate(captured)]
         made["program"] = {"text": text, "captured": entries, "scalars": [float(s) for s in scalars]}
     return made, blobs
 

@@ -276,3 +276,17 @@ def test_without_a_graph_or_a_file_it_is_refused_by_name() -> None:
     (target,) = targets.select(targets.survey(made), ["Branch"])
     with pytest.raises(NotATarget, match="Branch: torch.export: .*no file with a Model"):
         targets.resolve(made, target)
+
+
+def test_buffers_keep_their_values_and_parameters_do_not(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    norm = nn.BatchNorm1d(6)
+    norm.running_var.uniform_(0.5, 2.0)
+    t = make_task(norm, (torch.randn(4, 6),), "BatchNorm1d", tmp_path / "t")
+    d = draw(t, t.cases[0], 1)
+    assert torch.equal(d.args["running_var"], norm.running_var)
+    assert t.cases[0]["args"]["weight"]["fill"] == {"kind": "normal", "mean": 1.0, "std": 0.25}
+    assert not torch.equal(d.args["weight"], norm.weight)
+    e = Reference.open(t).expected(d)
+    assert torch.isfinite(e.outputs[0]).all()
+    assert Reference.open(t).degenerate(t.cases[0], 2) == []
