@@ -13,20 +13,50 @@ import sys
 import types
 from typing import Any
 
-import torch
 
-from . import _native
 
-__version__ = _native.version()
+def _is_command() -> bool:
+    """Whether `kgen` or `python -m kgen` starts here: then the command says what is missing, not a traceback."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    words = sys.orig_argv
+    return name == "kgen" or (name == "-m" and ("-mkgen" in words or "kgen" in words[words.index("-m") + 1 :][:1]))
 
-_native.start()
-if os.environ.get("KGEN_DISABLE", "0") in ("", "0"):
-    _native.discover()
+
+# Why the ops are not there, for the command line.
+_unusable: BaseException | None = None
+
+
+OLDEST_TORCH = (2, 10)
+
+
+def torch_version(text: str) -> tuple[int, ...]:
+    """(2, 13) of "2.13.0+cpu"."""
+    return tuple(int(part) for part in text.split("+")[0].split(".")[:2])
+
+
+def _start() -> str:
+    """Defines the ops and opens the registries; the version."""
+    try:
+        import torch
+    except ImportError as e:
+        raise ImportError(f"kgen needs torch 2.10 or newer, and it does not import ({e}): pip install torch") from e
+    if torch_version(torch.__version__) < OLDEST_TORCH:
+        raise ImportError(f"kgen needs torch 2.10 or newer, and this is {torch.__version__}: pip install -U torch")
+
+    from . import _native
+
+    _native.start()
+    if os.environ.get("KGEN_DISABLE", "0") in ("", "0"):
+        _native.discover()
+    _define_on_access()
+    return _native.version()
 
 
 def _define_on_access() -> None:
     """torch.ops.kgen.NAME defines what Python must add to an op (fake, autograd, vmap, autocast) just before
     its first use, and Ops of a registry altogether: in eager, in compile and after torch.export.load."""
+    import torch
+
     namespace = torch.ops.kgen
     base = type(namespace)
 
@@ -43,7 +73,12 @@ def _define_on_access() -> None:
     namespace.__class__ = KgenOps
 
 
-_define_on_access()
+try:
+    __version__ = _start()
+except (ImportError, KeyboardInterrupt) as e:
+    if not _is_command():
+        raise
+    _unusable = e
 
 # name -> (module, name there)
 _LAZY = {

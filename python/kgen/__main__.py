@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
-from .cli import main
+
+def main() -> int:
+    """Runs the command that the process was started with; its exit code."""
+    try:
+        from .cli import main as command
+
+        return command()
+    except KeyboardInterrupt:
+        print("kgen: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import program
+from . import lean, program
 
 Outputs = tuple[Tensor, ...]
 
@@ -87,28 +87,42 @@ class Attention:
             out[name] = torch.arange(sizes[i], dtype=torch.int32, device=q.device).view(shape)
         return out
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor]) -> Tensor:
-        """The attention spelled out, in the dtype of its inputs (scores in at least fp32)."""
-        group = q.shape[1] // k.shape[1]
-        if group > 1:
-            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        scale = self.scale if self.scale is not None else 1 / math.sqrt(q.shape[-1])
-        score = torch.matmul(q, k.transpose(-2, -1)) * scale
+    def mods(self, case: dict[str, Any]) -> tuple[lean.Lean | None, lean.Lean | None]:
+        """The Program's sections for the sizes of this Case; parsed here, never in what is timed or compiled."""
         if self.text is None:
-            return torch.matmul(torch.softmax(score, -1), v)
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        p, at = program.parse(self.text), self.grids(q, k)
-        score = score.to(wide)
-        if p.score:
-            given = {**at, "score": score}
-            score = program.evaluate(p, p.score, given, captured, self.scalars, wide)
-        if p.mask:
-            keep = program.evaluate(p, p.mask, at, captured, self.scalars, wide)
-            score = score.masked_fill(~keep, -math.inf)
-        weights = torch.softmax(score, -1)
-        if p.mask:
-            weights = torch.nan_to_num(weights, nan=0.0)
-        return torch.matmul(weights.to(v.dtype), v)
+            return None, None
+        args = case["args"]
+        b, h, q, _ = args["query"]["shape"]
+        sizes = {"b": b, "h": h, "q": q, "kv": args["key"]["shape"][2]}
+        return lean.of(program.parse(self.text), sizes, [c["shape"] for c in case["program"]["captured"]])
+
+    def dense(self, case: dict[str, Any]) -> Callable[..., Tensor]:
+        """The attention spelled out, in the dtype of its inputs (scores in at least fp32): of q, k, v and the captured
+        tensors."""
+        score_mod, mask_mod = self.mods(case)
+
+        def run(q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor]) -> Tensor:
+            group = q.shape[1] // k.shape[1]
+            if group > 1:
+                k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+            scale = self.scale if self.scale is not None else 1 / math.sqrt(q.shape[-1])
+            score = torch.matmul(q, k.transpose(-2, -1)) * scale
+            if self.text is None:
+                return torch.matmul(torch.softmax(score, -1), v)
+            wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+            at = self.grids(q, k)
+            score = score.to(wide)
+            if score_mod is not None:
+                score = score_mod({**at, "score": score}, captured, self.scalars, wide)
+            if mask_mod is not None:
+                keep = mask_mod(at, captured, self.scalars, wide)
+                score = score.masked_fill(~keep, -math.inf)
+            weights = torch.softmax(score, -1)
+            if mask_mod is not None:
+                weights = torch.nan_to_num(weights, nan=0.0)
+            return torch.matmul(weights.to(v.dtype), v)
+
+        return run
 
     def bias(self, x: Inputs) -> Tensor | None:
         """The Program as an attn_mask of SDPA (bool, or added to the score) when it is no more than that."""
@@ -147,12 +161,13 @@ def _attention(case: dict[str, Any]) -> list[Baseline]:
     def eager() -> Callable[[Inputs], Outputs]:
         if dense_bytes > DENSE_LIMIT:
             raise ValueError(f"its score matrix needs {dense_bytes >> 30} GiB")
-        return lambda x: (a.dense(*tensors(x), x.captured),)
+        f = a.dense(case)
+        return lambda x: (f(*tensors(x), x.captured),)
 
     def compiled() -> Callable[[Inputs], Outputs]:
         if dense_bytes > DENSE_LIMIT:
             raise ValueError(f"its score matrix needs {dense_bytes >> 30} GiB")
-        f = _fresh_compile(lambda q, k, v, c: a.dense(q, k, v, c))
+        f = _fresh_compile(a.dense(case))
         return lambda x: (f(*tensors(x), list(x.captured)),)
 
     def sdpa() -> Callable[[Inputs], Outputs]:
@@ -181,19 +196,19 @@ def _attention(case: dict[str, Any]) -> list[Baseline]:
 def _flex(a: Attention, case: dict[str, Any]) -> Callable[[Inputs], Outputs]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    p = program.parse(a.text or "")
+    score, mask_ = a.mods(case)
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
     def mods(captured: Sequence[Tensor]) -> tuple[Any, Any]:
-        def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            at = {"score": score, "b": b, "h": h, "q": q, "kv": kv}
-            return program.evaluate(p, p.score, at, captured, a.scalars, score.dtype)
+        def score_mod(value: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            at = {"score": value, "b": b, "h": h, "q": q, "kv": kv}
+            return score(at, captured, a.scalars, value.dtype)
 
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             at = {"b": b, "h": h, "q": q, "kv": kv}
-            return program.evaluate(p, p.mask, at, captured, a.scalars, torch.float32)
+            return mask_(at, captured, a.scalars, torch.float32)
 
-        return score_mod if p.score else None, mask_mod if p.mask else None
+        return score_mod if score else None, mask_mod if mask_ else None
 
     def run(x: Inputs) -> Outputs:
         q, k, v = x.args["query"], x.args["key"], x.args["value"]

@@ -7,13 +7,20 @@ resumable). An error is one message on stderr; --debug shows the traceback as we
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
+import kgen
+
 from .errors import KgenError
+
+# What runs where torch is missing or too old.
+WITHOUT_TORCH = {"list", "show", "diff", "rollback", "gc", "doctor"}
 
 Command = Callable[[argparse.Namespace], "int | None"]
 
@@ -52,7 +59,12 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     mode = p.add_mutually_exclusive_group()
     mode.add_argument("--eval", action="store_const", dest="mode", const="eval", help="call eval() first")
     mode.add_argument("--train", action="store_const", dest="mode", const="train", help="call train() first")
-    p.add_argument("--precision", default="native", choices=["native", "fp32", "tf32", "bf16"])
+    p.add_argument(
+        "--precision",
+        default="native",
+        choices=["native", "fp32"],
+        help="how exact float32 must be: as float32 is (both words mean that; a CPU has no other class)",
+    )
 
 
 def _add_tune(sub: argparse._SubParsersAction) -> None:
@@ -166,7 +178,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     top.add_argument("--version", action="store_true", dest="show_version", help="print the version")
-    sub = top.add_subparsers(metavar="COMMAND", title="commands")
+    sub = top.add_subparsers(metavar="COMMAND", title="commands", dest="command")
     _add_tune(sub)
     _add_capture(sub)
     _add_judge(sub)
@@ -201,9 +213,43 @@ def _version() -> str:
         return "0.1.0"
 
 
+def _say(message: object) -> None:
+    text = str(message)
+    with contextlib.suppress(OSError):
+        print(text if text.startswith("kgen") else f"kgen: {text}", file=sys.stderr)
+
+
+def _interrupted(args: argparse.Namespace) -> int:
+    run_dir, command = getattr(args, "resume_with", (None, ""))
+    # A Run that was not begun yet has nothing to go on with.
+    begun = run_dir is not None and (run_dir / "run.json").is_file()
+    _say(f"interrupted; go on with: {command}" if begun else "interrupted")
+    return 130
+
+
+def _failed(error: BaseException, args: argparse.Namespace) -> int:
+    """Says what went wrong in one message; the exit code."""
+    if isinstance(error, KeyboardInterrupt) or getattr(error, "code", 0) == 130:
+        return _interrupted(args)
+    if isinstance(error, KgenError):
+        _say(error)
+        return error.code
+    if isinstance(error, OSError):
+        _say(f"{error.strerror}: {error.filename}" if error.filename else error)
+        return 3
+    if isinstance(error, ImportError):
+        known = str(error).startswith("kgen")
+        _say(f"{error} (`kgen doctor` tells more)" if known else f"cannot import what it needs: {error}; see `kgen doctor`")
+        return 3
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    _say(f"unexpected {type(error).__name__}: {first} (--debug shows where)")
+    return 3
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code."""
-    ours, theirs = _split(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    ours, theirs = _split(words)
     top = parser()
     try:
         args = top.parse_args(ours)
@@ -215,28 +261,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run_command"):
         top.print_help()
         return 2
-    args.script_args = theirs
+    args.script_args, args.words = theirs, words
+    if isinstance(kgen._unusable, KeyboardInterrupt):
+        return _interrupted(args)
+    if kgen._unusable is not None and args.command not in WITHOUT_TORCH:
+        return _failed(kgen._unusable, args)
     before, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
-        return args.run_command(args) or 0
-    except KgenError as e:
-        if args.debug:
-            traceback.print_exc()
-        print(f"kgen: {e}", file=sys.stderr)
-        return e.code
-    except KeyboardInterrupt:
-        if args.debug:
-            traceback.print_exc()
-        run = getattr(args, "run", None)
-        tail = f"; `--run {run} --resume` goes on" if run else ""
-        print(f"kgen: interrupted{tail}", file=sys.stderr)
-        return 130
+        code = args.run_command(args) or 0
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
+        # Whoever read has seen enough; the interpreter must not try again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as e:
+    except (Exception, KeyboardInterrupt) as e:
         if args.debug:
             traceback.print_exc()
-        print(f"kgen: {e.strerror}: {e.filename}" if e.filename else f"kgen: {e}", file=sys.stderr)
-        return 3
+        return _failed(e, args)
     finally:
         warnings.formatwarning = before

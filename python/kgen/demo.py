@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -78,16 +79,18 @@ def _compare_elsewhere(model_path: Path, registry: Path) -> dict[str, Any]:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    """Tunes, shows the table, and compares the whole model."""
+    """Tunes, shows the table, and compares the whole model. A demo that was stopped goes on when --run names its Run."""
     from . import capture
-    from .tune import Options, default_run_dir, parse_budget, tune_model
+    from .runs import default_dir
+    from .tune import Options, parse_budget, tune_model
     from .ui import Progress, show_result
 
+    budget = parse_budget(args.budget)
     model_path = example()
-    run_dir = Path(args.run) if args.run else default_run_dir("demo")
-    args.run = str(run_dir)
+    run_dir = Path(args.run) if args.run else default_dir("demo")
+    args.resume_with = (run_dir, shlex.join(["kgen", "demo", "--run", str(run_dir)]))
     registry = run_dir / "generated"
-    options = Options(budget=parse_budget(args.budget), registry=registry, run_dir=run_dir)
+    options = Options(budget=budget, registry=registry, run_dir=run_dir, resume=(run_dir / "run.json").is_file())
     progress = Progress()
     progress.note(f"tuning {model_path}: plain torch, no line of kgen")
     report = tune_model(capture.load(str(model_path)), options, progress)
@@ -100,8 +103,8 @@ def run_demo(args: argparse.Namespace) -> int:
     print(f"\n{found['report']}\n")
     print(
         f"whole model: {found['plain_s'] * 1e3:.1f} ms plain, {found['patched_s'] * 1e3:.1f} ms patched: "
-        f"{s['median']:.2f}x ({s['low']:.2f}..{s['high']:.2f}); "
-        f"largest error {found['largest_error']:.2g} where outputs reach {found['largest_output']:.2g}"
+        f"{s['median']:.2f}x ({s['low']:.2f}..{s['high']:.2f})\n"
+        f"largest error {found['largest_error']:.2g}, where outputs reach {found['largest_output']:.2g}"
     )
     print("\nin your own code:\n")
     print(f"    import kgen; kgen.load({str(registry)!r})")

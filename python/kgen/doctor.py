@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import _paths, registries
+from . import OLDEST_TORCH, _paths, registries, torch_version
 
-OLDEST_TORCH = (2, 10)
 # linux/landlock.h: asks for the version of the interface instead of a rule set.
 _SYS_LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -40,9 +39,9 @@ def _torch() -> Finding:
         import torch
     except ImportError as e:
         return Finding("torch", False, f"does not import: {e}", "pip install torch (2.10 or newer)")
-    version = tuple(int(p) for p in torch.__version__.split("+")[0].split(".")[:2])
-    todo = "" if version >= OLDEST_TORCH else "kgen needs torch 2.10 or newer: pip install -U torch"
-    return Finding("torch", not todo, f"{torch.__version__}, {torch.get_num_threads()} threads", todo)
+    if torch_version(torch.__version__) < OLDEST_TORCH:
+        return Finding("torch", False, torch.__version__, "kgen needs torch 2.10 or newer: pip install -U torch")
+    return Finding("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
 
 
 def _binaries() -> Iterator[Finding]:

@@ -8,9 +8,11 @@ each is answered with one JSON line.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -100,7 +102,7 @@ class Child:
         if who != 0:
             return {}
         why = kgen.why(self.calls[0], self.sets[0])
-        return {"served": [{"kind": d.kind, "id": d.id} for d in why.decisions]}
+        return {"served": [{"kernel": d.kernel, "id": d.id, "reason": d.reason} for d in why.decisions]}
 
     def run(self, who: int, which: int, reps: int) -> dict[str, Any]:
         call, x = self.calls[who], self.sets[which]
@@ -127,8 +129,19 @@ class Child:
             return self.output(request["who"], request["set"])
 
 
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with(parent: int) -> None:
+    """However the parent ends, this process does not outlive it, also in the middle of a compilation."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
 def main() -> None:
     """Answers until it is told to quit or the parent is gone."""
+    _die_with(int(sys.argv[2]))
     link = socket.socket(fileno=int(sys.argv[1])).makefile("rwb")
     child = Child(json.loads(link.readline()))
     link.write(json.dumps({"contenders": child.names_of_contenders()}).encode() + b"\n")

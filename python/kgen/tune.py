@@ -1,37 +1,41 @@
 """tune, capture and judge: from a model to promoted Kernels.
 
 A Run is a folder: run.json (what was asked), tasks/<op>/, journal.jsonl, candidates/, staging/ (a registry for the gate) and
-result.json. Everything that was learnt is in the journal, so a Run that was stopped or killed goes on with --resume.
+result.json. Everything that was learnt is in the journal, so a Run that was stopped or killed goes on with --resume, and
+nothing is judged or gated twice.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
 import json
 import os
 import re
+import shlex
 import shutil
-import signal
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import _libkgen, capture, gate, registries, sets, targets
+from . import _libkgen, capture, floors, gate, registries, sets, targets
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import key_text
-from .errors import BadInput, CheckFailed, NotATarget
+from .errors import BadInput, CheckFailed, KgenError, NotATarget
+from .interrupts import Stop, stoppable
 from .judge import Judge
 from .reference import Reference
-from .ui import Progress, show_result
+from .runs import FORMAT, Run, default_dir, now, write_json
+from .ui import Progress, milliseconds, show_result
 
-FORMAT = 1
+NO_TEMPLATE = "no template (`kgen capture MODEL --target NAME` and `kgen judge` take any kernel for it)"
+OP_SHARE = 0.01  # of a budget, for an Op whose headroom is next to nothing
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,14 @@ class Options:
     registry: Path | None = None
     run_dir: Path | None = None
     resume: bool = False
+    # What a Run must not be resumed without (runs.ASKED).
+    asked: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Row:
-    """What became of one Case. state: promoted, kept (nothing better found), left (not tried)."""
+    """What became of one Case. state: promoted, passed (the gate, without promotion), kept (nothing better found) or left
+    (not tried). floor_share: the least time that it can take over the time that it takes now."""
 
     op: str
     where: str
@@ -66,6 +73,7 @@ class Row:
     floor_share: float | None = None
     verdicts: dict[str, int] = field(default_factory=dict)
     gate: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
 
 
 @dataclass
@@ -107,68 +115,6 @@ def parse_budget(text: str) -> float:
     return float(m[1]) * {"s": 1, "m": 60, "h": 3600}[m[2]]
 
 
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the library to wind down; what is under way is in the journal before we leave."""
-
-    def ask(*_: object) -> None:
-        _libkgen.stop(True)
-        raise KeyboardInterrupt
-
-    held = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not the main thread: its front decides
-            held[number] = signal.signal(number, ask)
-    _libkgen.stop(False)
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-        _libkgen.stop(False)
-
-
-def default_run_dir(model: str) -> Path:
-    """<cache>/runs/<model>-<time>."""
-    base = os.environ.get("KGEN_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kgen"
-    )
-    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
-    return Path(base) / "runs" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', model)}-{stamp}"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    aside = path.with_name(f".tmp-{path.name}")
-    with open(aside, "w") as f:
-        f.write(json.dumps(value, indent=1) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(aside, path)
-
-
-def open_run(run_dir: Path, model: str, options: Options) -> None:
-    """Makes a Run's folder, or checks that it is one to go on with."""
-    path = run_dir / "run.json"
-    asked = {"format": FORMAT, "model": model, "patterns": list(options.patterns), "min_speedup": options.min_speedup}
-    if path.is_file():
-        if not options.resume:
-            raise BadInput(f"{run_dir} is a Run already: give --resume to go on with it, or another --run")
-        there = tasks.read_json(path, None)
-        if there.get("model") != model:
-            raise BadInput(f"{run_dir} is a Run of {there.get('model')}, not of {model}")
-        return
-    if options.resume:
-        raise BadInput(f"{run_dir} is no Run: there is no run.json to resume from")
-    if run_dir.exists() and any(run_dir.iterdir()):
-        raise BadInput(f"{run_dir} is not empty and no Run: give an empty or a new folder")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _write_json(path, {**asked, "torch": torch.__version__, "created": _now()})
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def survey_model(model: capture.Model, options: Options, progress: Progress) -> tuple[Any, Any, list[Any]]:
     """The capture, all Targets, and those to tune."""
     with progress.step(f"running {model.title}"):
@@ -186,16 +132,50 @@ def _has_template(op: str) -> bool:
     return any(f'"op": "{op}"' in p.read_text(errors="replace") for p in kernels_dir().glob("*/*.c"))
 
 
-class OpTuner:
-    """One Op of a Run: judge, search, gate, promotion."""
+_SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
+# Dims that are mostly equal, with the name of both when they are; and the order of first letters that people write.
+_PAIRS = (("HQ", "HKV", "H"), ("SQ", "SK", "S"), ("D", "DV", "D"))
+_ORDER = "BMNKHSD"
 
-    def __init__(
-        self, task: tasks.Task, run_dir: Path, registry: Path, options: Options, progress: Progress, share: float
-    ):
-        self.task, self.run_dir, self.registry = task, run_dir, registry
-        self.options, self.progress, self.share = options, progress, share
-        self.reference = Reference.open(task)
-        self.contract = (task.folder / "op.json").read_text()
+
+def short_case(key: dict[str, Any]) -> str:
+    """A Case in few letters, for a table: "f32 H8 S1024 D64 Program 7ec6"."""
+    dims = dict(key.get("dims", {}))
+    for one, other, both in _PAIRS:
+        if one in dims and dims[one] == dims.get(other):
+            dims[both] = dims.pop(one)
+            del dims[other]
+    parts = [",".join(dict.fromkeys(_SHORT.get(d, d) for d in key.get("dtypes", []) if d))]
+    order = sorted(dims, key=lambda n: _ORDER.find(n[0]))
+    parts += [f"{name}{dims[name]}" for name in order if dims[name] != 1]
+    parts += [f"{name}={json.dumps(value)}" for name, value in key.get("attrs", {}).items()]
+    if key.get("program"):
+        parts.append(f"Program {key['program'][:4]}")
+    if key.get("precision", "native") != "native":
+        parts.append(key["precision"])
+    return " ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class Job:
+    """An Op of a Run to tune: its share of the model's time, its part of the budget, and for each Case the ns that its
+    arithmetic takes at least."""
+
+    op: str
+    share: float
+    weight: float
+    floors: tuple[float, ...]
+
+
+class OpTuner:
+    """One Op of a Run: judge, search, gate, promotion. What the journal decided already is taken from there."""
+
+    def __init__(self, job: Job, run: Run, registry: Path, options: Options, progress: Progress, stop: Stop):
+        self.job, self.run, self.registry = job, run, registry
+        self.options, self.progress, self.stop = options, progress, stop
+        self.task = tasks.read(run.path / "tasks" / job.op)
+        self.reference = Reference.open(self.task)
+        self.contract = (self.task.folder / "op.json").read_text()
 
     def rows(self, budget: float) -> list[Row]:
         """Searches and gates every Case."""
@@ -207,25 +187,26 @@ class OpTuner:
             for i, row in enumerate(rows):
                 row.verdicts = found["verdicts"]
                 if not found["sources"]:
-                    row.state, row.reason = "left", "no template for this Op"
+                    row.state, row.reason = "left", NO_TEMPLATE
                 elif i not in best:
                     row.reason = _no_winner(found)
                 elif i in degenerate:
-                    row.reason = f"degenerate Task: {degenerate[i]} would pass"
+                    row.reason = f"degenerate Task: {degenerate[i]} would pass for its result"
                 else:
                     self._gate(judge, i, best[i], row)
         return rows
 
     def _row(self, i: int) -> Row:
-        case = self.task.cases[i]
-        key, _ = _libkgen.case_key(self.contract, case)
-        return Row(self.task.op, str(self.task.meta.get("title", "")), key_text(key), self.share, "kept")
+        key, _ = _libkgen.case_key(self.contract, self.task.cases[i])
+        title = str(self.task.meta.get("title", ""))
+        return Row(self.task.op, title, short_case(key), self.job.share, "kept", key=key_text(key))
 
     def _fill(self, judge: Judge) -> dict[int, str]:
         """Adds Cases and sets; the Cases that a trivial answer would pass."""
         degenerate = {}
         for i in range(len(self.task.cases)):
-            with self.progress.step(f"{self.task.op}: inputs and fp64 oracle of Case {i + 1}/{len(self.task.cases)}"):
+            of = f" of Case {i + 1}/{len(self.task.cases)}" if len(self.task.cases) > 1 else ""
+            with self.progress.step(f"{self.task.op}: inputs and fp64 oracles{of}"):
                 dropped = sets.fill(judge, self.task, self.reference, i)
                 if trivial := judge.trivial(i):
                     degenerate[i] = ", ".join(sorted({t["answer"] for t in trivial}))
@@ -236,42 +217,56 @@ class OpTuner:
     def _search(self, judge: Judge, budget: float) -> dict[str, Any]:
         options = {"budget_ms": int(budget * 1000), "kernels": str(kernels_dir())}
         with self.progress.search(self.task.op, budget) as tell:
-            return _libkgen.search(judge.handle, self.run_dir, options, tell)
+            found = _libkgen.search(judge.handle, self.run.path, options, tell)
+            self.stop.check()
+        if found["stopped"]:
+            raise KeyboardInterrupt
+        return found
 
     def _gate(self, judge: Judge, i: int, winner: dict[str, Any], row: Row) -> None:
-        case, record = self.task.cases[i], winner["record"]
-        key, case_hash = _libkgen.case_key(self.contract, case)
-        record = self._complete(record, winner)
-        source = Path(winner["file"]).read_bytes()
-        staging = self.run_dir / "staging"
+        key, case_hash = _libkgen.case_key(self.contract, self.task.cases[i])
+        record, source = self._complete(winner), Path(winner["file"]).read_bytes()
+        before = self.run.find("gate", op=self.task.op, case=case_hash, id=winner["id"])
+        if before is not None:
+            self.progress.note(f"{self.task.op}: gate: decided before")
+            result = gate.GateResult.read(before, self.options.min_speedup)
+        else:
+            result = self._measure(judge, i, winner["id"], record, source, key)
+            self.run.add("gate", {"op": self.task.op, "case": case_hash, "id": winner["id"], **result.json()})
+        self._decide(record, source, key, case_hash, result, row, self.job.floors[i])
+
+    def _measure(
+        self, judge: Judge, i: int, id_: str, record: dict[str, Any], source: bytes, key: dict[str, Any]
+    ) -> gate.GateResult:
+        staging = self.run.path / "staging"
         shutil.rmtree(staging, ignore_errors=True)
         reference = self._put(staging, record, source, key)
-        fresh = sets.for_gate(judge, self.task, self.reference, i)
-        names = [n for n, v in fresh[0].args.items() if v is not None]
         with self.progress.step(f"{self.task.op}: gate in a fresh process") as say:
-            with gate.Gate(case, names, fresh, staging, reference, say) as g:
-                result = gate.run(g, winner["id"], self.options.min_speedup)
-        _libkgen.journal_add(
-            self.run_dir, "gate", {"op": self.task.op, "case": case_hash, "id": winner["id"], **result.json()}
-        )
-        self._decide(record, source, key, case_hash, result, row)
+            say("inputs of new seeds")
+            fresh = sets.for_gate(judge, self.task, self.reference, i)
+            names = [n for n, v in fresh[0].args.items() if v is not None]
+            with gate.Gate(self.task.cases[i], names, fresh, staging, reference, say) as g:
+                return gate.run(g, id_, self.options.min_speedup)
 
-    def _complete(self, record: dict[str, Any], winner: dict[str, Any]) -> dict[str, Any]:
-        record = {**record, "source": "kernel.c", "created": _now(), "tunables": winner["tunables"]}
+    def _complete(self, winner: dict[str, Any]) -> dict[str, Any]:
+        record = {**winner["record"], "source": "kernel.c", "created": now(), "tunables": winner["tunables"]}
         record["proposer"] = {"name": "builtin", "template": winner["source"]}
-        environment = record.setdefault("environment", {})
-        environment["torch"] = torch.__version__
+        record.setdefault("environment", {})["torch"] = torch.__version__
         return record
 
     def _put(self, registry: Path, record: dict[str, Any], source: bytes, key: dict[str, Any]) -> Path | None:
         canonical = self.task.contract["reference"]["kind"] == "torch"
         folder = None if canonical else self.task.folder
-        _libkgen.registry_promote(registry, self.contract, folder, source, record, [key])
+        try:
+            _libkgen.registry_promote(registry, self.contract, folder, source, record, [key])
+        except KgenError as e:
+            raise type(e)(f"registry {registry}: {e}") from e
         return None if canonical else registry / self.task.op
 
     def _decide(
-        self, record: dict[str, Any], source: bytes, key: dict[str, Any], case_hash: str, result: Any, row: Row
-    ) -> None:
+        self, record: dict[str, Any], source: bytes, key: dict[str, Any], case_hash: str, result: gate.GateResult,
+        row: Row, floor_ns: float,
+    ) -> None:  # fmt: skip
         row.gate = result.json()
         row.baseline, row.baseline_ns, row.kgen_ns = result.baseline, result.baseline_ns, result.kgen_ns
         row.speedup = result.speedup if result.rounds else None
@@ -279,22 +274,26 @@ class OpTuner:
         for entry in record.get("cases", []):
             if entry.get("case") != case_hash:
                 continue
-            if entry.get("floor_ns") and result.kgen_ns:
-                row.floor_share = entry["floor_ns"] / result.kgen_ns
+            # What the judge measured was possible, whatever this machine was thought to be capable of.
+            floor_ns = min(floor_ns, entry["time_ns"]["median"]) if "time_ns" in entry else floor_ns
+            floor_ns = max(floor_ns, entry.get("floor_ns") or 0.0)
             median, low, high = result.speedup
             entry["baseline"] = {"name": result.baseline, "median_ns": result.baseline_ns}
             entry["speedup"] = {"median": median, "low": low, "high": high}
+        if floor_ns and result.kgen_ns:
+            row.floor_share = floor_ns / result.kgen_ns
         if not result.passed:
             return
         if not self.options.promote:
-            row.reason = "passed the gate; --no-promote"
+            row.state, row.reason = "passed", "it passed the gate; --no-promote"
             return
         self._put(self.registry, record, source, key)
         found = _libkgen.registry_find(self.registry, f"{self.task.op}/{record['id']}")
         row.state, row.kernel = "promoted", f"{self.task.op}/v{found['version']}"
-        _libkgen.journal_add(
-            self.run_dir, "promote", {"op": self.task.op, "case": case_hash, "id": record["id"], "kernel": row.kernel}
-        )
+        done = {"op": self.task.op, "case": case_hash, "id": record["id"], "kernel": row.kernel}
+        done["registry"] = str(self.registry.absolute())
+        if self.run.find("promote", **done) is None:
+            self.run.add("promote", done)
 
 
 def _no_winner(found: dict[str, Any]) -> str:
@@ -306,44 +305,102 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
     """Tunes a captured model; the Report. KgenError says what was wrong; KeyboardInterrupt leaves a Run to resume."""
     progress = progress or Progress()
     started = time.monotonic()
-    run_dir = options.run_dir or default_run_dir(model.title)
+    run_dir = options.run_dir or default_dir(model.title)
     registry = options.registry or registries.promote_to()
-    open_run(run_dir, model.source.name, options)
-    progress.note(f"Run {run_dir}")
-    with stoppable():
-        captured, survey, chosen = survey_model(model, options, progress)
-        rows = [_left_row(t) for t in survey.targets if t not in chosen and (t.canonical or not options.patterns)]
-        for part in survey.left:
-            rows.append(Row(part.op, part.path, "", 0.0, "left", part.reason))
-        tuned = _tune_targets(captured, chosen, run_dir, registry, options, progress)
-    report = Report(run_dir, registry, model.title, time.monotonic() - started, tuned + rows)
-    _write_json(run_dir / "result.json", report.json())
+    asked = {
+        "model": model.source.name,
+        "sha256": model.source.sha256,
+        "patterns": list(options.patterns),
+        "mode": {None: None, True: "train", False: "eval"}[options.train],
+        **options.asked,
+    }
+    with Run(run_dir, asked, options.resume) as run:
+        progress.note(f"Run {run_dir}")
+        with stoppable() as stop:
+            try:
+                jobs, left = _plan(model, run, options, progress)
+            except KgenError:
+                run.discard()
+                raise
+            total = sum(j.weight for j in jobs)
+            rows: list[Row] = []
+            for job in jobs:
+                tuner = OpTuner(job, run, registry, options, progress, stop)
+                rows += tuner.rows(options.budget * job.weight / total)
+        report = Report(run_dir, registry, model.title, time.monotonic() - started, rows + left)
+        write_json(run_dir / "result.json", report.json())
     return report
 
 
-def _left_row(target: Any) -> Row:
-    reason = target.reason or "no template for this Op (`kgen judge` takes any kernel for it)"
-    return Row(target.op, target.title, "", target.share, "left", reason)
+def _plan(model: capture.Model, run: Run, options: Options, progress: Progress) -> tuple[list[Job], list[Row]]:
+    """What to tune and what is left alone, from the journal if an earlier life of the Run came that far. The Tasks are in
+    the Run afterwards."""
+    known = run.find("survey")
+    if known is not None and model.source.sha256 is not None:
+        progress.note("captured before: the Tasks are those of the Run")
+    else:
+        known = _capture_tasks(model, run, options, progress, known)
+    return [Job(**{**j, "floors": tuple(j["floors"])}) for j in known["jobs"]], [Row(**r) for r in known["left"]]
 
 
-def _tune_targets(
-    captured: Any, chosen: list[Any], run_dir: Path, registry: Path, options: Options, progress: Progress
-) -> list[Row]:
-    rows: list[Row] = []
-    able = [t for t in chosen if t.reason is None and _has_template(t.op)]
-    rows += [_left_row(t) for t in chosen if t not in able]
-    total = sum(max(t.headroom, 0.01) for t in able)
-    for target in able:
+def _capture_tasks(
+    model: capture.Model, run: Run, options: Options, progress: Progress, known: dict[str, Any] | None
+) -> dict[str, Any]:
+    captured, survey, chosen = survey_model(model, options, progress)
+    jobs: list[Job] = []
+    left: list[Row] = []
+    for target in chosen:
+        if target.reason is not None or not _has_template(target.op):
+            left.append(_left_row(target))
+            continue
+        folder = run.path / "tasks" / target.op
         try:
             resolved = targets.resolve(captured, target)
+            if known is None:
+                tasks.write(resolved, captured, folder)
+            else:
+                _check_task(resolved, captured, folder)
         except NotATarget as e:
-            rows.append(Row(target.op, target.title, "", target.share, "left", str(e)))
+            left.append(Row(target.op, target.title, "", target.share, "left", str(e)))
             continue
-        folder = tasks.write(resolved, captured, run_dir / "tasks" / resolved.op)
-        budget = options.budget * max(target.headroom, 0.01) / total
-        tuner = OpTuner(tasks.read(folder), run_dir, registry, options, progress, target.share)
-        rows += tuner.rows(budget)
-    return rows
+        weight = max(target.headroom, OP_SHARE)
+        jobs.append(Job(target.op, target.share, weight, tuple(floors.of_case(c, survey.machine) for c in target.cases)))
+    rest = [t for t in survey.targets if t not in chosen and (t.canonical or not options.patterns)]
+    left += [_left_row(t) for t in rest]
+    left += [Row(part.op, part.path, "", 0.0, "left", part.reason) for part in survey.left]
+    share = floors.own(captured, [t for t in survey.targets if not t.canonical], survey.machine)
+    for row in left:
+        row.floor_share = share.get(row.where)
+    found = {"jobs": [vars_of(j) for j in jobs], "left": [vars_of(r) for r in left]}
+    if known is None:
+        run.add("survey", found)
+    return found
+
+
+def vars_of(x: Any) -> dict[str, Any]:
+    """The fields of a dataclass, as they are."""
+    return {name: getattr(x, name) for name in x.__dataclass_fields__}
+
+
+def _check_task(resolved: Any, captured: capture.Capture, folder: Path) -> None:
+    """BadInput unless the Task in a Run is what a model without a file gives now."""
+
+    def keys(task: tasks.Task) -> list[str]:
+        contract = (task.folder / "op.json").read_text()
+        return [_libkgen.case_key(contract, case)[1] for case in task.cases]
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        now_ = tasks.read(tasks.write(resolved, captured, Path(aside) / "task"))
+        same = folder.is_dir() and keys(now_) == keys(tasks.read(folder))
+    if not same:
+        raise BadInput(
+            f"{folder}: this Task is not what the model and its inputs give now: resume with those that the Run was begun "
+            "with, or begin anew with another run_dir"
+        )
+
+
+def _left_row(target: Any) -> Row:
+    return Row(target.op, target.title, "", target.share, "left", target.reason or NO_TEMPLATE)
 
 
 def tune(
@@ -371,20 +428,37 @@ def tune(
 def _options(args: argparse.Namespace) -> Options:
     if getattr(args, "device", "cpu") != "cpu":
         raise BadInput(f"--device {args.device}: this kgen tunes on cpu")
+    min_speedup = getattr(args, "min_speedup", 1.05)
+    if not 0 < min_speedup < 1e6:
+        raise BadInput(f"--min-speedup {min_speedup}: give a ratio such as 1.05")
     return Options(
         budget=parse_budget(getattr(args, "budget", "15m")),
-        min_speedup=getattr(args, "min_speedup", 1.05),
+        min_speedup=min_speedup,
         patterns=tuple(args.target or ()),
         train={"train": True, "eval": False, None: None}[args.mode],
         promote=not getattr(args, "no_promote", False),
         registry=Path(args.registry) if getattr(args, "registry", None) else None,
         run_dir=Path(args.run) if getattr(args, "run", None) else None,
         resume=getattr(args, "resume", False),
+        asked={"module": args.module, "inputs": args.inputs, "argv": list(args.script_args)},
     )
 
 
 def _load(args: argparse.Namespace) -> capture.Model:
     return capture.load(args.model, module=args.module, inputs=args.inputs, argv=tuple(args.script_args))
+
+
+def resume_hint(args: argparse.Namespace, run_dir: Path) -> str:
+    """The command that goes on with a Run, from the one that began it."""
+    words = list(args.words)
+    for gone in ("--resume", f"--run={run_dir}"):
+        words = [w for w in words if w != gone]
+    if "--run" in words:
+        at = words.index("--run")
+        del words[at : at + 2]
+    tail = ["--run", str(run_dir), "--resume"]
+    at = words.index("--") if "--" in words else len(words)
+    return "kgen " + shlex.join(words[:at] + tail + words[at:])
 
 
 def run_tune(args: argparse.Namespace) -> int:
@@ -393,10 +467,9 @@ def run_tune(args: argparse.Namespace) -> int:
     if args.resume and not args.run:
         raise BadInput("--resume: say which Run with --run DIR")
     model = _load(args)
-    if not options.run_dir:
-        args.run = str(default_run_dir(model.title))
-        options = Options(**{**{f: getattr(options, f) for f in Options.__dataclass_fields__}, "run_dir": Path(args.run)})
-    report = tune_model(model, options, Progress(quiet=args.json))
+    run_dir = options.run_dir or default_dir(model.title)
+    args.resume_with = (run_dir, resume_hint(args, run_dir))
+    report = tune_model(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     if args.json:
         print(json.dumps(report.json()))
     else:
@@ -424,7 +497,8 @@ def run_capture(args: argparse.Namespace) -> int:
         tasks.write(resolved, captured, folder)
         written.append({"op": resolved.op, "folder": str(folder), "cases": len(resolved.cases), "share": target.share})
     for row in written:
-        print(json.dumps(row) if args.json else f"{row['op']}: {row['cases']} Case(s) in {row['folder']}")
+        cases = f"{row['cases']} Case{'s' * (row['cases'] != 1)}"
+        print(json.dumps(row) if args.json else f"{row['op']}: {cases} in {row['folder']}")
     return 0
 
 
@@ -437,47 +511,66 @@ def judge_files(
     records = []
     with Judge(contract) as judge:
         for i in range(len(task.cases)):
-            with progress.step(f"inputs and fp64 oracle of Case {i + 1}/{len(task.cases)}"):
+            with progress.step(f"inputs and fp64 oracles of Case {i + 1}/{len(task.cases)}"):
                 sets.fill(judge, task, reference, i)
         for path in files:
             with progress.step(f"judging {path.name}"):
-                record = judge.run(
-                    path.read_bytes(), name=path.name, tunables=tunables, reps=21 if timing else 0
-                )
+                record = judge.run(path.read_bytes(), name=path.name, tunables=tunables, reps=21 if timing else 0)
             record.setdefault("environment", {})["torch"] = torch.__version__
-            record["source"], record["created"] = path.name, _now()
+            record["source"], record["created"] = path.name, now()
             records.append(record)
     return records
 
 
+def read_tunables(text: str | None) -> dict[str, int] | None:
+    """--tunables: a JSON object of integers."""
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError as e:
+        raise BadInput(f"--tunables {text}: not JSON: {e}; give values such as '{{\"BLOCK_M\": 64}}'") from e
+    right = isinstance(values, dict) and all(isinstance(v, int) and not isinstance(v, bool) for v in values.values())
+    if not right:
+        raise BadInput(f"--tunables {text}: give an object of integers, such as '{{\"BLOCK_M\": 64}}'")
+    return values
+
+
+def _task_folder(text: str) -> Path:
+    """BadInput that names the Tasks below when the folder is the parent of several."""
+    folder = Path(text)
+    if folder.is_dir() and not (folder / "task.json").is_file():
+        below = sorted(str(p.parent) for p in folder.glob("*/task.json"))
+        if below:
+            raise BadInput(f"{text}: holds several Tasks; name one: {', '.join(below)}")
+        raise BadInput(f"{text}: is no Task folder, it has no task.json (`kgen capture MODEL -o {text}` makes one)")
+    return folder
+
+
 def run_judge(args: argparse.Namespace) -> int:
     """`kgen judge`: 0 if every file passes, 1 if not."""
-    folder = Path(args.task)
     if args.device != "cpu":
         raise BadInput(f"--device {args.device}: this kgen judges on cpu")
-    tunables = None
-    if args.tunables:
-        try:
-            tunables = json.loads(args.tunables)
-        except ValueError as e:
-            raise BadInput(f"--tunables {args.tunables}: not JSON: {e}") from e
+    tunables = read_tunables(args.tunables)
     files = [Path(f) for f in args.files]
     for path in files:
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
+    task = tasks.read(_task_folder(args.task))
     with stoppable():
-        records = judge_files(tasks.read(folder), files, tunables, not args.no_timing, Progress(quiet=args.json))
+        records = judge_files(task, files, tunables, not args.no_timing, Progress(quiet=args.json))
     for path, record in zip(files, records, strict=True):
         if args.json:
             print(json.dumps(record))
             continue
         print(f"{path}: {record['verdict']}" + (f": {record['message']}" if record.get("message") else ""))
         for case in record.get("cases", []):
+            errors = f"norm error {case['norm_err']:.2g}" if case.get("norm_err") is not None else case["verdict"]
             if "time_ns" in case:
-                ms, floor = case["time_ns"]["median"] / 1e6, case.get("floor_ns", 0) / 1e6
-                print(f"  case {case['case'][:12]}: {ms:.3f} ms (floor {floor:.3f} ms), norm error {case['norm_err']:.2g}")
+                floor = case.get("floor_ns", 0)
+                errors = f"{milliseconds(case['time_ns']['median'])} (floor {milliseconds(floor)}), {errors}"
+            print(f"  case {case['case'][:12]}: {errors}")
     failed = [p for p, r in zip(files, records, strict=True) if r["verdict"] != "pass"]
     if failed and not args.json:
         raise CheckFailed(f"{len(failed)} of {len(files)} did not pass")
     return 1 if failed else 0
-

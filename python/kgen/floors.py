@@ -1,0 +1,68 @@
+"""How fast parts of a model could be at best on this machine, for reports: a bound by arithmetic, and by bytes where no cache
+holds them. Never a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .capture import Capture, Part
+from .targets import CaseData, Machine, Target
+
+# Below this a cache may hold what a part reads, and the rate of memory is no bound.
+MEMORY_BYTES = 64 << 20
+
+
+def of_case(case: CaseData, machine: Machine) -> float:
+    """ns that a Case of a canonical Op takes for its arithmetic; 0 where fp32's peak is no bound."""
+    tensors = [x for x in case.args.values() if isinstance(x, torch.Tensor)]
+    if any(x.dtype != torch.float32 for x in tensors):
+        return 0.0
+    return Machine(math.inf, machine.flops_per_second).floor(case) * 1e9
+
+
+def own(capture: Capture, targets: Sequence[Target], machine: Machine) -> dict[str, float]:
+    """By title: the share of its present time that a part of the model must take; what cannot be told is left out."""
+    flops = _flops(capture)
+    found = {}
+    for target in targets:
+        if target.part is None or not target.seconds:
+            continue
+        calls = target.part.calls.values()
+        seconds = _bytes(target.part) * sum(c.count for c in calls) * len(target.paths) / machine.bytes_per_second
+        if len(calls) == 1 and _is_fp32(target.part):
+            seconds = max(seconds, sum(flops.get(p, 0) for p in target.paths) / machine.flops_per_second)
+        if seconds > 0:
+            found[target.title] = min(1.0, seconds / target.seconds)
+    return found
+
+
+def _flops(capture: Capture) -> dict[str, int]:
+    """By path, in one run of the model; {} for a model that cannot be counted."""
+    counter = FlopCounterMode(display=False)
+    try:
+        with capture.running() as root, counter:
+            capture.call(root)
+    except Exception:  # noqa: BLE001 - whatever a counting run meets, the model itself ran; a report goes without
+        return {}
+    name = type(root).__name__
+    return {
+        key[len(name) :].removeprefix("."): sum(ops.values())
+        for key, ops in counter.get_flop_counts().items()
+        if key == name or key.startswith(f"{name}.")
+    }
+
+
+def _is_fp32(part: Part) -> bool:
+    floating = [p.dtype for p in part.module.parameters() if p.is_floating_point()]
+    return all(d == torch.float32 for d in floating)
+
+
+def _bytes(part: Part) -> int:
+    """Bytes that a call of a part reads at least, 0 where a cache may hold them."""
+    read = sum(p.numel() * p.element_size() for p in part.module.parameters())
+    return read if read >= MEMORY_BYTES else 0
