@@ -10,7 +10,7 @@ import torch
 from . import reference as references
 from .gate import GateSet
 from .judge import Judge, tolerance
-from .reference import DISTRIBUTIONS, HARSH, Drawn, Expected, Reference
+from .reference import DISTRIBUTIONS, Drawn, Expected, Reference
 from .task import Task
 
 # Sets drawn from the captured distribution; each further distribution gives one.
@@ -43,9 +43,7 @@ def for_judge(task: Task, reference: Reference, index: int) -> CaseSets:
     for name in names:
         drawn = references.draw(task, case, secret_seed(), name)
         expected = reference.expected(drawn)
-        if name in HARSH:
-            expected = reference.conditioned(drawn, expected, secret_seed())
-        reason = reference.unusable(expected, sets[0][2]) if name != "captured" else None
+        reason = reference.unusable(expected, sets[0][2], drawn) if name != "captured" else None
         if reason:
             dropped[name] = reason
         else:

@@ -331,10 +331,8 @@ def _sets(reference: Reference, task: Task, trial: Trial) -> Iterator[tuple[str,
     for name in names:
         drawn = references.draw(task, trial.case, secret_seed(), name)
         e = reference.expected(drawn)
-        if name in references.HARSH:
-            e = reference.conditioned(drawn, e, secret_seed())
         base = base or e
-        if name == "captured" or not reference.unusable(e, base):
+        if name == "captured" or not reference.unusable(e, base, drawn):
             yield name, drawn, e
 
 
