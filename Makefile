@@ -69,7 +69,8 @@ fuzz: $(VENV)/.kgen-demo
 	done
 
 wheel: $(VENV)/.kgen-test
-	@$(PY) -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	@ls dist/*.whl
 
 clean:
 	rm -rf build build-debug build-ci build-fuzz dist
