@@ -149,6 +149,63 @@ static int put_task(const char *dir, const char *task_dir, kg_error *err) {
     return rc;
 }
 
+static bool has_case(const kg_json *cases, const char *name) {
+    for (size_t i = 0; i < kg_json_size(cases); i++) {
+        const char *have = "";
+        if (!kg_json_str(kg_json_get(kg_json_at(cases, i), "case"), "", &have, NULL) &&
+            !strcmp(have, name))
+            return true;
+    }
+    return false;
+}
+
+/* What the Record that is there says of Cases that the new one does not know: one Candidate may win
+ * in several Runs. */
+static int keep_cases(kg_json *record, const kg_json *there, kg_error *err) {
+    const kg_json *old = kg_json_get(there, "cases"), *given = kg_json_get(record, "cases");
+    kg_json *cases = given ? kg_json_copy(given) : kg_json_new_array();
+    for (size_t i = 0; i < kg_json_size(old); i++) {
+        const kg_json *one = kg_json_at(old, i);
+        const char *name = "";
+        if (kg_json_str(kg_json_get(one, "case"), "", &name, NULL) || has_case(cases, name))
+            continue;
+        if (!kg_json_push(cases, kg_json_copy(one))) {
+            kg_json_free(cases);
+            return kg_fail(err, KG_ENOMEM, "cases of a Record");
+        }
+    }
+    return kg_json_set(record, "cases", cases) ? KG_OK
+                                               : kg_fail(err, KG_ENOMEM, "cases of a Record");
+}
+
+static int keep_pins(kg_json *record, const kg_json *there, kg_error *err) {
+    const kg_json *old = kg_json_get(there, "pins");
+    if (!old || kg_json_get(record, "pins"))
+        return KG_OK;
+    return kg_json_set(record, "pins", kg_json_copy(old))
+               ? KG_OK
+               : kg_fail(err, KG_ENOMEM, "pins of a Record");
+}
+
+/* A Record that cannot be read is replaced whole. */
+static int keep_what_is_known(kg_json *record, const char *kernel_dir, kg_error *err) {
+    kg_json *there = NULL;
+    kg_buf text;
+    kg_buf_init(&text, KG_MAX_RECORD);
+    char *path = kg_path_join(kernel_dir, "record.json");
+    int rc = path ? KG_OK : kg_fail(err, KG_ENOMEM, "path of a record");
+    if (!rc && !kg_read_file(path, KG_MAX_RECORD, &text, NULL) &&
+        !kg_json_parse(text.data, text.len, path, &there, NULL)) {
+        rc = keep_cases(record, there, err);
+        if (!rc)
+            rc = keep_pins(record, there, err);
+    }
+    kg_json_free(there);
+    kg_buf_free(&text);
+    free(path);
+    return rc;
+}
+
 /* The names of the pins that the Record's Kernel was promoted for, old and new together. */
 static int note_pins(kg_json *record, const char *const *hashes, size_t n, kg_error *err) {
     const kg_json *old = kg_json_get(record, "pins");
@@ -325,8 +382,10 @@ int kg_registry_promote(kg_registry *r, const char *op_json, const char *task_di
     if (!rc) {
         number = next_version(r, p.op, p.arch, p.id);
         kg_json_set_int(p.record, "version", number);
-        rc = note_pins(p.record, p.hash_names, nkeys, err);
+        rc = keep_what_is_known(p.record, p.kernel_dir, err);
     }
+    if (!rc)
+        rc = note_pins(p.record, p.hash_names, nkeys, err);
     if (!rc)
         rc = put_kernel(&p, source, n, err);
     if (!rc)

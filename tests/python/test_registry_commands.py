@@ -317,3 +317,20 @@ def test_a_read_only_registry_serves(registry: Path, tmp_path: Path) -> None:
         env={**os.environ, "KGEN_REGISTRY": str(registry)}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.stdout.startswith("softmax: softmax/v3 (dynamic"), done.stderr
+
+
+def test_a_candidate_that_wins_twice_keeps_what_was_known_of_it(
+    registry: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = made.SOFTMAX.replace("FACTOR is", "second: FACTOR is")
+    contract, second = made.contract("softmax"), kernels(registry)[2]
+    fresh = {k: v for k, v in json.loads((Path(second["path"]) / "record.json").read_text()).items() if k != "pins"}
+    for n in (5, 9):
+        given = {**fresh, "cases": [{"case": f"{n:032x}", "verdict": "pass", "sets": n}]}
+        _libkgen.registry_promote(registry, contract, None, source.encode(), given, [made.softmax_key(N=n)])
+    record = json.loads((Path(second["path"]) / "record.json").read_text())
+    assert {c["case"]: c["sets"] for c in record["cases"]} == {f"{5:032x}": 5, f"{9:032x}": 9}
+    assert len(record["pins"]) == 3, "the fixture's and the two"
+    made.promote(registry, "softmax", made.SOFTMAX.replace("FACTOR is", "other: FACTOR is"), [made.softmax_key(N=5)])
+    code, out, _ = run(capsys, "rollback", "softmax", "v2")
+    assert code == 0 and "2 pins moved" in out, "of N=5 and the one that all of them share"
