@@ -148,11 +148,12 @@ static void write_index(fixture *f, size_t nkernels) {
                          .npins = nkernels,
                          .kernels = f->kernels,
                          .pins = f->pins};
-    char real[512];
-    CHECK(realpath(f->registry, real) != NULL);
+    char *real = realpath(f->registry, NULL);
+    CHECK(real != NULL);
     char *path = kg_index_path(real);
     CHECK_OK(kg_index_write(path, real, kg_registry_fingerprint(real), &block, 1, &err), err);
     free(path);
+    free(real);
 }
 
 static void start(fixture *f, const kg_rt_op **op) {
