@@ -1,0 +1,212 @@
+"""The registry that comes with kgen: what it claims, that no call in its ranges falls back, and how it is made."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kgen
+from kgen import _libkgen, ship, spread
+from kgen.doctor import machine_arch
+from kgen.verify import runs_on
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "generated"
+DTYPES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
+RUNNABLE = [a for a in ship.ARCHS if runs_on(a, machine_arch())]
+SEED = random.SystemRandom().getrandbits(32)
+
+
+def pins(op: str, arch: str) -> list[dict[str, Any]]:
+    return [json.loads(p.read_text()) for p in sorted((SHIPPED / op / arch / "pins").iterdir())]
+
+
+def records() -> list[tuple[Path, dict[str, Any]]]:
+    return [(p.parent, json.loads(p.read_text())) for p in sorted(SHIPPED.glob("*/*/*/record.json"))]
+
+
+@pytest.fixture(params=RUNNABLE)
+def only(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """One architecture's Kernels as the only registry: a richer machine serves the poorer one's too."""
+    root = tmp_path / "generated"
+    for op in ("softmax", "attention"):
+        (root / op).mkdir(parents=True)
+        shutil.copy(SHIPPED / op / "op.json", root / op)
+        shutil.copytree(SHIPPED / op / request.param, root / op / request.param)
+    held = [r["path"] for r in kgen.registry()]
+    for path in held:
+        kgen.unload(path)
+    kgen.load(root)
+    yield request.param
+    kgen.unload(root)
+    for path in reversed(held):
+        kgen.load(path)
+
+
+# ---- what it is ----
+
+
+@pytest.mark.parametrize("arch", ship.ARCHS)
+def test_every_dtype_has_pins_for_any_length(arch: str) -> None:
+    softmax = {(p["key"]["dtypes"][0], p["key"]["dims"]["K"] == 1) for p in pins("softmax", arch)}
+    assert softmax == {(d, rows) for d in DTYPES for rows in (True, False)}
+    attention = [p["key"] for p in pins("attention", arch)]
+    assert {(k["dtypes"][0], k["program"]) for k in attention} == {(d, p) for d in DTYPES for p in (None, "*")}
+    for key in attention:
+        longest = max(k["dims"]["SK"]["max"] for k in attention if k["program"] == key["program"])
+        assert longest >= 1 << 20 and key["dims"]["D"] == {"min": 1, "max": 256}
+
+
+def test_the_record_says_what_it_was_judged_on() -> None:
+    assert len(records()) == len(ship.HOUSE) * len(ship.ARCHS)
+    for folder, record in records():
+        named = sorted(p["key"]["program"] or "" for p in pins(record["op"], record["arch"]) if p["kernel"] == record["id"])
+        entries = record["cases"]
+        assert record["verdict"] == "pass" and all(e["verdict"] == "pass" for e in entries), folder
+        assert {e["case"] for e in entries} == set(record["pins"]) and len(entries) == len(named)
+        assert all(e["sets"] > e["cases"] > 5 for e in entries if e["case"])
+        if record["op"] == "attention":
+            assert sum(e["random_programs"] for e in entries) == ship.PROGRAMS
+            assert len(record["programs"]) >= 20, "the variants by name, in every dtype"
+
+
+def test_it_is_text_and_small_and_of_no_machine() -> None:
+    files = [p for p in SHIPPED.rglob("*") if p.is_file() and p.name != ".lock"]
+    assert sum(p.stat().st_size for p in files) < 1 << 20
+    for path in files:
+        text = path.read_text("utf-8")
+        assert not re.search(r"(^|[\s\"])/(home|root|tmp|work|usr)/", text), path
+
+
+def test_every_kernel_is_what_its_id_says() -> None:
+    for folder, record in records():
+        source = (folder / record["source"]).read_bytes()
+        contract = (SHIPPED / record["op"] / "op.json").read_text()
+        found = _libkgen.candidate_check(contract, source, "kernel.c", record["tunables"])
+        assert found["id"] == record["id"] == folder.name
+    kernels = _libkgen.registry_list(SHIPPED)
+    assert len(kernels) == len(records()) and all(k["pins"] > 0 for k in kernels), "nothing is dead weight"
+
+
+# ---- what it serves ----
+
+
+def sizes() -> list[int]:
+    rng = random.Random(SEED)
+    return [rng.randrange(1, 40), rng.randrange(40, 400), rng.randrange(400, 1500)]
+
+
+def check(why: Any, arch: str, kinds: tuple[str, ...] = ("dynamic",)) -> None:
+    assert why.fallbacks == 0 and why.decisions, str(why)
+    assert all(d.kind in kinds and d.arch == arch for d in why.decisions), str(why)
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_softmax_of_random_sizes_never_falls_back(only: str, dtype: str) -> None:
+    for n in sizes():
+        for shape, dim in (((3, n), 1), ((2, n, 5), 1), ((n,), 0), ((2, 3, n), -1)):
+            x = torch.randn(shape).to(getattr(torch, dtype))
+            check(kgen.why("softmax", x, dim), only)
+            want = torch.softmax(x.double(), dim)
+            got = torch.ops.kgen.softmax(x, dim).double()
+            assert float((got - want).abs().max()) < DTYPES[dtype], (SEED, shape)
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_attention_of_random_sizes_never_falls_back(only: str, dtype: str) -> None:
+    rng = random.Random(SEED)
+    for n in sizes():
+        b, g, hkv, d = rng.randrange(1, 3), rng.randrange(1, 4), rng.randrange(1, 3), rng.randrange(1, 257)
+        q = torch.randn(b, g * hkv, n, d).to(getattr(torch, dtype))
+        k, v = (torch.randn(b, hkv, n, d).to(q.dtype) for _ in range(2))
+        for causal in (False, True):
+            more = {"is_causal": causal, "enable_gqa": True}
+            check(kgen.why("attention", q, k, v, **more), only)
+            want = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), **more)
+            got = torch.ops.kgen.attention(q, k, v, **more).double()
+            assert float((got - want).abs().max()) < 4 * DTYPES[dtype], (SEED, q.shape)
+
+
+def test_a_score_function_never_falls_back(only: str) -> None:
+    for n in sizes():
+        q = torch.randn(1, 2, n, 48)
+
+        def relative(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+            return score + 0.125 * (j - i)
+
+        def causal(b: Any, h: Any, i: Any, j: Any) -> Any:
+            return i >= j
+
+        def unheard(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+            return torch.where((i + 3 * j) % 7 == 0, score * 0.5, score - 0.01 * j)
+
+        check(kgen.why(kgen.attention, q, q, q, score_mod=relative, mask_mod=causal), only)
+        check(kgen.why(kgen.attention, q, q, q, score_mod=unheard), only, ("instantiated",))
+        i, j = torch.arange(n).view(-1, 1), torch.arange(n)
+        score = q.double() @ q.double().transpose(2, 3) / math.sqrt(48) + 0.125 * (j - i)
+        want = torch.softmax(score.masked_fill(i < j, -math.inf), -1) @ q.double()
+        got = kgen.attention(q, q, q, score_mod=relative, mask_mod=causal)
+        assert float((got.double() - want).abs().max()) < 1e-4, (SEED, n)
+
+
+def test_few_queries_and_few_rows_have_kernels_of_their_own(only: str) -> None:
+    def template(why: Any) -> str:
+        found = _libkgen.registry_find(why.decisions[0].registry, f"{why.decisions[0].op}/{why.decisions[0].id}")
+        return json.loads((Path(found["path"]) / "record.json").read_text())["proposer"]["template"]
+
+    q, k = torch.randn(1, 4, 1, 64), torch.randn(1, 4, 700, 64)
+    assert template(kgen.why("attention", q, k, k)) == "attention/decode.c"
+    assert template(kgen.why("attention", k, k, k)) == "attention/flash.c"
+    if torch.get_num_threads() > 1:
+        assert template(kgen.why("softmax", torch.randn(1, 50257), 1)) == "softmax/split.c"
+    assert template(kgen.why("softmax", torch.randn(64, 100), 1)) == "softmax/rows.c"
+    assert template(kgen.why("softmax", torch.randn(64, 100, 3), 1)) == "softmax/columns.c"
+
+
+# ---- how it is made ----
+
+
+def test_a_range_is_what_was_judged() -> None:
+    contract = ship.canonical_contract("softmax").decode()
+    trials = [spread.softmax_trial("float32", m, n) for m, n in ((2, 7), (5, 3), (4, 900))]
+    key = ship.judged_key(contract, trials, (), False)
+    assert key["dims"] == {"M": {"min": 2, "max": 5}, "N": {"min": 3, "max": 900}, "K": 1}
+    skipped = ship.judged_key(contract, trials, {trials[2].label: "not for it"}, False)
+    assert skipped["dims"]["N"] == {"min": 3, "max": 7}, "what the plan refused was not judged"
+
+
+def test_only_programs_of_every_dtype_are_evidence() -> None:
+    assert ship._in_all([["a", "b", "c"], ["c", "a"], ["a", "c", "d"]]) == ["a", "c"]
+    assert ship._in_all([]) == []
+
+
+def test_the_tool_refuses_a_kernel_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = tmp_path / "kernels"
+    (kernels / "softmax").mkdir(parents=True)
+    text = (ROOT / "kernels/softmax/rows.c").read_text()
+    (kernels / "softmax/rows.c").write_text(text.replace("#define LOG2E 1.44269504088896341f", "#define LOG2E 1.4427f"))
+    monkeypatch.setattr(ship, "kernels_dir", lambda: kernels)
+    assert ship.main(["--registry", str(tmp_path / "g"), "--only", "softmax/rows.c", "--arch", RUNNABLE[0]]) == 1
+    assert not list((tmp_path / "g").rglob("record.json"))
+
+
+def test_the_command_line_serves_the_shipped_registry(tmp_path: Path) -> None:
+    env = {**os.environ, "XDG_DATA_HOME": str(tmp_path)}
+    env.pop("KGEN_REGISTRY", None)
+    words = ["why", "attention", *["float32[1,2,33,20]"] * 3]
+    done = subprocess.run([sys.executable, "-m", "kgen", *words], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"attention: attention/v") and str(SHIPPED) in done.stdout
