@@ -14,7 +14,7 @@ typedef struct KG_NAME(sums) {
 #define KG_ACCUMULATE(x, r)                                                                        \
     do {                                                                                           \
         kg_v8d d_ = (x) - (r);                                                                     \
-        kg_v8d ad_ = (kg_v8d)((kg_v8l)d_ & ABS_MASK), ar_ = (kg_v8d)((kg_v8l)(r)&ABS_MASK);        \
+        kg_v8d ad_ = (kg_v8d)((kg_v8l)d_ & ABS_MASK), ar_ = (kg_v8d)(ABS_MASK & (kg_v8l)(r));      \
         s.odd |= ~(d_ - d_ == 0.0);                                                                \
         s.d2 += d_ * d_;                                                                           \
         s.r2 += (r) * (r);                                                                         \
