@@ -31,6 +31,7 @@ def _lazy(module: str, name: str) -> Command:
     def run(args: argparse.Namespace) -> int | None:
         return getattr(importlib.import_module(f".{module}", __package__), name)(args)
 
+    run.target = (module, name)  # type: ignore[attr-defined]
     return run
 
 

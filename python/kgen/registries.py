@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import _libkgen
 from ._paths import shipped_registry
-from .errors import BadInput
+from .errors import BadInput, EnvironmentLacks
 
 
 def user_registry() -> Path:
@@ -39,6 +39,17 @@ def promote_to(only: str | None = None) -> Path:
         return Path(only)
     named = [p for p in os.environ.get("KGEN_REGISTRY", "").split(os.pathsep) if p]
     return Path(named[0]) if named else user_registry()
+
+
+def check_writable(path: Path) -> None:
+    """Raises before any work is done when nothing could be promoted there. Makes nothing."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise BadInput(f"registry {path}: {there} is a file; name a folder with --registry")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EnvironmentLacks(f"registry {path}: {there} cannot be written; name another with --registry, or --no-promote")
 
 
 def find(name: str, only: str | None = None) -> tuple[Path, dict]:

@@ -54,7 +54,8 @@ def alignment(x: torch.Tensor) -> int:
 def tensor_entry(x: torch.Tensor, name: str, keep: int, blobs: list[Blob]) -> dict[str, Any]:
     """A Case's entry of one tensor. keep: up to how many elements a float tensor keeps its values."""
     if dtype_name(x.dtype) not in DTYPES:
-        raise NotATarget(f"{name} is {dtype_name(x.dtype)}, which no Op takes")
+        known = ", ".join(DTYPES)
+        raise NotATarget(f"{name.partition('.')[2]} is {dtype_name(x.dtype)}, which no Op takes (they take {known})")
     entry: dict[str, Any] = {
         "dtype": dtype_name(x.dtype),
         "shape": list(x.shape),

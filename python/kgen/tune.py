@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,10 @@ class OpTuner:
         record = {**winner["record"], "source": "kernel.c", "created": now(), "tunables": winner["tunables"]}
         record["proposer"] = {"name": "builtin", "template": winner["source"]}
         record.setdefault("environment", {})["torch"] = torch.__version__
-        return record
+        from . import spread  # it brings torch's compiler in
+
+        hashes = {_libkgen.case_key(self.contract, c)[1]: i for i, c in enumerate(self.task.cases)}
+        return spread.attach(record, self.task, hashes)
 
     def _put(self, registry: Path, record: dict[str, Any], source: bytes, key: dict[str, Any]) -> Path | None:
         canonical = self.task.contract["reference"]["kind"] == "torch"
@@ -260,7 +263,8 @@ class OpTuner:
         try:
             _libkgen.registry_promote(registry, self.contract, folder, source, record, [key])
         except KgenError as e:
-            raise type(e)(f"registry {registry}: {e}") from e
+            hint = "" if registry == self.run.path / "staging" else "; what was found is in the Run: --resume promotes it"
+            raise type(e)(f"registry {registry}: {e}{hint}") from e
         return None if canonical else registry / self.task.op
 
     def _decide(
@@ -307,6 +311,8 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
     started = time.monotonic()
     run_dir = options.run_dir or default_dir(model.title)
     registry = options.registry or registries.promote_to()
+    if options.promote:
+        registries.check_writable(registry.absolute())
     asked = {
         "model": model.source.name,
         "sha256": model.source.sha256,
@@ -367,7 +373,8 @@ def _capture_tasks(
         jobs.append(Job(target.op, target.share, weight, tuple(floors.of_case(c, survey.machine) for c in target.cases)))
     rest = [t for t in survey.targets if t not in chosen and (t.canonical or not options.patterns)]
     left += [_left_row(t) for t in rest]
-    left += [Row(part.op, part.path, "", 0.0, "left", part.reason) for part in survey.left]
+    whole = f"{model.title} itself"
+    left += [Row(part.op, part.path or whole, "", 0.0, "left", part.reason) for part in survey.left]
     share = floors.own(captured, [t for t in survey.targets if not t.canonical], survey.machine)
     for row in left:
         row.floor_share = share.get(row.where)
@@ -480,6 +487,9 @@ def run_tune(args: argparse.Namespace) -> int:
 def run_capture(args: argparse.Namespace) -> int:
     """`kgen capture`: a Task folder for one target, or one below it for each of several."""
     options = _options(args)
+    out = Path(args.output)
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out}: is a file; name a folder with -o")
     model = _load(args)
     progress = Progress(quiet=args.json)
     captured, survey, chosen = survey_model(model, options, progress)
@@ -487,7 +497,6 @@ def run_capture(args: argparse.Namespace) -> int:
         chosen = [t for t in survey.targets if t.reason is None][:1]
     if not chosen:
         raise BadInput(f"{args.model}: nothing in it can be a Task: " + "; ".join(p.reason for p in survey.left))
-    out = Path(args.output)
     written = []
     for target in chosen:
         if target.reason is not None:
@@ -504,22 +513,22 @@ def run_capture(args: argparse.Namespace) -> int:
 
 def judge_files(
     task: tasks.Task, files: list[Path], tunables: dict[str, int] | None, timing: bool, progress: Progress
-) -> list[dict[str, Any]]:
-    """The Records of Candidates judged on every Case of a Task."""
+) -> Iterator[dict[str, Any]]:
+    """The Records of Candidates judged on every Case of a Task, one as soon as it is there."""
     reference = Reference.open(task)
     contract = (task.folder / "op.json").read_text()
-    records = []
     with Judge(contract) as judge:
         for i in range(len(task.cases)):
             with progress.step(f"inputs and fp64 oracles of Case {i + 1}/{len(task.cases)}"):
                 sets.fill(judge, task, reference, i)
         for path in files:
+            source = path.read_bytes()
             with progress.step(f"judging {path.name}"):
-                record = judge.run(path.read_bytes(), name=path.name, tunables=tunables, reps=21 if timing else 0)
+                values = complete_tunables(contract, source, path.name, tunables)
+                record = judge.run(source, name=path.name, tunables=values, reps=21 if timing else 0)
             record.setdefault("environment", {})["torch"] = torch.__version__
             record["source"], record["created"] = path.name, now()
-            records.append(record)
-    return records
+            yield record
 
 
 def read_tunables(text: str | None) -> dict[str, int] | None:
@@ -536,15 +545,44 @@ def read_tunables(text: str | None) -> dict[str, int] | None:
     return values
 
 
+def complete_tunables(
+    contract: str, source: bytes, name: str, given: dict[str, int] | None
+) -> dict[str, int] | None:
+    """What was given, and the default of the rest. A plan that is wrong is the judge's to condemn."""
+    if given is None:
+        return None
+    try:
+        return {**_libkgen.candidate_check(contract, source, name)["tunables"], **given}
+    except BadInput:
+        return given
+
+
 def _task_folder(text: str) -> Path:
     """BadInput that names the Tasks below when the folder is the parent of several."""
     folder = Path(text)
-    if folder.is_dir() and not (folder / "task.json").is_file():
+    if not folder.is_dir():
+        raise BadInput(f"{text}: no such folder (`kgen capture MODEL -o {text}` makes a Task)")
+    if not (folder / "task.json").is_file():
         below = sorted(str(p.parent) for p in folder.glob("*/task.json"))
         if below:
             raise BadInput(f"{text}: holds several Tasks; name one: {', '.join(below)}")
         raise BadInput(f"{text}: is no Task folder, it has no task.json (`kgen capture MODEL -o {text}` makes one)")
     return folder
+
+
+def _record_lines(path: Path, record: dict[str, Any]) -> list[str]:
+    """What people see of a Record: the verdict with what led to it, and times of what passed."""
+    lines = [f"{path}: {record['verdict']}" + (f": {record['message'].rstrip()}" if record.get("message") else "")]
+    cases = record.get("cases", [])
+    for case in cases if record["verdict"] == "pass" or len(cases) > 1 else []:
+        text = case["verdict"]
+        if text == "pass":
+            text = f"norm error {case['norm_err']:.2g} (torch's own {case['torch_norm_err']:.2g})"
+        if "time_ns" in case:
+            floor = milliseconds(case.get("floor_ns", 0))
+            text = f"{milliseconds(case['time_ns']['median'])} (floor {floor}), {text}"
+        lines.append(f"  case {case['case'][:12]}: {text}")
+    return lines
 
 
 def run_judge(args: argparse.Namespace) -> int:
@@ -557,20 +595,12 @@ def run_judge(args: argparse.Namespace) -> int:
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
     task = tasks.read(_task_folder(args.task))
+    failed = 0
     with stoppable():
         records = judge_files(task, files, tunables, not args.no_timing, Progress(quiet=args.json))
-    for path, record in zip(files, records, strict=True):
-        if args.json:
-            print(json.dumps(record))
-            continue
-        print(f"{path}: {record['verdict']}" + (f": {record['message']}" if record.get("message") else ""))
-        for case in record.get("cases", []):
-            errors = f"norm error {case['norm_err']:.2g}" if case.get("norm_err") is not None else case["verdict"]
-            if "time_ns" in case:
-                floor = case.get("floor_ns", 0)
-                errors = f"{milliseconds(case['time_ns']['median'])} (floor {milliseconds(floor)}), {errors}"
-            print(f"  case {case['case'][:12]}: {errors}")
-    failed = [p for p, r in zip(files, records, strict=True) if r["verdict"] != "pass"]
+        for path, record in zip(files, records, strict=True):
+            failed += record["verdict"] != "pass"
+            print(json.dumps(record) if args.json else "\n".join(_record_lines(path, record)), flush=True)
     if failed and not args.json:
-        raise CheckFailed(f"{len(failed)} of {len(files)} did not pass")
+        raise CheckFailed(f"{failed} of {len(files)} did not pass")
     return 1 if failed else 0

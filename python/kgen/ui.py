@@ -26,6 +26,7 @@ LOG_WIDTH = 100
 TICK = 0.25
 # A log hears from a search at least this often.
 LOG_SECONDS = 15.0
+QUIET_SECONDS = 2.0
 
 
 def milliseconds(ns: float) -> str:
@@ -175,10 +176,16 @@ class Progress:
             if not self.terminal:
                 self.note(f"  {what}")
 
+        # A log hears of a step that takes a while when it is under way, of a short one when it is done.
+        soon = threading.Timer(QUIET_SECONDS, self.note, (f"{title} ...",))
+        soon.daemon = True
         if not self.terminal:
-            self.note(f"{title} ...")
-        with self._live(text):
-            yield say
+            soon.start()
+        try:
+            with self._live(text):
+                yield say
+        finally:
+            soon.cancel()
         self.note(f"{title}: {time.monotonic() - started:.1f} s")
 
     @contextlib.contextmanager
