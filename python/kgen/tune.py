@@ -173,6 +173,7 @@ class OpTuner:
     def __init__(self, job: Job, run: Run, registry: Path, options: Options, progress: Progress, stop: Stop):
         self.job, self.run, self.registry = job, run, registry
         self.options, self.progress, self.stop = options, progress, stop
+        self.searched = 0.0  # seconds of the budget that the search took
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task)
         self.contract = (self.task.folder / "op.json").read_text()
@@ -216,9 +217,11 @@ class OpTuner:
 
     def _search(self, judge: Judge, budget: float) -> dict[str, Any]:
         options = {"budget_ms": int(budget * 1000), "kernels": str(kernels_dir())}
+        started = time.monotonic()
         with self.progress.search(self.task.op, budget) as tell:
             found = _libkgen.search(judge.handle, self.run.path, options, tell)
             self.stop.check()
+        self.searched = time.monotonic() - started
         if found["stopped"]:
             raise KeyboardInterrupt
         return found
@@ -328,11 +331,12 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
             except KgenError:
                 run.discard()
                 raise
-            total = sum(j.weight for j in jobs)
             rows: list[Row] = []
-            for job in jobs:
+            left_over = options.budget
+            for i, job in enumerate(jobs):
                 tuner = OpTuner(job, run, registry, options, progress, stop)
-                rows += tuner.rows(options.budget * job.weight / total)
+                rows += tuner.rows(left_over * job.weight / sum(j.weight for j in jobs[i:]))
+                left_over = max(0.0, left_over - tuner.searched)
         report = Report(run_dir, registry, model.title, time.monotonic() - started, rows + left)
         write_json(run_dir / "result.json", report.json())
     return report

@@ -132,6 +132,19 @@ class _Screen:
         self.drawn = text.count("\n") + 1 if text else 0
 
 
+class _Once:
+    """A function that does its work at the first call; from any thread."""
+
+    def __init__(self, work: Callable[[], None]):
+        self.work, self.lock, self.done = work, threading.Lock(), False
+
+    def __call__(self) -> None:
+        with self.lock:
+            if not self.done:
+                self.done = True
+                self.work()
+
+
 class Progress:
     """Steps and searches, as they go on; on stderr. quiet: not a word."""
 
@@ -171,14 +184,17 @@ class Progress:
         def text() -> list[str]:
             return [f"{title}{': ' if at[0] else ''}{at[0]} ... {time.monotonic() - started:.0f} s"]
 
+        # A log hears of a step when it says something or takes a while; of a short and silent one when it is done.
+        begin = _Once(lambda: self.note(f"{title} ..."))
+        soon = threading.Timer(QUIET_SECONDS, begin)
+        soon.daemon = True
+
         def say(what: str) -> None:
             at[0] = what
             if not self.terminal:
+                begin()
                 self.note(f"  {what}")
 
-        # A log hears of a step that takes a while when it is under way, of a short one when it is done.
-        soon = threading.Timer(QUIET_SECONDS, self.note, (f"{title} ...",))
-        soon.daemon = True
         if not self.terminal:
             soon.start()
         try:
