@@ -19,10 +19,11 @@
 
 /* As in runtime/plan.h, which lies above this layer. */
 enum { FLAG_FAST_MATH = 1, FLAG_NO_CONTRACT = 2 };
-/* By KG_CC_LAYOUT_SHIFT: the same code in another order or at other distances. */
-static const char *const LAYOUTS[] = {"", " -falign-labels=16",
-                                      " -falign-labels=32 -fno-schedule-insns2",
-                                      " -falign-labels=8 -fno-reorder-blocks -fno-tree-pre"};
+/* By KG_CC_LAYOUT_SHIFT: the same code in another order, at other distances, with other stack slots
+ * (an offset and a comparison's number may be the bytes, wherever the instruction lies). */
+static const char *const LAYOUTS[] = {
+    "", " -falign-labels=16", " -falign-labels=32 -fno-schedule-insns2 -fno-ira-share-spill-slots",
+    " -falign-labels=8 -fno-reorder-blocks -fno-tree-pre -fira-algorithm=priority"};
 enum { MAX_ARGS = 96, MAX_OBJECT = 64 << 20 };
 
 static const kg_limits CC_LIMITS = {.wall_ms = 60 * 1000,
