@@ -153,12 +153,15 @@ static int place_descriptors(plan *p) {
 }
 
 /* What the parent ignores or catches (an interpreter ignores SIGPIPE) is not the program's
- * business. All signals are blocked until the handlers of the parent are gone. */
+ * business. All signals are blocked until the handlers of the parent are gone. To ignore one first
+ * forgets it: Ctrl-C may have reached this process before it left the parent's group. */
 static int reset_signals(void) {
-    struct sigaction plain = {.sa_handler = SIG_DFL};
+    struct sigaction forget = {.sa_handler = SIG_IGN}, plain = {.sa_handler = SIG_DFL};
     for (int s = 1; s < NSIG; s++)
-        if (s != SIGKILL && s != SIGSTOP)
+        if (s != SIGKILL && s != SIGSTOP) {
+            (void)sigaction(s, &forget, NULL);
             (void)sigaction(s, &plain, NULL);
+        }
     sigset_t none;
     sigemptyset(&none);
     return sigprocmask(SIG_SETMASK, &none, NULL);

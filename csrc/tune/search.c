@@ -230,6 +230,11 @@ static int judge(search *s, candidate *c, kg_level level, kg_error *err) {
                                  level, &o, err);
     if (rc)
         return rc;
+    if (o.verdict != KG_VERDICT_PASS && kg_stop_wanted()) {
+        /* It may be the stop that it failed of. */
+        kg_json_free(o.record);
+        return kg_fail(err, KG_EINTR, "search over %s stopped", s->op);
+    }
     rc = note(s, "verdict", verdict_entry(s, c, level, &o, kg_now_ns() - start), err);
     if (rc) {
         kg_json_free(o.record);

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import _libkgen
+from .errors import KgenError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -71,6 +72,10 @@ def stoppable() -> Iterator[Stop]:
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
     try:
         yield stop
+    except KgenError as e:
+        if stop.wanted:  # whatever was in the way of the stop failed of it
+            raise KeyboardInterrupt from e
+        raise
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in held.items():

@@ -19,6 +19,7 @@ static const char source_text[] =
 
 typedef struct fake {
     int judged[3], prepared, die_after;
+    bool crash; /* it dies as a Candidate does whose worker was stopped */
 } fake;
 
 static kg_op *read_op(void) {
@@ -55,7 +56,8 @@ static int judge(void *ctx, const kg_source *source, const kg_tuning *t, kg_leve
     f->judged[level]++;
     if (f->die_after && f->judged[0] + f->judged[1] + f->judged[2] > f->die_after) {
         kg_stop_set(true);
-        return kg_fail(err, KG_EINTR, "killed");
+        out->verdict = KG_VERDICT_CRASH;
+        return f->crash ? KG_OK : kg_fail(err, KG_EINTR, "killed");
     }
     if (a == 0 || (b == 3 && level == KG_LEVEL_FULL)) {
         out->verdict = KG_VERDICT_WRONG_VALUES;
@@ -131,6 +133,19 @@ TEST(search_resumes_without_asking_twice) {
     CHECK_INT(run(&third, 60000, &r), KG_OK);
     check_winners(&r);
     CHECK_INT(third.judged[0] + third.judged[1] + third.judged[2], 0);
+    kg_search_result_free(&r);
+}
+
+TEST(search_does_not_remember_what_a_stop_brought_about) {
+    fake stopped = {.die_after = 20, .crash = true}, again = {0};
+    kg_search_result r;
+    CHECK_INT(run(&stopped, 60000, &r), KG_EINTR);
+    kg_stop_set(false);
+    kg_search_result_free(&r);
+    CHECK_INT(run(&again, 60000, &r), KG_OK);
+    check_winners(&r);
+    CHECK_INT(r.resumed, 20);
+    CHECK_INT(r.verdicts[KG_VERDICT_CRASH], 0);
     kg_search_result_free(&r);
 }
 
