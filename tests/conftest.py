@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -81,3 +81,23 @@ def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache and a user's registry that no other test has touched; the folder that holds both."""
     _home(tmp_path / "home", monkeypatch.setenv)
     return tmp_path / "home"
+
+
+# Modules whose tests are about the registry that ships with kgen.
+SHIPPED = {"test_ship", "test_bench_ratios", "test_verify", "test_registry_commands"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_what_the_test_loads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Takes the shipped registry out of this process, so that a test's calls meet the Kernels it loads and no others."""
+    if "kgen" not in sys.modules or request.module.__name__.rsplit(".", 1)[-1] in SHIPPED:
+        yield
+        return
+    import kgen
+
+    paths = [r["path"] for r in kgen.registry()]
+    for path in paths:
+        kgen.unload(path)
+    yield
+    for path in reversed(paths):
+        kgen.load(path)
