@@ -23,6 +23,7 @@ import kgen
 from kgen import _native
 from kgen.errors import BadInput
 
+pytestmark = pytest.mark.usefixtures("nothing_shipped")
 CAUSAL = "program 1\nmask\n%0 = ge bool q kv\nreturn %0\n"
 DOUBLE = sr.SOFTMAX.replace("FACTOR 1.0f", "FACTOR 2.0f")  # tells who served by its (wrong) result
 
@@ -305,6 +306,8 @@ def test_no_compiler_names_kgen_build(registry: Path, fresh_home: Path) -> None:
     out = python(
         """
         import kgen
+        for shipped in kgen.registry()[1:]:
+            kgen.unload(shipped["path"])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             x = torch.randn(3, 4)
@@ -487,3 +490,18 @@ def test_another_contract_of_a_canonical_op_is_not_served(registry: Path) -> Non
     x = torch.randn(3, 4)
     with pytest.warns(UserWarning, match="its contract of softmax is another than this kgen's"):
         torch.testing.assert_close(torch.ops.kgen.softmax(x, 1), torch.softmax(x, 1))
+
+
+def test_why_inside_of_why() -> None:
+    """As a patched model does at its first call: each says what happened within it."""
+    x = torch.randn(3, 5)
+    inner: list[Any] = []
+
+    def calls() -> None:
+        torch.ops.kgen.softmax(x, -1)
+        inner.append(kgen.why("softmax", x, 0))
+        torch.ops.kgen.softmax(x, 1)
+
+    outer = kgen.why(calls)
+    assert [d.op for d in outer.decisions] == ["softmax"] * 3 and len(inner[0].decisions) == 1
+    assert len(kgen.why("softmax", x, -1).decisions) == 1
