@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,12 +69,25 @@ class Why:
         return "\n".join(str(d) for d in self.decisions)
 
 
+_asked = threading.local()
+
+
 def _explain(call: Callable[[], object]) -> tuple[Decision, ...]:
+    """The decisions while call runs. One inside another (a patched model asks at its first call) is part of both."""
+    outer = getattr(_asked, "found", None)
+    if outer is not None:
+        outer += _native.explain_end()
+    found: list[dict[str, Any]] = []
+    _asked.found = found
     _native.explain_begin()
     try:
         call()
     finally:
-        found = _native.explain_end()
+        found += _native.explain_end()
+        _asked.found = outer
+        if outer is not None:
+            outer += found
+            _native.explain_begin()
     return tuple(Decision(**d) for d in found)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run kgen as a command."""
+"""Fixtures of the tests that run kgen as a command, and of those that want no registry but their own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 from kgen_command import Server, serve
+
+
+@pytest.fixture
+def nothing_shipped() -> Iterator[None]:
+    """No registry is open in this process but those that the test loads: the shipped one serves almost any call."""
+    import kgen
+
+    held = [r["path"] for r in kgen.registry()]
+    for path in held:
+        kgen.unload(path)
+    yield
+    for path in reversed(held):
+        kgen.load(path)
 
 
 @pytest.fixture(scope="session")

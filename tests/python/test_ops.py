@@ -20,6 +20,7 @@ from torch.library import opcheck
 import kgen
 
 ops = torch.ops.kgen
+pytestmark = pytest.mark.usefixtures("nothing_shipped")
 PROGRAM = """program 1
 tensor t0 float32 1
 scalar s0 float32

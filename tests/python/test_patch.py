@@ -388,6 +388,7 @@ def test_compiles_whole(net) -> None:
     assert not any(s.startswith("kgen.") for s in seen)
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 @torch.no_grad()
 def test_lazy_patch_learns_at_the_first_call(runs: list[Plan], capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(7)
