@@ -10,6 +10,7 @@ out with the reason, and the rest goes on in a new one.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import random
@@ -335,11 +336,15 @@ class Gate:
                 )
         return ""
 
-    def batch(self, who: int, which: int, reps: int) -> float:
-        """One batch; ns a call."""
+    def took(self, who: int, which: int, reps: int) -> float:
+        """One batch; its ns."""
         start = time.perf_counter_ns()
         self.ask("run", who, which, reps)
-        return (time.perf_counter_ns() - start) / reps
+        return float(time.perf_counter_ns() - start)
+
+    def batch(self, who: int, which: int, reps: int) -> float:
+        """One batch; ns a call."""
+        return self.took(who, which, reps) / reps
 
     def prepare(self, who: int) -> str:
         """Builds a contender and tries it on every set; "" or what is wrong with it."""
@@ -355,14 +360,17 @@ class Gate:
         return ""
 
     def reps_of(self, who: int) -> int:
-        """Calls that fill a batch; it is warm afterwards. By the fastest of a few tries: on a busy machine one call may
-        wait longer than a batch should take, and a batch of one call would measure that."""
+        """Calls that fill a batch; it is warm afterwards. By the fastest of a few tries, less what a batch without a call
+        takes: on a busy machine waking two processes may take longer than a batch should, and batches of one call would
+        measure that."""
+        idle = min(self.took(who, 0, 0) for _ in range(TRIES))
         reps = 1
         while True:
-            each = min(self.batch(who, 0, reps) for _ in range(TRIES))
-            if each * reps >= BATCH_MS * 1e6 or reps >= MOST_REPS:
+            total = min(self.took(who, 0, reps) for _ in range(TRIES)) - idle
+            if total >= BATCH_MS * 1e6 or reps >= MOST_REPS:
                 return reps
-            reps = min(MOST_REPS, max(reps + 1, int(reps * min(30.0, 1.3 * BATCH_MS * 1e6 / (each * reps)))))
+            grow = 1.3 * BATCH_MS * 1e6 / total if total > 0 else math.inf
+            reps = min(MOST_REPS, max(reps + 1, int(reps * min(30.0, grow))))
 
 
 class _Lost(Exception):

@@ -106,6 +106,7 @@ class Child:
 
     def run(self, who: int, which: int, reps: int) -> dict[str, Any]:
         call, x = self.calls[who], self.sets[which]
+        out = self.last[who]
         for _ in range(reps):
             out = call(x)
         self.last[who] = out
