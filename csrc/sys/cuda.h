@@ -123,7 +123,7 @@ int kg_cuda_max_blocks(kg_cu_function f, int threads, size_t shared, int *n, kg_
 /* ---- tensor maps ---- */
 
 typedef struct kg_cuda_map {
-    _Alignas(64) uint64_t opaque[16];
+    _Alignas(128) uint64_t opaque[16];
 } kg_cuda_map;
 
 /* CUtensorMapDataType */
