@@ -232,11 +232,12 @@ int kg_cubin_function_get(const void *cubin, size_t n, const char *name, kg_cubi
                           kg_error *err) {
     kg_elf_view e;
     kg_buf complaint;
+    kg_error why = {.msg = ""};
     kg_buf_init(&complaint, 0);
-    int rc = open_cubin(&e, cubin, n, &complaint, err);
+    int rc = open_cubin(&e, cubin, n, &complaint, &why);
     kg_buf_free(&complaint);
     if (rc != KG_OK)
-        return kg_fail_prefix(err, KG_EFORMAT, "the cubin");
+        return kg_fail(err, KG_EFORMAT, "the cubin: %.400s", why.msg);
     for (size_t i = 0; i < e.head.e_shnum; i++) {
         Elf64_Shdr s;
         if (!kg_elf_section(&e, i, &s))
