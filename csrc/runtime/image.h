@@ -20,14 +20,6 @@ int kg_image_cpu(const char *source, size_t n, const char *name, const char *arc
 /* True if the cache has it (nothing is compiled). */
 bool kg_image_cached(const char *source, size_t n, const char *arch, unsigned flags);
 
-/* The same for a CUDA device: the cubin of a translation unit for arch ("sm_90"; NVRTC compiles for
- * sm_90a, as from 9.0 on for every architecture's own features). source ends with a NUL. Works
- * without a device; KG_EENV when it is not cached and there is no NVRTC that could build it. An
- * include outside the closed list is KG_EUNSUPPORTED, before anything is compiled. */
-int kg_image_cuda(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
-                  kg_buf *image, kg_buf *messages, char path[512], kg_error *err);
-bool kg_image_cuda_cached(const char *source, size_t n, const char *arch, unsigned flags);
-
 typedef void (*kg_entry)(int64_t begin, int64_t end, void *const *args);
 
 /* Loads an image into this process and finds kg_entry_0 .. kg_entry_<n-1>. Images stay loaded. */

@@ -1,5 +1,7 @@
 /* Builds images for CUDA: NVRTC, the inspection of the cubin, the cache. Refuses includes outside
  * the closed list before the compiler sees them, and cubins with state or foreign functions. */
+#include "runtime/image_cuda.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -7,7 +9,6 @@
 #include "base/hash.h"
 #include "runtime/cubin.h"
 #include "runtime/cuda_headers.h"
-#include "runtime/image.h"
 #include "runtime/image_cache.h"
 #include "sys/nvrtc.h"
 
@@ -16,7 +17,7 @@
 
 static const char *const OPTIONS[] = {"--std=c++17", "-default-device", "--no-source-include",
                                       "-diag-suppress=177"};
-enum { NOPTIONS = sizeof(OPTIONS) / sizeof(OPTIONS[0]), MAX_OPTIONS = NOPTIONS + 4 };
+enum { NOPTIONS = sizeof(OPTIONS) / sizeof(OPTIONS[0]), MAX_OPTIONS = NOPTIONS + 4, MIN_ARCH = 80 };
 
 /* Version and options, and the headers when the source includes any: what it is built with. False
  * when there is no NVRTC (or no headers): any builder's image will do then. */
@@ -49,26 +50,48 @@ static bool find_entry(const char *source, size_t n, int arch, unsigned flags, b
     return kg_image_entry(key, has ? builder : NULL, ".cubin", path);
 }
 
+typedef struct option_list {
+    const char *v[MAX_OPTIONS];
+    size_t n;
+    char target[48];
+} option_list;
+
+static void list_options(int arch, unsigned flags, option_list *out) {
+    char target[16];
+    snprintf(out->target, sizeof(out->target), "--gpu-architecture=%s",
+             kg_nvrtc_target(arch, target));
+    out->n = 0;
+    out->v[out->n++] = out->target;
+    for (size_t i = 0; i < NOPTIONS; i++)
+        out->v[out->n++] = OPTIONS[i];
+    if ((flags & KG_FLAG_FAST_MATH) != 0)
+        out->v[out->n++] = "--use_fast_math";
+    if ((flags & KG_FLAG_NO_CONTRACT) != 0)
+        out->v[out->n++] = "--fmad=false";
+}
+
+const char *kg_image_cuda_flags(int arch, unsigned flags, char *out, size_t n) {
+    option_list options;
+    size_t at = 0;
+    list_options(arch, flags, &options);
+    if (n > 0)
+        out[0] = '\0';
+    for (size_t i = 0; i < options.n && at < n; i++)
+        at += (size_t)snprintf(out + at, n - at, "%s%s", i > 0 ? " " : "", options.v[i]);
+    return out;
+}
+
 static int compile(const char *source, const char *name, int arch, unsigned flags, bool includes,
                    kg_buf *cubin, kg_buf *log, kg_error *err) {
-    const char *options[MAX_OPTIONS];
-    char target[16], text[48];
-    size_t n = 0;
+    option_list options;
     kg_cuda_header_set set = {.n = 0};
     int rc = kg_nvrtc_supports(arch, err);
     if (rc == KG_OK && includes)
         rc = kg_cuda_headers(&set, err);
     if (rc != KG_OK)
         return rc;
-    snprintf(text, sizeof(text), "--gpu-architecture=%s", kg_nvrtc_target(arch, target));
-    options[n++] = text;
-    for (size_t i = 0; i < NOPTIONS; i++)
-        options[n++] = OPTIONS[i];
-    if ((flags & KG_FLAG_FAST_MATH) != 0)
-        options[n++] = "--use_fast_math";
-    if ((flags & KG_FLAG_NO_CONTRACT) != 0)
-        options[n++] = "--fmad=false";
-    return kg_nvrtc_compile(source, name, options, n, set.v, set.n, cubin, log, err);
+    list_options(arch, flags, &options);
+    return kg_nvrtc_compile(source, name, options.v, options.n, set.v, set.n, cubin, log, err);
 }
 
 /* NVRTC names the unit as #line does; people know it under its own name. */
@@ -99,30 +122,23 @@ static int build(const char *source, const char *name, int arch, unsigned flags,
     return rc;
 }
 
-/* The arch's number; -1 with a message when it is no sm_NN. */
-static int arch_of(const char *arch, kg_error *err) {
-    int64_t code = kg_arch_target(arch) == KG_CUDA ? kg_arch_code(arch) : -1;
-    if (code < 80)
-        kg_fail(err, KG_EINVAL, "the architecture %s; it is sm_80 or newer", arch);
-    return code < 80 ? -1 : (int)code;
-}
-
-int kg_image_cuda(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
+int kg_image_cuda(const char *source, size_t n, const char *name, int arch, unsigned flags,
                   kg_buf *image, kg_buf *messages, char path[512], kg_error *err) {
     char entry[KG_IMAGE_PATH];
     kg_buf fresh;
     bool includes = false, cached = false;
-    int code = arch_of(arch, err);
-    int rc = code < 0 ? KG_EINVAL : kg_cuda_includes(source, n, name, &includes, messages, err);
+    if (arch < MIN_ARCH)
+        return kg_fail(err, KG_EINVAL, "sm_%d: kgen's kernels need sm_80 or newer", arch);
+    int rc = kg_cuda_includes(source, n, name, &includes, messages, err);
     if (rc != KG_OK)
         return rc;
-    bool named = find_entry(source, n, code, flags, includes, entry);
+    bool named = find_entry(source, n, arch, flags, includes, entry);
     kg_buf_init(&fresh, KG_MAX_IMAGE);
     if (named)
         cached = kg_is_file(entry) && kg_image_read(entry, &fresh);
     if (!cached) {
         kg_buf_clear(&fresh);
-        rc = build(source, name, code, flags, includes, &fresh, messages, err);
+        rc = build(source, name, arch, flags, includes, &fresh, messages, err);
         cached = rc == KG_OK && named && kg_image_write(entry, &fresh);
     }
     if (rc == KG_OK) {
@@ -135,16 +151,14 @@ int kg_image_cuda(const char *source, size_t n, const char *name, const char *ar
     return rc;
 }
 
-bool kg_image_cuda_cached(const char *source, size_t n, const char *arch, unsigned flags) {
+bool kg_image_cuda_cached(const char *source, size_t n, int arch, unsigned flags) {
     char path[KG_IMAGE_PATH];
     kg_buf image, complaint;
     bool includes = false;
-    int code = arch_of(arch, NULL);
     kg_buf_init(&image, KG_MAX_IMAGE);
     kg_buf_init(&complaint, 0);
-    bool hit = code > 0 &&
-               kg_cuda_includes(source, n, "source", &includes, &complaint, NULL) == KG_OK &&
-               find_entry(source, n, code, flags, includes, path) && kg_is_file(path) &&
+    bool hit = kg_cuda_includes(source, n, "source", &includes, &complaint, NULL) == KG_OK &&
+               find_entry(source, n, arch, flags, includes, path) && kg_is_file(path) &&
                kg_image_read(path, &image);
     kg_buf_free(&image);
     kg_buf_free(&complaint);
