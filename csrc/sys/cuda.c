@@ -175,6 +175,26 @@ static int open_driver(void **out, kg_error *err) {
     return KG_OK;
 }
 
+static int too_old(const char *how, kg_error *err) {
+    return kg_fail(err, KG_EENV,
+                   "the CUDA driver %s, so it is too old: kgen needs one of CUDA 12.0 or newer "
+                   "(525)",
+                   how);
+}
+
+/* First of all: an old driver lacks symbols, and its version tells more than their names. */
+static int check_version(void *lib, kg_error *err) {
+    int (*get)(int *) = NULL;
+    char how[48];
+    void *symbol = dlsym(lib, "cuDriverGetVersion");
+    memcpy(&get, &symbol, sizeof(symbol));
+    if (get == NULL || get(&driver_version) != 0 || driver_version >= KG_CU_DRIVER_MIN)
+        return KG_OK;
+    snprintf(how, sizeof(how), "is of CUDA %d.%d", driver_version / 1000,
+             driver_version % 1000 / 10);
+    return too_old(how, err);
+}
+
 static int find_symbols(void *lib, kg_error *err) {
     static const struct {
         const char *name;
@@ -186,12 +206,11 @@ static int find_symbols(void *lib, kg_error *err) {
 #undef KG_X
     };
     for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
+        char how[128];
         void *found = dlsym(lib, symbols[i].name);
+        snprintf(how, sizeof(how), "has no %s", symbols[i].name);
         if (found == NULL && symbols[i].required)
-            return kg_fail(err, KG_EENV,
-                           "the CUDA driver has no %s, so it is too old: kgen needs one of CUDA "
-                           "12.0 or newer (525)",
-                           symbols[i].name);
+            return too_old(how, err);
         memcpy((char *)&kg_cu + symbols[i].offset, &found, sizeof(found));
     }
     return KG_OK;
@@ -220,13 +239,9 @@ static int load(kg_error *err) {
     void *lib = NULL;
     int rc = open_driver(&lib, err);
     if (rc == KG_OK)
+        rc = check_version(lib, err);
+    if (rc == KG_OK)
         rc = find_symbols(lib, err);
-    if (rc == KG_OK && kg_cu.cuDriverGetVersion(&driver_version) == 0 &&
-        driver_version < KG_CU_DRIVER_MIN)
-        rc = kg_fail(err, KG_EENV,
-                     "the CUDA driver is of CUDA %d.%d, which is too old: kgen needs one of CUDA "
-                     "12.0 or newer (525)",
-                     driver_version / 1000, driver_version % 1000 / 10);
     int result = rc == KG_OK ? kg_cu.cuInit(0) : 0;
     if (result != 0)
         rc = kg_cuda_fail(result, "cuInit", "", err);

@@ -94,19 +94,27 @@ static int check_driver(const char *path, int major, int minor, kg_error *err) {
         driver / 1000 == 12 ? "nvidia-cuda-nvrtc-cu12" : "'nvidia-cuda-nvrtc==13.*'");
 }
 
-/* Headers lie in include/ beside lib/, or in the package beside NVRTC's own (CUDA 12's wheels). */
+static bool holds_headers(const char *folder, const char *below, char out[512]) {
+    char path[PATH_MAX];
+    int n = snprintf(path, sizeof(path), "%s/%s/cuda_fp16.h", folder, below);
+    return n > 0 && n < (int)sizeof(path) && kg_is_file(path) &&
+           snprintf(out, 512, "%s/%s", folder, below) < 512;
+}
+
+/* Headers lie in include/ beside lib/, in the package beside NVRTC's own (CUDA 12's wheels), or
+ * in a toolkit. */
 static void find_include(const char *folder, char out[512]) {
     static const char *const places[] = {"../include", "../../include",
                                          "../../cuda_runtime/include",
                                          "../targets/x86_64-linux/include"};
-    char path[PATH_MAX];
-    out[0] = '\0';
-    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
-        int n = snprintf(path, sizeof(path), "%s/%s/cuda_fp16.h", folder, places[i]);
-        if (n > 0 && n < (int)sizeof(path) && kg_is_file(path) &&
-            snprintf(out, 512, "%s/%s", folder, places[i]) < 512)
+    const char *toolkits[] = {getenv("CUDA_HOME"), getenv("CUDA_PATH"), "/usr/local/cuda"};
+    for (size_t i = 0; *folder != '\0' && i < sizeof(places) / sizeof(places[0]); i++)
+        if (holds_headers(folder, places[i], out))
             return;
-    }
+    for (size_t i = 0; i < sizeof(toolkits) / sizeof(toolkits[0]); i++)
+        if (toolkits[i] != NULL && toolkits[i][0] == '/' &&
+            holds_headers(toolkits[i], "include", out))
+            return;
     out[0] = '\0';
 }
 
@@ -132,8 +140,7 @@ static bool try_library(const char *folder, const char *path, attempt *a) {
         return false;
     found = (kg_nvrtc){.major = major, .minor = minor};
     snprintf(found.path, sizeof(found.path), "%s", path);
-    if (*folder != '\0')
-        find_include(folder, found.include);
+    find_include(folder, found.include);
     return true;
 }
 
