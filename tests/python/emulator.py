@@ -27,7 +27,7 @@ EMULATE = ROOT / "tests" / "emulate"
 KERNELS = ROOT / "kernels"
 # An H200's; the kernels' plans ask for them.
 SMS, SHARED = 132, 232448
-FLAGS = ("-std=gnu++17", "-O1", "-g1", "-fno-strict-aliasing", "-fsanitize=address,alignment,bounds,shift,integer-divide-by-zero",
+FLAGS = ("-std=gnu++17", "-Og", "-g1", "-fno-strict-aliasing", "-fsanitize=address,alignment,bounds,shift,integer-divide-by-zero",
          "-fno-sanitize-recover=all", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-but-set-variable",
          "-Wno-unused-variable", "-Wno-tautological-compare", "-Wno-maybe-uninitialized", "-Wno-uninitialized")  # fmt: skip
 DTYPES = {getattr(torch, n): n for n in ("float32", "float16", "bfloat16")}
