@@ -15,10 +15,8 @@ from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.nn.attention.flex_attention import BlockMask
 
 from .errors import BadInput
-from .program import Program, evaluate, parse
+from .program import CAUSAL, Program, evaluate, parse
 from .trace import Blocks, trace, trace_compiled
-
-CAUSAL = "program 1\nmask\n%0 = ge bool q kv\nreturn %0\n"
 
 # Scores held at a time by reference_attention_mod.
 _BLOCK = 1 << 24
