@@ -56,6 +56,9 @@ def _check_blocks(mask: BlockMask, query: Tensor, key: Tensor) -> None:
         raise BadInput(f"the block_mask is for (B, H, Q, KV) = {(b, h, q, kv)}; this call is "
                        f"{(query.shape[0], query.shape[1], query.shape[2], key.shape[2])}; make it for these lengths "
                        "(B and H may be 1)")
+    if mask.kv_num_blocks.device != query.device:
+        raise BadInput(f"the block_mask is on {mask.kv_num_blocks.device}; query is on {query.device}: make it there, "
+                       f"create_block_mask(..., device={str(query.device)!r})")
 
 
 def _lower_right(offset: int) -> Callable[..., Any]:

@@ -303,6 +303,8 @@ def arithmetic(case: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         _set_flags(before["matmul_tf32"], before["cudnn_tf32"])
+        if before["matmul_precision"] == "medium":
+            torch.set_float32_matmul_precision("medium")
 
 
 def _set_flags(matmul: bool, cudnn: bool) -> None:
