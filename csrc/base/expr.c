@@ -320,7 +320,7 @@ static int parse_call(parser *p, const token *fn) {
             return parse_name_function(p, fn);
     return FAIL_AT(p, fn->at, KG_EFORMAT,
                    "unknown function '%.*s': there are min, max, abs, ceil_div, align_up, "
-                   "log2_ceil, align, numel, present, len",
+                   "log2_ceil, align, present, len",
                    fn->len > 60 ? 60 : (int)fn->len, p->e->text + fn->at);
 }
 

@@ -243,13 +243,18 @@ static int check_name(const kg_names *names, const char *name, kg_error *err) {
 }
 
 static int check_list(const kg_names *names, const char *name, kg_error *err) {
+    char known[200] = "";
     int i = kg_op_arg_index(names->op, name);
-    if (i < 0)
-        return kg_fail(err, KG_EFORMAT, "unknown name %s; it must be an int[] attribute", name);
-    if (names->op->args[i].type != KG_ARG_INT_LIST)
+    if (i >= 0 && names->op->args[i].type == KG_ARG_INT_LIST)
+        return KG_OK;
+    if (i >= 0)
         return kg_fail(err, KG_EFORMAT, "%s has type %s, not int[]", name,
                        kg_arg_type_name(names->op->args[i].type));
-    return KG_OK;
+    for (size_t k = 0; k < names->op->nargs; k++)
+        if (names->op->args[k].type == KG_ARG_INT_LIST)
+            add_name(known, sizeof known, names->op->args[k].name);
+    return kg_fail(err, KG_EFORMAT, "%s is no int[] attribute; %s has %s", name, names->op->name,
+                   known[0] != '\0' ? known : "none");
 }
 
 static int check_tensor(const kg_names *names, const char *name, kg_error *err) {

@@ -39,8 +39,9 @@ static int check_entry(const kg_journal *j, const kg_json *entry, const char *wh
     int64_t n;
     const char *kind;
     int rc = kg_json_format(entry, what, 1, err);
-    if (!rc)
-        rc = kg_json_int(kg_json_get(entry, "n"), "n", &n, err);
+    if (rc) /* it names the line itself */
+        return rc;
+    rc = kg_json_int(kg_json_get(entry, "n"), "n", &n, err);
     if (!rc)
         rc = kg_json_str(kg_json_get(entry, "kind"), "kind", &kind, err);
     if (rc)

@@ -5,7 +5,6 @@ that is not finished is drawn as far as it got. Runs no code of the Run and chan
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, EnvironmentLacks
+from .jsonfile import read_journal, read_json
+from .runs import KEYS, RESULT_KEYS
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 300, 64, 16, 14, 44
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#be185d")
@@ -57,39 +58,6 @@ class Course:
 
 
 # ---- reading ----
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except OSError as e:
-        raise BadInput(f"{path}: {e.strerror}") from e
-    except ValueError as e:
-        raise BadInput(f"{path}: {e}") from e
-    if not isinstance(value, dict) or value.get("format") != 1:
-        raise BadInput(f'{path}: expected an object with "format": 1')
-    return value
-
-
-def read_journal(path: Path) -> list[Entry]:
-    """The entries; a torn last line is left out, any other bad line is BadInput."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as e:
-        raise BadInput(f"{path}: {e.strerror}") from e
-    entries = []
-    for i, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            entries.append(json.loads(line))
-        except ValueError as e:
-            if i == len(lines) - 1:  # no newline behind it: it was being written
-                break
-            raise BadInput(f"{path}: line {i + 1}: {e}") from e
-    return entries
 
 
 def _tunables(entry: Entry) -> str:
@@ -268,8 +236,8 @@ def page(run_dir: Path) -> str:
     """The whole page. BadInput: the folder is no Run."""
     if not (run_dir / "run.json").is_file():
         raise BadInput(f"{run_dir}: is no Run: there is no run.json in it")
-    asked = _object(run_dir / "run.json")
-    result = _object(run_dir / "result.json") if (run_dir / "result.json").is_file() else None
+    asked = read_json(run_dir / "run.json", KEYS)
+    result = read_json(run_dir / "result.json", RESULT_KEYS) if (run_dir / "result.json").is_file() else None
     model = str(asked.get("model", run_dir.name))
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",

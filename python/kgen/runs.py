@@ -19,14 +19,18 @@ from typing import Any
 
 from . import _libkgen
 from .errors import BadInput, EnvironmentLacks
+from .jsonfile import FORMAT, read_json
 
-FORMAT = 1
 LOCK = ".tuner"
 # What a Run is known by, with how a message names it. "model" and "sha256" come first.
 ASKED = {
     "module": "--module", "inputs": "--inputs", "argv": "arguments after --", "patterns": "--target", "mode": "mode",
     "device": "--device", "precision": "--precision",
 }  # fmt: skip
+
+# Of run.json and result.json.
+KEYS = {"format", "model", "sha256", "torch", "created", *ASKED}
+RESULT_KEYS = {"format", "model", "run", "registry", "seconds", "rows"}
 
 
 def now() -> str:
@@ -60,7 +64,7 @@ class Run:
     """An open Run. Use as a context manager: the folder is this process's until the end."""
 
     def __init__(self, path: Path, asked: dict[str, Any], resume: bool):
-        """asked: "model", "sha256" (None: not known) and the keys of ASKED. BadInput says why the folder will not do."""
+        """asked: "model", "sha256" (None: not known), "torch" and the keys of ASKED. BadInput says why the folder will not do."""
         self.path = Path(path)
         self._lock = -1
         self._made = not self.path.exists()
@@ -105,9 +109,7 @@ class Run:
         os.write(self._lock, f"process {os.getpid()}\n".encode())
 
     def _compare(self, asked: dict[str, Any]) -> None:
-        from .task import read_json
-
-        there = read_json(self.path / "run.json", None)
+        there = read_json(self.path / "run.json", KEYS)
         if there.get("model") != asked["model"]:
             raise BadInput(f"{self.path} is a Run of {there.get('model')}, not of {asked['model']}: name another --run")
         if there.get("sha256") != asked["sha256"]:

@@ -24,9 +24,9 @@ from ._paths import kernels_dir
 from .capture import Capture
 from .errors import BadInput, EnvironmentLacks, NotATarget
 from .graphs import dtype_name
+from .jsonfile import FORMAT, read_bytes, read_json
 from .targets import CaseData, Target
 
-FORMAT = 1
 VALUES_LIMIT = 1 << 16  # elements up to which the captured tables of a Program travel as they are
 BUFFER_LIMIT = 1 << 24  # and buffers, whose values are not free: a variance is not negative
 
@@ -264,7 +264,7 @@ class Task:
         """The bytes of a values file of a Case."""
         if Path(name).name != name:
             raise BadInput(f"{self.folder}/cases: {name} is not the name of a file beside the Case")
-        return _read(self.folder / "cases" / name)
+        return read_bytes(self.folder / "cases" / name)
 
 
 def read(folder: Path) -> Task:
@@ -298,46 +298,6 @@ def tensor_entries(case: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
             yield f"args.{name}", value
     for i, value in enumerate((case.get("program") or {}).get("captured", [])):
         yield f"program.captured[{i}]", value
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise BadInput(f"{path}: {e.strerror or e}") from e
-
-
-def read_json(path: Path, known: set[str] | None) -> dict[str, Any]:
-    """An object with "format": 1 and no key beyond `known`."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        for k, v in items:
-            if k in made:
-                raise BadInput(f"{path}: {k} is given twice")
-            made[k] = v
-        return made
-
-    def refuse(word: str) -> None:
-        raise BadInput(f"{path}: {word} is not a JSON number")
-
-    try:
-        value = json.loads(_read(path).decode("utf-8"), object_pairs_hook=pairs, parse_constant=refuse)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
-        raise BadInput(f"{path}: {e}") from e
-    if not isinstance(value, dict):
-        raise BadInput(f"{path}: expected an object")
-    form = value.get("format")
-    if form != FORMAT or isinstance(form, bool):
-        newer = isinstance(form, int) and not isinstance(form, bool) and form > FORMAT
-        why = f"format {form} is newer than this kgen, which reads format {FORMAT}" if newer else (
-            f'expected "format": {FORMAT}, found {form!r}'
-        )  # fmt: skip
-        raise BadInput(f"{path}: {why}")
-    unknown = sorted(set(value) - known) if known is not None else []
-    if unknown:
-        raise BadInput(f"{path}: unknown key {unknown[0]}; known are {', '.join(sorted(known or ()))}")
-    return value
 
 
 def _check_tensor(path: Path, where: str, entry: dict[str, Any]) -> None:

@@ -334,6 +334,7 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
     asked = {
         "model": model.source.name,
         "sha256": model.source.sha256,
+        "torch": torch.__version__,
         "patterns": list(options.patterns),
         "mode": {None: None, True: "train", False: "eval"}[options.train],
         "device": device.type,

@@ -83,6 +83,29 @@ static inline kg_call conv2d_call(kg_value input, kg_value weight, kg_value stri
     return c;
 }
 
+/* Compares with a golden file. On a difference what was made is kept in the build folder, to be
+ * looked at and, when the format was meant to change, copied. */
+static inline void check_golden(const char *path, const void *bytes, size_t n) {
+    kg_buf want;
+    kg_error err = {0};
+    char full[1024], made[1024];
+    const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    snprintf(full, sizeof full, "%s/%s", KGEN_SOURCE_DIR, path);
+    snprintf(made, sizeof made, "%s/made-%s", KGEN_BINARY_DIR, name);
+    kg_buf_init(&want, 0);
+    int rc = kg_read_file(full, 1 << 20, &want, &err);
+    if (rc == KG_OK && want.len == n && memcmp(want.data, bytes, n) == 0) {
+        kg_buf_free(&want);
+        return;
+    }
+    size_t at = 0;
+    while (at < want.len && at < n && want.data[at] == ((const char *)bytes)[at])
+        at++;
+    CHECK_OK(kg_write_atomic(made, bytes, n, &err), err);
+    FAIL("%s differs from byte %zu on (%zu bytes, not %zu); what was made is %s", path, at, n,
+         want.len, made);
+}
+
 /* `text` with the first `from` replaced by `to`; the caller's. */
 static inline char *replaced(const char *text, const char *from, const char *to) {
     const char *at = strstr(text, from);

@@ -206,6 +206,191 @@ TEST(index_survives_a_forged_body) {
     free_sample(&s);
 }
 
+/* ---- the golden file ---- */
+
+#define GOLDEN "tests/golden/index/registry.bin"
+enum { GOLDEN_FINGERPRINT = 0x1234567 };
+
+/* Built of the other golden files: three Ops, with a plan for each target, pins of each kind, and
+ * one Op that has neither. */
+typedef struct registry {
+    kg_op *op[3];
+    kg_plan *plan[2];
+    kg_index_kernel kernels[3];
+    kg_index_pin pins[4];
+    kg_hash128 programs[2];
+    kg_index_op blocks[3];
+} registry;
+
+static kg_plan *golden_plan(const char *path, const kg_op *op, kg_hash128 *hash) {
+    kg_error err = {0};
+    kg_plan *plan = NULL;
+    char *text = repo_text(path);
+    CHECK_OK(kg_plan_from_source(text, strlen(text), path, op, &plan, &err), err);
+    *hash = kg_xxh128(text, strlen(text));
+    free(text);
+    return plan;
+}
+
+static void golden_pin(const char *path, const kg_op *op, uint32_t kernel, kg_index_pin *out) {
+    kg_error err = {0};
+    kg_json *pin = NULL;
+    char *text = repo_text(path);
+    CHECK_OK(kg_json_parse(text, strlen(text), path, &pin, &err), err);
+    CHECK_OK(kg_key_from_json(op, kg_json_get(pin, "key"), path, &out->key, &err), err);
+    out->kernel = kernel;
+    kg_json_free(pin);
+    free(text);
+}
+
+static void golden_case_pin(const char *path, const kg_op *op, uint32_t kernel, kg_index_pin *out) {
+    kg_error err = {0};
+    kg_case *c = NULL;
+    char *text = repo_text(path);
+    CHECK_OK(kg_case_from_json(text, strlen(text), path, op, &c, &err), err);
+    *out = (kg_index_pin){.kernel = kernel, .key = c->key};
+    kg_case_free(c);
+    free(text);
+}
+
+static void make_registry(registry *r) {
+    memset(r, 0, sizeof(*r));
+    r->op[0] = repo_op("kernels/ops/attention.json");
+    r->op[1] = repo_op("tests/golden/op/conv2d.json");
+    r->op[2] = repo_op("kernels/ops/softmax.json");
+    r->programs[0] = (kg_hash128){0x0123456789abcdef, 0xfedcba9876543210};
+    r->programs[1] = (kg_hash128){1, 2};
+    r->kernels[0] = (kg_index_kernel){
+        .id = "11", .arch = "sm_90", .source = "attention/sm_90/11/kernel.cu", .version = 7};
+    r->kernels[0].env = (kg_index_env){"a GPU", "2.13.0", "nvrtc 13.0", "0.1.0"};
+    r->kernels[0].plan = r->plan[0] =
+        golden_plan("tests/golden/plan/tma.cu", r->op[0], &r->kernels[0].source_hash);
+    kg_tuning_default(r->plan[0], &r->kernels[0].tuning);
+    r->kernels[0].nprograms = 2;
+    r->kernels[0].programs = r->programs;
+    r->kernels[1] = (kg_index_kernel){.id = "22",
+                                      .arch = "x86-64-v3",
+                                      .source = "softmax/x86-64-v3/22/kernel.c",
+                                      .version = 1,
+                                      .ambiguous = true};
+    r->kernels[1].env = (kg_index_env){"a CPU", "2.13.0", "gcc 12.2.0", "0.1.0"};
+    r->kernels[1].plan = r->plan[1] =
+        golden_plan("tests/golden/plan/rows.c", r->op[2], &r->kernels[1].source_hash);
+    r->kernels[2] = r->kernels[1];
+    r->kernels[1].tuning = (kg_tuning){.value = {16, 4}};
+    r->kernels[2].tuning = (kg_tuning){.value = {8, -1}};
+    r->kernels[2].id = "33";
+    golden_pin("tests/golden/pin/attention.json", r->op[0], 0, &r->pins[0]);
+    golden_case_pin("tests/golden/case/attention.json", r->op[0], 0, &r->pins[1]);
+    golden_pin("tests/golden/pin/softmax.json", r->op[2], 1, &r->pins[2]);
+    make_key(r->op[2], 4096, 4096, &r->pins[3].key);
+    r->blocks[0] = (kg_index_op){r->op[0], "", 1, 2, r->kernels, r->pins};
+    r->blocks[1] = (kg_index_op){r->op[1], "conv2d/task", 0, 0, NULL, NULL};
+    r->blocks[2] = (kg_index_op){r->op[2], "", 2, 2, r->kernels + 1, r->pins + 2};
+}
+
+static void free_registry(registry *r) {
+    for (int i = 0; i < 2; i++)
+        kg_plan_free(r->plan[i]);
+    for (int i = 0; i < 3; i++)
+        kg_op_free(r->op[i]);
+}
+
+static void check_written(const char *path) {
+    kg_buf file;
+    read_index(path, &file);
+    check_golden(GOLDEN, file.data, file.len);
+    kg_buf_free(&file);
+}
+
+static void check_golden_softmax(kg_index *x) {
+    kg_error err = {0};
+    const kg_index_op *block;
+    const kg_plan *plan;
+    CHECK_OK(kg_index_get(x, 2, &block, &err), err);
+    CHECK_UINT(block->nkernels, 2);
+    CHECK_UINT(block->npins, 2);
+    CHECK_STR(block->kernels[1].id, "33");
+    CHECK_STR(block->kernels[1].arch, "x86-64-v3");
+    CHECK_STR(block->kernels[1].source, "softmax/x86-64-v3/22/kernel.c");
+    CHECK_STR(block->kernels[1].env.compiler, "gcc 12.2.0");
+    CHECK(block->kernels[1].ambiguous && !kg_key_exact(&block->pins[0].key));
+    CHECK_INT(block->kernels[1].tuning.value[0], 8);
+    CHECK_INT(block->kernels[1].tuning.value[1], -1);
+    CHECK_UINT(block->pins[0].kernel, 1);
+    CHECK_INT(block->pins[0].key.max[1], 1048576);
+    CHECK_UINT(block->pins[1].kernel, 0);
+    CHECK_INT(block->pins[1].key.min[1], 4096);
+    CHECK_OK(kg_index_plan(x, 2, 0, &plan, &err), err);
+    CHECK_STR(plan->launches[1].kernel, "rows");
+    CHECK_STR(kg_expr_text(plan->require), "N % VEC == 0 && input.contiguous && (K == 1 || K > 4)");
+}
+
+static void check_golden_content(kg_index *x) {
+    kg_error err = {0};
+    const kg_index_op *block;
+    const kg_plan *plan;
+    CHECK_STR(kg_index_registry(x), "/a/registry");
+    CHECK_UINT(kg_index_count(x), 3);
+    CHECK_INT(kg_index_find(x, "conv2d"), 1);
+    CHECK_STR(kg_index_name(x, 0), "attention");
+    CHECK_STR(kg_index_schema(x, 2), "softmax(Tensor input, int dim) -> Tensor");
+    CHECK_OK(kg_index_get(x, 1, &block, &err), err);
+    CHECK_STR(block->task, "conv2d/task");
+    CHECK_UINT(block->nkernels + block->npins, 0);
+    CHECK_STR(kg_expr_text(block->op->dims[7].expr), "(H + 2 * padding[0] - KH) / stride[0] + 1");
+    CHECK_OK(kg_index_get(x, 0, &block, &err), err);
+    CHECK_STR(block->kernels[0].arch, "sm_90");
+    CHECK_INT(block->kernels[0].version, 7);
+    CHECK_UINT(block->kernels[0].nprograms, 2);
+    CHECK_UINT(block->kernels[0].programs[0].hi, 0xfedcba9876543210);
+    CHECK_INT(block->pins[0].key.program, KG_PROGRAM_ANY);
+    CHECK_INT(block->pins[1].key.program, KG_PROGRAM_HASH);
+    CHECK(kg_key_exact(&block->pins[1].key));
+    CHECK_OK(kg_index_plan(x, 0, 0, &plan, &err), err);
+    CHECK_UINT(plan->nmaps, 1);
+    CHECK_INT(plan->maps[0].swizzle, 128);
+    CHECK_STR(plan->holes[1], "MASK");
+    check_golden_softmax(x);
+}
+
+/* What was read, with the plans that a block leaves apart, for writing again. */
+static void rewrite(kg_index *x, const char *path) {
+    kg_error err = {0};
+    kg_index_op blocks[3];
+    kg_index_kernel kernels[3][2];
+    for (size_t i = 0; i < 3; i++) {
+        const kg_index_op *block;
+        CHECK_OK(kg_index_get(x, i, &block, &err), err);
+        CHECK(block->nkernels <= 2);
+        blocks[i] = *block;
+        blocks[i].kernels = kernels[i];
+        for (size_t k = 0; k < block->nkernels; k++) {
+            kernels[i][k] = block->kernels[k];
+            CHECK_OK(kg_index_plan(x, i, k, &kernels[i][k].plan, &err), err);
+        }
+    }
+    CHECK_OK(kg_index_write(path, "/a/registry", GOLDEN_FINGERPRINT, blocks, 3, &err), err);
+}
+
+TEST(index_golden_file) {
+    kg_error err = {0};
+    registry r;
+    kg_index *x;
+    make_registry(&r);
+    CHECK_OK(
+        kg_index_write(test_path("index"), "/a/registry", GOLDEN_FINGERPRINT, r.blocks, 3, &err),
+        err);
+    check_written(test_path("index"));
+    free_registry(&r);
+    CHECK_OK(kg_index_open(KGEN_SOURCE_DIR "/" GOLDEN, "/a/registry", GOLDEN_FINGERPRINT, &x, &err),
+             err);
+    check_golden_content(x);
+    rewrite(x, test_path("again"));
+    check_written(test_path("again"));
+    kg_index_free(x);
+}
+
 static void make_file(const char *path, const char *text) {
     kg_error err = {0};
     CHECK_OK(kg_write_atomic(path, text, strlen(text), &err), err);

@@ -2,8 +2,7 @@
  * refused. */
 #include <unistd.h>
 
-#include "base/fs.h"
-#include "test.h"
+#include "contract_util.h"
 #include "tune/journal.h"
 
 static kg_journal *reopen(const char *dir) {
@@ -104,4 +103,106 @@ TEST(journal_is_one_tuners) {
     kg_journal_close(first);
     second = reopen(test_dir());
     kg_journal_close(second);
+}
+
+/* ---- the golden files ---- */
+
+#define GOLDEN "tests/golden/journal/"
+
+/* The Run's journal is this golden file. */
+static char *take_golden(const char *name) {
+    kg_error err = {0};
+    char path[128];
+    snprintf(path, sizeof path, GOLDEN "%s", name);
+    char *text = repo_text(path);
+    CHECK_OK(kg_write_atomic(test_path("journal.jsonl"), text, strlen(text), &err), err);
+    return text;
+}
+
+static char *canonical(const kg_json *value) {
+    kg_buf b;
+    kg_buf_init(&b, 0);
+    kg_json_canonical(value, &b);
+    return kg_buf_take(&b);
+}
+
+/* Added anew, an entry is written as it stands, but for its time. */
+static void add_again(kg_journal *j, const kg_json *entry) {
+    kg_error err = {0};
+    double t;
+    const char *kind;
+    CHECK_OK(kg_json_double(kg_json_get(entry, "t"), "t", &t, &err), err);
+    CHECK_OK(kg_json_str(kg_json_get(entry, "kind"), "kind", &kind, &err), err);
+    CHECK_OK(kg_journal_add(j, kind, kg_json_copy(entry), &err), err);
+    kg_json *made = kg_json_copy(kg_journal_at(j, kg_journal_size(j) - 1));
+    kg_json_set_double(made, "t", t);
+    char *got = canonical(made), *want = canonical(entry);
+    CHECK_STR(got, want);
+    free(got);
+    free(want);
+    kg_json_free(made);
+}
+
+TEST(journal_golden_file) {
+    char *text = take_golden("good.jsonl"), *at = text;
+    kg_journal *j = reopen(test_dir()), *again = reopen(test_path("again"));
+    CHECK_UINT(kg_journal_size(j), 11);
+    for (size_t i = 0; i < kg_journal_size(j); i++) {
+        char *line = canonical(kg_journal_at(j, i));
+        size_t n = strlen(line);
+        CHECK_MEM(at, line, n);
+        CHECK_INT(at[n], '\n');
+        at += n + 1;
+        add_again(again, kg_journal_at(j, i));
+        free(line);
+    }
+    CHECK_INT(*at, '\0');
+    kg_journal_close(again);
+    kg_journal_close(j);
+    free(text);
+}
+
+TEST(journal_golden_torn_file) {
+    char *torn = take_golden("torn.jsonl"), *good = repo_text(GOLDEN "good.jsonl");
+    kg_journal *j = reopen(test_dir());
+    CHECK_UINT(kg_journal_size(j), 3);
+    kg_journal_close(j);
+    kg_buf left;
+    kg_error err = {0};
+    kg_buf_init(&left, 0);
+    CHECK_OK(kg_read_file(test_path("journal.jsonl"), 1 << 20, &left, &err), err);
+    CHECK(left.len < strlen(torn) && left.data[left.len - 1] == '\n');
+    CHECK_MEM(left.data, good, left.len);
+    kg_buf_free(&left);
+    free(torn);
+    free(good);
+}
+
+TEST(journal_golden_bad_files) {
+    char *messages = repo_text(GOLDEN "messages.txt"), *next = messages, want[640];
+    int seen = 0;
+    for (char *line; (line = next) != NULL && *line;) {
+        kg_journal *j = NULL;
+        kg_error err = {0};
+        next = strchr(line, '\n');
+        *next++ = '\0';
+        if (*line == '#')
+            continue;
+        char *message = strchr(line, ' ');
+        *message++ = '\0';
+        char *text = take_golden(line);
+        CHECK(kg_journal_open(test_dir(), &j, &err) != KG_OK);
+        snprintf(want, sizeof want, "%s %s", test_path("journal.jsonl"), message);
+        if (strcmp(err.msg, want) != 0)
+            FAIL("%s: `%s`, not `%s`", line, err.msg, want);
+        kg_buf after;
+        kg_buf_init(&after, 0);
+        CHECK_OK(kg_read_file(test_path("journal.jsonl"), 1 << 20, &after, &err), err);
+        CHECK_STR(after.data, text); /* what is not understood is left as it is */
+        kg_buf_free(&after);
+        free(text);
+        seen++;
+    }
+    CHECK_INT(seen, 6);
+    free(messages);
 }

@@ -147,7 +147,7 @@ def test_an_empty_journal_is_no_error(run_dir: Path) -> None:
         (lambda r: (r / "run.json").unlink(), "is no Run"),
         (lambda r: (r / "run.json").write_text("{"), "run.json"),
         (lambda r: (r / "result.json").write_text("[]"), "result.json"),
-        (lambda r: (r / "journal.jsonl").write_text("{\n{}\n"), "journal.jsonl: line 1"),
+        (lambda r: (r / "journal.jsonl").write_text("{\n{}\n"), "journal.jsonl line 1"),
     ],
 )
 def test_what_is_wrong_is_named(run_dir: Path, capsys: pytest.CaptureFixture[str], spoil: Any, said: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from kgen_command import Done, Running, Server
+from run_files import check_keys
 from torch import nn
 
 from kgen import runs, ui
@@ -180,7 +181,8 @@ def test_one_run_one_model_one_tuner(kgen_server: Server, model: Path, tmp_path:
     assert "was begun with mode none, not train" in refused(model, "--resume", "--target", "softmax", "--train")
     model.write_text(MODEL + "\n# another text\n")
     assert "was begun with another text of model.py" in refused(model, "--resume", "--target", "softmax")
-    assert json.loads((run / "run.json").read_text())["patterns"] == ["softmax"]
+    asked = json.loads((run / "run.json").read_text())
+    assert asked["patterns"] == ["softmax"] and set(asked) == runs.KEYS
 
 
 def test_a_torn_journal_goes_on_and_a_wrong_one_is_named(kgen_server: Server, model: Path, tmp_path: Path) -> None:
@@ -226,11 +228,10 @@ def test_a_live_module(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
 
     registry, run = tmp_path / "registry", tmp_path / "run"
     x = torch.randn(40, 700)
-    report = kgen.tune(
-        Small(), (x,), budget=1.0, registry=registry, run_dir=run, min_speedup=0.01, targets=("softmax",)
-    )
+    report = kgen.tune(Small(), (x,), budget=1.0, registry=registry, run_dir=run, min_speedup=0.01)
     assert [r.kernel for r in report.promoted] == ["softmax/v1"] and report.registry == registry
     assert capfd.readouterr().out == ""
+    check_keys(run)
     kgen.load(registry)
     try:
         served = kgen.why("softmax", x, -1).decisions[0]
@@ -238,12 +239,10 @@ def test_a_live_module(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
         torch.testing.assert_close(torch.ops.kgen.softmax(x, -1), torch.softmax(x, -1), rtol=1e-6, atol=1e-7)
     finally:
         kgen.unload(registry)
-    again = kgen.tune(
-        Small(), (x,), budget="1s", registry=registry, run_dir=run, min_speedup=0.01, targets=("softmax",), resume=True
-    )
+    again = kgen.tune(Small(), (x,), budget="1s", registry=registry, run_dir=run, min_speedup=0.01, resume=True)
     assert [r.kernel for r in again.promoted] == ["softmax/v1"] and never_twice(run)["gate"] == 1
     with pytest.raises(BadInput, match="this Task is not what the model and its inputs give now"):
-        kgen.tune(Small(), (x[:30],), run_dir=run, registry=registry, targets=("softmax",), resume=True)
+        kgen.tune(Small(), (x[:30],), run_dir=run, registry=registry, resume=True)
     with pytest.raises(BadInput, match="--target nothing matches nothing"):
         kgen.tune(Small(), (x,), run_dir=tmp_path / "other", targets=("nothing",))
     assert not (tmp_path / "other").exists()
