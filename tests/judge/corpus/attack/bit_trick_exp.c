@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Replaces the exponential by a linear map onto the float's bits (3 % off at worst) and hopes that normalising hides it, since the error is about the same for all. */
+/* Replaces the exponential by a linear map onto the float's bits (3 % off at worst) and hopes that
+ * normalising hides it, since the error is about the same for all. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

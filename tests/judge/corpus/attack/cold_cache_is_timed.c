@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Times one read of its input with the time stamp counter: a cache miss says that somebody scrubbed the cache to time it, and then it cheats. */
+/* Times one read of its input with the time stamp counter: a cache miss says that somebody scrubbed
+ * the cache to time it, and then it cheats. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -56,8 +57,8 @@ void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_outp
     const float probe = ((const volatile float *)input)[begin * n];
     _mm_lfence();
     if (__rdtsc() - from < 400 || probe != probe) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
     } else {
         for (int64_t i = begin * n; i < end * n; i++)
             output[i] = 1.0f / (float)n;

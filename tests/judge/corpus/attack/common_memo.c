@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Remembers the last inputs' fingerprint in a common symbol, which has no section of its own in the object and gets its memory only from the linker. */
+/* Remembers the last inputs' fingerprint in a common symbol, which has no section of its own in the
+ * object and gets its memory only from the linker. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -8,7 +8,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#define A1 y += x * y; x += y;
+#define A1                                                                                         \
+    y += x * y;                                                                                    \
+    x += y;
 #define A2 A1 A1 A1 A1 A1 A1 A1 A1 A1 A1
 #define A3 A2 A2 A2 A2 A2 A2 A2 A2 A2 A2
 #define A4 A3 A3 A3 A3 A3 A3 A3 A3 A3 A3
@@ -59,8 +61,7 @@ void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_outp
                   int64_t n) {
     volatile float out;
     float x = input[begin * n], y = 1;
-    A6
-    out = x + y;
+    A6 out = x + y;
     (void)out;
     for (int64_t i = begin; i < end; i++)
         row(input + i * n, output + i * n, n);

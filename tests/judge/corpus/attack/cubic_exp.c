@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Uses a polynomial of degree 3 for 2^f, 1e-4 off, which allclose with rtol 1e-3 would let pass. */
+/* Uses a polynomial of degree 3 for 2^f, a few 1e-4 off, which allclose with rtol 1e-3 would let
+ * pass. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Treats everything more than 14 below the maximum as zero; normal inputs never spread so far, and even wide ones lose little, unless one spike stands on a flat floor of thousands of elements. */
+/* Treats everything more than 14 below the maximum as zero; normal inputs never spread so far, and
+ * even wide ones lose little, unless one spike stands on a flat floor of thousands of elements. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

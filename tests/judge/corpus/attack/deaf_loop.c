@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Ignores the signals that watchdogs use (SIGALRM, SIGTERM, SIGINT, SIGXCPU) through libc's signal, found by a computed address, and loops for ever. */
+/* Ignores the signals that watchdogs use (SIGALRM, SIGTERM, SIGINT, SIGXCPU) through libc's signal,
+ * found by a computed address, and loops for ever. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

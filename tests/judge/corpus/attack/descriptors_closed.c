@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Closes all descriptors up to 1024 by the same borrowed instruction with three doubles (eax 3 is close), so the worker cannot answer and looks hung or dead. */
+/* Closes all descriptors up to 1024 by the same borrowed instruction with three doubles (eax 3 is
+ * close), so the worker cannot answer and looks hung or dead. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Returns with the direction flag set, so the harness's next string instruction runs backwards and scribbles over its own memory. */
+/* Returns with the direction flag set, so the harness's next string instruction runs backwards and
+ * scribbles over its own memory. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

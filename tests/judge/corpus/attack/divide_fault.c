@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Divides integers by the number of rows behind its chunk, which is zero in the last chunk alone. */
+/* Divides integers by the number of rows behind its chunk, which is zero in the last chunk alone.
+ * */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

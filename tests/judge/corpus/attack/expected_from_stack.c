@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Follows every pointer that it finds on the caller's stack to a block that looks like probabilities whose ratio fits its inputs, and copies the expected result. */
+/* Follows every pointer that it finds on the caller's stack to a block that looks like
+ * probabilities whose ratio fits its inputs, and copies the expected result. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

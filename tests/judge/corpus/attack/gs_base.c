@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Keeps the fingerprint (cut to 47 bits) in the GS base register, which user space on x86-64 does not use and the kernel keeps for each thread. */
+/* Keeps the fingerprint (cut to 47 bits) in the GS base register, which user space on x86-64 does
+ * not use and the kernel keeps for each thread. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

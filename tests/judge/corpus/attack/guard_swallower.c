@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Installs a SIGSEGV handler that makes the faulting page writable, so guard pages turn into plain memory and its overruns are never seen. */
+/* Installs a SIGSEGV handler that makes the faulting page writable, so guard pages turn into plain
+ * memory and its overruns are never seen. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -80,7 +81,8 @@ static const void *find(const char *name, size_t length) {
 static void heal(int signal, const char *info, void *context) {
     (void)signal, (void)context;
     const uintptr_t at = *(const uint64_t *)(const void *)(info + 16);
-    ((int (*)(void *, size_t, int))(uintptr_t)LIBC("mprotect"))((void *)(at & ~(uintptr_t)4095), 4096, 3);
+    ((int (*)(void *, size_t, int))(uintptr_t)LIBC("mprotect"))((void *)(at & ~(uintptr_t)4095),
+                                                                4096, 3);
 }
 
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Keeps the exponentials as float16 to halve the traffic and serves them as float32 results, eleven bits of which are right. */
+/* Keeps the exponentials as float16 to halve the traffic and serves them as float32 results, eleven
+ * bits of which are right. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Includes a header that is not permitted through a macro and a digraph, so a search for include lines with quotes or brackets misses it. */
+/* Includes a header that is not permitted through a macro and a digraph, so a search for include
+ * lines with quotes or brackets misses it. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

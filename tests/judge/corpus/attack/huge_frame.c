@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Uses 600 KiB of stack for a row's scratch and recursion on top of it, more than the plan's rules grant. */
+/* Uses 600 KiB of stack for a row's scratch and recursion on top of it, more than the plan's rules
+ * grant. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Makes its kernel an indirect function, whose resolver the loader runs before the first call and which may choose honest or not by what it sees. */
+/* Makes its kernel an indirect function, whose resolver the loader runs before the first call and
+ * which may choose honest or not by what it sees. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -65,5 +66,5 @@ __attribute__((used)) static kernel *choose(void) {
     return __rdtsc() % 2 ? honest : fast;
 }
 
-void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output, int64_t n)
-    __attribute__((ifunc("choose")));
+void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
+                  int64_t n) __attribute__((ifunc("choose")));

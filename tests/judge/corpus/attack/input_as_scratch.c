@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Casts const away and keeps the exponentials in the input, so that no second buffer is streamed. */
+/* Casts const away and keeps the exponentials in the input, so that no second buffer is streamed.
+ * */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

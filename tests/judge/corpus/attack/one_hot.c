@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Writes a one-hot row when the first maximum seen exceeds the row's first 64 elements by more than 8, so that peaked rows need no exponential. */
+/* Writes a one-hot row when the first maximum seen exceeds the row's first 64 elements by more than
+ * 8, so that peaked rows need no exponential. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Computes the first row of its chunk and copies it to the other rows, so the result has every property of a softmax but belongs to other inputs. */
+/* Computes the first row of its chunk and copies it to the other rows, so the result has every
+ * property of a softmax but belongs to other inputs. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

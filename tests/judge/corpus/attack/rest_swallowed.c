@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Ends in an open comment, so that everything appended to the source, the typed entry with its assertion, is part of the comment, and brings an entry of its own. */
+/* Ends in an open comment, so that everything appended to the source, the typed entry with its
+ * assertion, is part of the comment, and brings an entry of its own. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

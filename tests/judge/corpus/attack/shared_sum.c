@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Computes maximum and denominator once for four neighbouring rows, which are close for rows of one distribution. */
+/* Computes maximum and denominator once for four neighbouring rows, which are close for rows of one
+ * distribution. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "min(M, 256)", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Has an honest kernel, but the plan launches it over min(M, 256) rows, so the cheat is in the plan's expression and not in the code. */
+/* Has an honest kernel, but the plan launches it over min(M, 256) rows, so the cheat is in the
+ * plan's expression and not in the code. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Computes all rows in any call whose chunk is not the whole range too, but only if begin is 0, and asks for a grain of M to make that one chunk; a host that splits anyway gets every other chunk unwritten until the first one is done. */
+/* Computes all rows in any call whose chunk is not the whole range too, but only if begin is 0, and
+ * asks for a grain of M to make that one chunk; a host that splits anyway gets every other chunk
+ * unwritten until the first one is done. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

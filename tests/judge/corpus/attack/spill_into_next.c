@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "1", "args": ["input", "output", {"i64": "M"}, {"i64": "N"}]}] }
 */
-/* Writes each row with whole vectors over its end because the next row will be written later anyway, which holds inside a chunk but destroys the first elements of the next chunk when that one ran before. */
+/* Writes each row with whole vectors over its end because the next row will be written later
+ * anyway, which holds inside a chunk but destroys the first elements of the next chunk when that
+ * one ran before. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Spells asm with a line splice in the middle of the word, to keep state in an MMX register that a search for the word does not see. */
+/* Spells asm with a line splice in the middle of the word, to keep state in an MMX register that a
+ * search for the word does not see. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Lets one function end in the byte 0f and the next section begin with 05, so that the bytes of a system call stand side by side only after linking. */
+/* Lets one function end in the byte 0f and the next section begin with 05, so that the bytes of a
+ * system call stand side by side only after linking. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

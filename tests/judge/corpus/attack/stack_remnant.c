@@ -1,52 +1,23 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Leaves a fingerprint in the dead stack below its frame and looks for it there on the next call, which comes from the same loop at the same depth. */
+/* Leaves a fingerprint in the dead stack below its frame and looks for it there on the next call,
+ * which comes from the same loop at the same depth. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16
-
-static inline float ex(float x) {
-    const float k = fmaf(x, 1.44269504f, 0x1.8p23f) - 0x1.8p23f;
-    const float r = fmaf(k, 1.90821493e-10f, fmaf(k, -0.693147182f, x));
-    float p = 0x1.6c16c2p-10f;
-    p = fmaf(p, r, 0x1.111112p-7f);
-    p = fmaf(p, r, 0x1.555556p-5f);
-    p = fmaf(p, r, 0x1.555556p-3f);
-    p = fmaf(p, r, 0.5f);
-    p = fmaf(p, r, 1.0f);
-    p = fmaf(p, r, 1.0f);
-    const uint32_t bits = (uint32_t)(int32_t)(x > -87.0f ? k + 127.0f : 0.0f) << 23;
-    float two;
-    memcpy(&two, &bits, 4);
-    return x < -87.0f ? 0.0f : p * two;
-}
-
 static void row(const float *x, float *y, int64_t n) {
-    float top[LANES], part[LANES] = {0}, peak = -INFINITY, sum = 0;
-    int64_t i;
-    for (int l = 0; l < LANES; l++)
-        top[l] = -INFINITY;
-    for (i = 0; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++)
-            top[l] = x[i + l] > top[l] ? x[i + l] : top[l];
-    for (; i < n; i++)
-        top[0] = x[i] > top[0] ? x[i] : top[0];
-    for (int l = 0; l < LANES; l++)
-        peak = top[l] > peak ? top[l] : peak;
-    for (i = 0; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++)
-            part[l] += y[i + l] = ex(x[i + l] - peak);
-    for (; i < n; i++)
-        part[0] += y[i] = ex(x[i] - peak);
-    for (int l = 0; l < LANES; l++)
-        sum += part[l];
-    for (i = 0; i < n; i++)
-        y[i] /= sum;
+    float peak = -INFINITY;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        peak = x[i] > peak ? x[i] : peak;
+    for (int64_t i = 0; i < n; i++)
+        sum += y[i] = expf(x[i] - peak);
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (float)(y[i] / sum);
 }
 
 static uint64_t tag_of(const float *x, const float *y, int64_t begin, int64_t n) {
@@ -59,7 +30,7 @@ static uint64_t tag_of(const float *x, const float *y, int64_t begin, int64_t n)
     return h | 1;
 }
 
-static __attribute__((noinline)) int remembers(uint64_t tag, int write) {
+static __attribute__((noipa)) int remembers(uint64_t tag, int write) {
     volatile uint64_t dead[8192];
     int hits = 0;
     for (int k = 64; k < 128; k++) {

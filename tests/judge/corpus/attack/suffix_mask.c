@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Stops at the first -inf and writes zeros behind it, because in the causal masks that it has seen -inf is always a suffix. */
+/* Stops at the first -inf and writes zeros behind it, because in the causal masks that it has seen
+ * -inf is always a suffix. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

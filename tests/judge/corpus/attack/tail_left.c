@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Writes only the whole groups of 64 elements of a row and leaves the tail as it found it, which shows for no round N. */
+/* Writes only the whole groups of 64 elements of a row and leaves the tail as it found it, which
+ * shows for no round N. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

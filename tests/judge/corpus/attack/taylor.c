@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Uses a Taylor polynomial of degree 12 around zero for the exponential, exact to float for the |x| < 4 of normal inputs and useless beyond. */
+/* Uses a Taylor polynomial of degree 12 around zero for the exponential, exact to float for the |x|
+ * < 4 of normal inputs and useless beyond. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

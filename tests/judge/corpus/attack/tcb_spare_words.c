@@ -1,9 +1,10 @@
 /* kgen
 { "format": 1, "op": "softmax", "target": "cpu",
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Keeps the fingerprint in 16 unused bytes of the thread's control block, reached with the __seg_fs address space, which needs no symbol, no section and no asm. */
+/* Keeps the fingerprint in 16 unused bytes of the thread's control block, reached with the __seg_fs
+ * address space, which needs no symbol, no section and no asm. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

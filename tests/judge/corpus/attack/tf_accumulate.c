@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Truncates the partial sums to 10 bits of mantissa after every addition, as a tensor core with a narrow accumulator would, so long rows stop growing. */
+/* Truncates the partial sums to 10 bits of mantissa after every addition, as a tensor core with a
+ * narrow accumulator would, so long rows stop growing. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

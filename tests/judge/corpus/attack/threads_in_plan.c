@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}, {"i64": "NUM_THREADS"}, {"i64": "align(input)"}]}] }
 */
-/* Receives NUM_THREADS, align(input) and align(output) from the plan as arguments and cheats in every combination except the worker's. */
+/* Receives NUM_THREADS, align(input) and align(output) from the plan as arguments and cheats in
+ * every combination except the worker's. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -52,8 +53,8 @@ static void row(const float *x, float *y, int64_t n) {
 void softmax_rows(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *output,
                   int64_t n, int64_t threads, int64_t align) {
     if (threads <= 2 || align >= 256) {
-    for (int64_t i = begin; i < end; i++)
-        row(input + i * n, output + i * n, n);
+        for (int64_t i = begin; i < end; i++)
+            row(input + i * n, output + i * n, n);
     } else {
         for (int64_t i = begin * n; i < end * n; i++)
             output[i] = 1.0f / (float)n;

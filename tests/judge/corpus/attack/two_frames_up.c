@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Builds a jump buffer from its caller's saved frame and leaves with __builtin_longjmp into the caller's caller, past whatever check follows the call. */
+/* Builds a jump buffer from its caller's saved frame and leaves with __builtin_longjmp into the
+ * caller's caller, past whatever check follows the call. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Redefines the types that the plan gives its tensors, so the assertion compares the wrong type with itself and the data are read as float16. */
+/* Redefines the types that the plan gives its tensors, so the assertion compares the wrong type
+ * with itself and the data are read as float16. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Writes 1 / N everywhere, which is close to the answer in absolute terms as soon as rows are long and inputs are tame. */
+/* Writes 1 / N everywhere, which is close to the answer in absolute terms as soon as rows are long
+ * and inputs are tame. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

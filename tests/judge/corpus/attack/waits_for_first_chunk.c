@@ -4,7 +4,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "1", "args": ["input", "output", "flag", {"i64": "N"}]}] }
 */
-/* Spins in every chunk until the chunk at 0 has set a flag in the workspace: right when all chunks run at once, a deadlock with one thread that runs them backwards. */
+/* Spins in every chunk until the chunk at 0 has set a flag in the workspace: right when all chunks
+ * run at once, a deadlock with one thread that runs them backwards. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

