@@ -58,6 +58,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def cpu_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU a model would be tuned there by itself; tests without the mark are about the CPU."""
+    if "kgen" in sys.modules and not request.node.get_closest_marker("cuda"):
+        from kgen import devices
+
+        monkeypatch.setattr(devices, "first_gpu", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the source tree."""

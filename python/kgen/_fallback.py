@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _native, lean
 from .ops import recording
 from .program import Program, evaluate, parse
 
@@ -135,11 +135,42 @@ def functional_attention(
     return output.to(query.dtype), lse.float()
 
 
+# ---- compiled FlexAttention ----
+
+
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
+
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@lru_cache(maxsize=256)
+def _lean(program: str, query: tuple[int, ...], keys: int, shapes: Shapes) -> tuple[Any, Any]:
+    """The Program's sections for sizes: what a compiler can be given."""
+    sizes = {"b": query[0], "h": query[1], "q": query[2], "kv": keys}
+    return lean.of(parse(program), sizes, shapes)
+
+
+def flex_score_mod(
+    query: Tensor, key: Tensor, captured: Sequence[Tensor], scalars: Sequence[float], program: str
+) -> Callable[..., Tensor]:
+    """Both sections of a Program as one score_mod: the mask's false is -inf."""
+    score_section, mask_section = _lean(program, tuple(query.shape), key.shape[2], tuple(tuple(t.shape) for t in captured))
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        at = {"b": b, "h": h, "q": q, "kv": kv}
+        score = score.float()
+        if score_section is not None:
+            score = score_section({**at, "score": score}, captured, scalars, torch.float32)
+        if mask_section is not None:
+            score = torch.where(mask_section(at, captured, scalars, torch.float32), score, -math.inf)
+        return score
+
+    return score_mod
 
 
 def _flex_attention(
@@ -152,22 +183,19 @@ def _flex_attention(
     scale: float | None,
     enable_gqa: bool,
 ) -> tuple[Tensor, Tensor]:
-    parsed = parse(program)
-
-    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        inputs = {"b": b, "h": h, "q": q, "kv": kv}
-        if parsed.score is not None:
-            everything = {**inputs, "score": score.float()}
-            score = evaluate(parsed, parsed.score, everything, captured, scalars, torch.float32)
-        if parsed.mask is not None:
-            keep = evaluate(parsed, parsed.mask, inputs, captured, scalars, torch.float32)
-            score = torch.where(keep, score, -math.inf)
-        return score
-
+    score_mod = flex_score_mod(query, key, captured, scalars, program)
     output, lse = _compiled_flex()(
         query, key, value, score_mod=score_mod, scale=scale, enable_gqa=enable_gqa, return_lse=True
     )
-    return torch.nan_to_num(output) if parsed.mask is not None else output, lse.float()
+    # A row without any key: what FlexAttention gives there differs from version to version.
+    return torch.where((lse == -math.inf).unsqueeze(-1), 0.0, output).to(query.dtype), lse.float()
+
+
+def _can_compile(query: Tensor) -> bool:
+    """Whether compiled FlexAttention may serve: on a GPU, where it compiles, and not while a CUDA graph is captured, when
+    nothing can be compiled."""
+    # torch's FlexAttention gives no log-sum-exp on the CPU (2.13).
+    return query.is_cuda and "flex" not in _said and not torch.cuda.is_current_stream_capturing()
 
 
 def attention(
@@ -184,8 +212,7 @@ def attention(
     _check(query, key, value, enable_gqa)
     scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
     if program and scores > _DENSE:
-        # torch's FlexAttention gives no log-sum-exp on the CPU (2.13).
-        flex = query.is_cuda and "flex" not in _said
+        flex = _can_compile(query)
         by = "torch's compiled FlexAttention" if flex else "plain torch"
         _say_once("slow", f"no Kernel serves this attention Program (kgen.why tells the nearest); {by} does, slower")
         if flex:

@@ -15,10 +15,8 @@ from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.nn.attention.flex_attention import BlockMask
 
 from .errors import BadInput
-from .program import Program, evaluate, parse
+from .program import CAUSAL, Program, evaluate, parse
 from .trace import Blocks, trace, trace_compiled
-
-CAUSAL = "program 1\nmask\n%0 = ge bool q kv\nreturn %0\n"
 
 # Scores held at a time by reference_attention_mod.
 _BLOCK = 1 << 24
@@ -58,6 +56,9 @@ def _check_blocks(mask: BlockMask, query: Tensor, key: Tensor) -> None:
         raise BadInput(f"the block_mask is for (B, H, Q, KV) = {(b, h, q, kv)}; this call is "
                        f"{(query.shape[0], query.shape[1], query.shape[2], key.shape[2])}; make it for these lengths "
                        "(B and H may be 1)")
+    if mask.kv_num_blocks.device != query.device:
+        raise BadInput(f"the block_mask is on {mask.kv_num_blocks.device}; query is on {query.device}: make it there, "
+                       f"create_block_mask(..., device={str(query.device)!r})")
 
 
 def _lower_right(offset: int) -> Callable[..., Any]:

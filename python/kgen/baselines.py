@@ -1,7 +1,9 @@
 """What a Candidate must beat: the best that torch itself does with a Case.
 
 A baseline is a name and a function of a Case's inputs; building one may compile. Baselines that cannot be built are
-named with the reason. Nothing is timed here.
+named with the reason. Nothing is timed here. On CUDA torch.compile also stands with max-autotune, and SDPA with each of
+its backends, since the one that torch picks by itself is often not the fastest. Which of TF32 and float32 they compute
+in is for the caller to set (devices.arithmetic).
 """
 
 from __future__ import annotations
@@ -41,8 +43,23 @@ class Baseline:
     note: str = ""
 
 
-def _fresh_compile(f: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(f, dynamic=False, fullgraph=True)
+# torch.compile's modes, by what a table calls them. CUDA graphs would copy the inputs first, and are left to the user.
+COMPILED = {"torch.compile": None, "torch.compile max-autotune": "max-autotune-no-cudagraphs"}
+AUTOTUNED = "torch.compile max-autotune"
+
+
+def on_cuda(case: dict[str, Any]) -> bool:
+    return case.get("device") == "cuda"
+
+
+def _fresh_compile(f: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
+    return torch.compile(f, dynamic=False, fullgraph=True, mode=mode)
+
+
+def _compiled(case: dict[str, Any], build: Callable[[str | None], Callable[[Inputs], Outputs]]) -> list[Baseline]:
+    """One for each mode of torch.compile that makes a difference on the Case's device. build: of the mode."""
+    modes = COMPILED if on_cuda(case) else {"torch.compile": None}
+    return [Baseline(name, lambda mode=mode: build(mode)) for name, mode in modes.items()]
 
 
 def _softmax(case: dict[str, Any]) -> list[Baseline]:
@@ -51,11 +68,11 @@ def _softmax(case: dict[str, Any]) -> list[Baseline]:
     def eager() -> Callable[[Inputs], Outputs]:
         return lambda x: (torch.softmax(x.args["input"], dim),)
 
-    def compiled() -> Callable[[Inputs], Outputs]:
-        f = _fresh_compile(lambda t: torch.softmax(t, dim))
+    def compiled(mode: str | None) -> Callable[[Inputs], Outputs]:
+        f = _fresh_compile(lambda t: torch.softmax(t, dim), mode)
         return lambda x: (f(x.args["input"]),)
 
-    return [Baseline("eager", eager), Baseline("torch.compile", compiled)]
+    return [Baseline("eager", eager), *_compiled(case, compiled)]
 
 
 @dataclass(frozen=True)
@@ -164,40 +181,71 @@ def _attention(case: dict[str, Any]) -> list[Baseline]:
         f = a.dense(case)
         return lambda x: (f(*tensors(x), x.captured),)
 
-    def compiled() -> Callable[[Inputs], Outputs]:
+    def compiled(mode: str | None) -> Callable[[Inputs], Outputs]:
         if dense_bytes > DENSE_LIMIT:
             raise ValueError(f"its score matrix needs {dense_bytes >> 30} GiB")
-        f = _fresh_compile(a.dense(case))
+        f = _fresh_compile(a.dense(case), mode)
         return lambda x: (f(*tensors(x), list(x.captured)),)
 
-    def sdpa() -> Callable[[Inputs], Outputs]:
+    causal = a.text in program.CAUSAL_TEXTS and sizes["query"][2] == sizes["key"][2] and on_cuda(case)
+
+    def sdpa(backend: str | None = None) -> Callable[[Inputs], Outputs]:
+        if backend == "math" and dense_bytes > DENSE_LIMIT:
+            raise ValueError(f"its score matrix needs {dense_bytes >> 30} GiB")
+
         def run(x: Inputs) -> Outputs:
-            if a.text is not None and "bias" not in x.memo:
+            _use_backend(backend)
+            if a.text is not None and not causal and "bias" not in x.memo:
+                if dense_bytes > DENSE_LIMIT:
+                    raise ValueError(f"its Program as a mask needs {dense_bytes >> 30} GiB")
                 x.memo["bias"] = a.bias(x)
             mask = x.memo.get("bias")
-            if a.text is not None and mask is None:
+            if a.text is not None and not causal and mask is None:
                 raise ValueError("its Program is no mask and no bias")
             return (
                 F.scaled_dot_product_attention(
-                    *tensors(x), attn_mask=mask, scale=a.scale, enable_gqa=a.enable_gqa
+                    *tensors(x), attn_mask=mask, is_causal=causal, scale=a.scale, enable_gqa=a.enable_gqa
                 ),
             )
 
         return run
 
-    found = [Baseline("eager", eager), Baseline("torch.compile", compiled)]
-    note = "mask and bias built beforehand" if a.text is not None else ""
-    found.append(Baseline("SDPA", sdpa, note))
-    if a.text is not None:
+    found = [Baseline("eager", eager), *_compiled(case, compiled)]
+    note = "mask and bias built beforehand" if a.text is not None and not causal else ""
+    if not on_cuda(case):
+        found.append(Baseline("SDPA", sdpa, note))
+    else:
+        found += [Baseline(f"SDPA {b}", lambda b=b: sdpa(b), note) for b in BACKENDS]
+    if on_cuda(case):
+        for name, mode in (("FlexAttention", None), ("FlexAttention max-autotune", COMPILED[AUTOTUNED])):
+            found.append(Baseline(name, lambda mode=mode: _flex(a, case, mode), "compiled; block mask built beforehand"))
+    elif a.text is not None:
         found.append(Baseline("FlexAttention", lambda: _flex(a, case), "compiled; block mask built beforehand"))
     return found
 
 
-def _flex(a: Attention, case: dict[str, Any]) -> Callable[[Inputs], Outputs]:
+# SDPA's backends on CUDA, with the switch of each.
+BACKENDS = {
+    "flash": "enable_flash_sdp", "cudnn": "enable_cudnn_sdp", "efficient": "enable_mem_efficient_sdp", "math": "enable_math_sdp",
+}  # fmt: skip
+_in_use: list[str | None] = [None]
+
+
+def _use_backend(backend: str | None) -> None:
+    """Leaves one backend to SDPA in this process (None: what torch has). Only a change costs anything: contenders run in
+    batches."""
+    if backend == _in_use[0]:
+        return
+    for name, switch in BACKENDS.items():
+        getattr(torch.backends.cuda, switch)(backend is None or name == backend)
+    _in_use[0] = backend
+
+
+def _flex(a: Attention, case: dict[str, Any], mode: str | None = None) -> Callable[[Inputs], Outputs]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     score, mask_ = a.mods(case)
-    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True, mode=mode)
 
     def mods(captured: Sequence[Tensor]) -> tuple[Any, Any]:
         def score_mod(value: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
@@ -229,18 +277,18 @@ def _flex(a: Attention, case: dict[str, Any]) -> Callable[[Inputs], Outputs]:
     return run
 
 
-def _own(reference: Callable[..., Any], names: Sequence[str]) -> list[Baseline]:
+def _own(case: dict[str, Any], reference: Callable[..., Any], names: Sequence[str]) -> list[Baseline]:
     def outputs(value: Any) -> Outputs:
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
     def eager() -> Callable[[Inputs], Outputs]:
         return lambda x: outputs(reference(*(x.args[n] for n in names)))
 
-    def compiled() -> Callable[[Inputs], Outputs]:
-        f = torch.compile(reference, dynamic=False)
+    def compiled(mode: str | None) -> Callable[[Inputs], Outputs]:
+        f = torch.compile(reference, dynamic=False, mode=mode)
         return lambda x: outputs(f(*(x.args[n] for n in names)))
 
-    return [Baseline("eager", eager), Baseline("torch.compile", compiled)]
+    return [Baseline("eager", eager), *_compiled(case, compiled)]
 
 
 def of(
@@ -254,4 +302,4 @@ def of(
         return _attention(case)
     if reference is None:
         raise ValueError(f"{case['op']} is no canonical Op, and no reference was given")
-    return _own(reference, names)
+    return _own(case, reference, names)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from . import devices
 from .errors import BadInput, KgenError
 from .graphs import FunctionModule, preserved_rng
 
@@ -48,17 +49,25 @@ class Source:
 
 @dataclass
 class Model:
-    """A module and one set of inputs that it can be called with."""
+    """A module and one set of inputs that it can be called with. portable: its file says nothing of devices, so that
+    kgen may choose one (devices.choose)."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     source: Source
+    portable: bool = False
 
     @property
     def title(self) -> str:
         inner = self.module.function if isinstance(self.module, FunctionModule) else None
         return getattr(inner, "__name__", None) or type(self.module).__name__
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where the parameters, buffers and inputs are."""
+        inputs = (x for x in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, torch.Tensor))
+        return {x.device for x in (*self.module.parameters(), *self.module.buffers(), *inputs)}
 
 
 # Loading
@@ -150,8 +159,9 @@ def execute_file(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _blame(path: Path | None, doing: str) -> Iterator[None]:
-    """Turns an exception of the user's code into one line that names the file and the line."""
+def _blame(path: Path | None, doing: str, elsewhere: str = "") -> Iterator[None]:
+    """Turns an exception of the user's code into one line that names the file and the line. elsewhere: what to do when
+    tensors of two devices met. A GPU that is full is not the code's fault."""
     try:
         yield
     except (KgenError, KeyboardInterrupt, MemoryError):
@@ -159,8 +169,12 @@ def _blame(path: Path | None, doing: str) -> Iterator[None]:
     except SystemExit as e:
         raise BadInput(f"{_place(e, path)}: {doing}: it called sys.exit({e.code!r})") from e
     except Exception as e:
+        if devices.is_out_of_memory(e):
+            raise
         first = str(e).strip().splitlines()
         said = f": {first[0][:300]}" if first else ""
+        if elsewhere and ("same device" in said or "Expected a 'cuda'" in said):
+            said = f"{said} ({elsewhere})"
         raise BadInput(f"{_place(e, path)}: {doing}: {type(e).__name__}{said}") from e
 
 
@@ -191,7 +205,7 @@ def _kernelbench(path: Path, space: dict[str, Any], source: Source) -> Model:
             args, kwargs = as_call(make_inputs(), "get_inputs")
     if not isinstance(made, nn.Module):
         raise BadInput(f"{path}: Model(...) gives a {type(made).__name__}, not a torch.nn.Module")
-    return Model(made, args, kwargs, source)
+    return Model(made, args, kwargs, source, portable=True)
 
 
 def _load_dotted(spec: str, inputs: str | None, argv: tuple[str, ...]) -> Model:
@@ -285,6 +299,25 @@ def as_call(value: Any, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise BadInput(f"{name}: gives a {type(value).__name__}; expected a tuple, a dict, or a callable giving one")
 
 
+def device_for(model: Model, asked: str | None = None) -> torch.device:
+    """The device that a model is tuned on, by the rule of devices.choose. asked: --device."""
+    return devices.choose(asked, model.devices, model.portable)
+
+
+def place(model: Model, device: torch.device) -> None:
+    """Puts a model and its inputs on a device."""
+    if model.devices <= {device} and (model.devices or device.type == "cpu"):
+        return
+    with devices.room_for(device, f"{model.title} and its inputs"), _blame(model.source.path, f"moving it to {device}"):
+        model.module.to(device)
+        for m in model.module.modules():  # tables that a model keeps as plain attributes
+            for name, value in list(vars(m).items()):
+                if isinstance(value, torch.Tensor):
+                    setattr(m, name, value.to(device))
+        moved = pytree.tree_map_only(torch.Tensor, lambda x: x.to(device), (model.args, model.kwargs))
+        model.args, model.kwargs = moved
+
+
 # Recording
 
 
@@ -335,6 +368,7 @@ class Capture:
     def __init__(self, model: Model, train: bool | None = None, light: bool = False):
         """light: one run, without the check that it is deterministic and without times."""
         self.model = model
+        self.devices = model.devices
         self.train = model.module.training if train is None else train
         self.parts: dict[str, Part] = {}
         self.seconds = 0.0
@@ -346,6 +380,11 @@ class Capture:
     @property
     def mode(self) -> str:
         return "train" if self.train else "eval"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs: its GPU, if it has tensors on one."""
+        return min((d for d in self.devices if d.type == "cuda"), key=str, default=devices.CPU)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[nn.Module]:
@@ -378,13 +417,14 @@ class Capture:
     def call(self, module: nn.Module) -> Any:
         # Copies: a forward may write what it is given.
         args, kwargs = pytree.tree_map_only(torch.Tensor, copy_of, (self.model.args, self.model.kwargs))
-        with _blame(self.model.source.path, "the forward"):
+        here = f"the model was put on {self.device}; --device cpu tunes it on the CPU" if self.model.portable else ""
+        with _blame(self.model.source.path, "the forward", here if self.device.type != "cpu" else ""):
             return module(*args, **kwargs)
 
     def _record(self) -> Any:
         with self.running() as module:
             torch.manual_seed(0)
-            with _hooks(module, self.parts):
+            with _hooks(module, self.parts, self.devices):
                 first = self.call(module)
         _check_output(first, self.model)
         for part in self.parts.values():
@@ -398,7 +438,7 @@ class Capture:
         warm: dict[str, Part] = {}
         with self.running() as module:
             torch.manual_seed(0)
-            with _hooks(module, warm):
+            with _hooks(module, warm, self.devices):
                 same = _equal(first, self.call(module))
         for path, part in self.parts.items():
             for signature, calls in part.calls.items():
@@ -410,9 +450,10 @@ class Capture:
                 break
             with self.running() as module:
                 torch.manual_seed(0)
+                devices.synchronize(self.device)
                 start = time.perf_counter()
                 output = self.call(module)
-                _synchronise(output)
+                devices.synchronize(self.device)
                 spent.append(time.perf_counter() - start)
                 same = same and _equal(first, output)
             if sum(spent) > 10.0:
@@ -462,25 +503,31 @@ def copy_of(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _hooks(root: nn.Module, parts: dict[str, Part]) -> Iterator[None]:
+def _hooks(root: nn.Module, parts: dict[str, Part], where: set[torch.device]) -> Iterator[None]:
+    """where: the devices of the model, which are waited for at each end of a part."""
     handles: list[Any] = []
-    stack: list[tuple[str, tuple[Any, ...], float, torch.Tensor]] = []
+    stack: list[tuple[str, tuple[Any, ...], float, tuple[torch.Tensor, ...]]] = []
+
+    def now() -> float:
+        for device in where:
+            devices.synchronize(device)
+        return time.perf_counter()
 
     def before(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             signature = signature_of(args, kwargs)
-            stack.append((path, signature, time.perf_counter(), torch.get_rng_state()))
+            stack.append((path, signature, now(), devices.rng_state(where)))
 
         return hook
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        now = time.perf_counter()
+        end = now()
         path, signature, start, rng = stack.pop()
         part = parts.setdefault(path, Part(path, module))
         calls = part.calls.setdefault(signature, Calls(signature))
         calls.count += 1
-        calls.seconds = min(calls.seconds or now - start, now - start)
-        part.random = part.random or not torch.equal(rng, torch.get_rng_state())
+        calls.seconds = min(calls.seconds or end - start, end - start)
+        part.random = part.random or not devices.same_state(rng, devices.rng_state(where))
 
     for path, module in root.named_modules():
         handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True, prepend=True))
@@ -513,11 +560,16 @@ def _equal(a: Any, b: Any) -> bool:
         if isinstance(p, torch.Tensor):
             if not isinstance(q, torch.Tensor) or p.shape != q.shape or p.dtype != q.dtype:
                 return False
-            if not torch.equal(p, q) and not torch.allclose(p.double(), q.double(), rtol=0, atol=0, equal_nan=True):
+            if not torch.equal(p, q) and not _reordered(p, q):
                 return False
     return True
 
 
-def _synchronise(output: Any) -> None:
-    if any(isinstance(x, torch.Tensor) and x.is_cuda for x in pytree.tree_leaves(output)):
-        torch.cuda.synchronize()
+def _reordered(p: torch.Tensor, q: torch.Tensor) -> bool:
+    """Whether two results are the same but for NaN, which equals itself; on a GPU, where sums may be made in another
+    order each time, also but for what the order of a sum changes."""
+    loose = 0.0
+    if p.is_cuda and p.dtype.is_floating_point and p.numel():
+        eps = max(64 * torch.finfo(torch.float32).eps, 4 * torch.finfo(p.dtype).eps)
+        loose = eps * float(torch.nan_to_num(q, 0, 0, 0).abs().max())
+    return torch.allclose(p.double(), q.double(), rtol=0, atol=loose, equal_nan=True)

@@ -63,8 +63,15 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--precision",
         default="native",
-        choices=["native", "fp32"],
-        help="how exact float32 must be: as float32 is (both words mean that; a CPU has no other class)",
+        choices=["native", "fp32", "tf32", "bf16"],
+        help="how exact float32 must be: as float32 is (native and fp32 mean that; a CPU has no other class), or as its "
+        "products in tf32 or bf16 are",
+    )
+    p.add_argument(
+        "--device",
+        metavar="D",
+        help="cpu, cuda or cuda:N: the model and its inputs are moved there. Default: where the model's tensors are; a "
+        "KernelBench-style file, whose tensors are on the CPU, goes to the first GPU that torch sees",
     )
 
 
@@ -73,7 +80,6 @@ def _add_tune(sub: argparse._SubParsersAction) -> None:
     _model_options(p)
     p.add_argument("--proposer", default="builtin", choices=["builtin"])
     p.add_argument("--budget", default="15m", help="time for the search: 90s, 15m, 1h (default 15m)")
-    p.add_argument("--device", default="cpu", help="cpu")
     p.add_argument("--run", metavar="DIR", help="the Run's folder (default: runs/<model>-<time> in the cache)")
     p.add_argument("--resume", action="store_true", help="go on with the Run in --run")
     _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
@@ -96,7 +102,7 @@ def _add_judge(sub: argparse._SubParsersAction) -> None:
     p.add_argument("task", metavar="TASK_DIR")
     p.add_argument("files", metavar="FILE", nargs="+")
     p.add_argument("--tunables", metavar="JSON", help='values, such as {"BLOCK_M": 64}; default: the first of each')
-    p.add_argument("--device", default="cpu")
+    p.add_argument("--device", metavar="D", help="which GPU, as cuda:1, for a Task that was captured on one")
     p.add_argument("--no-timing", action="store_true", help="correctness alone")
     p.add_argument("--json", action="store_true", help="one Record a line")
     p.set_defaults(run_command=_lazy("tune", "run_judge"))
@@ -168,6 +174,7 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
 
     p = sub.add_parser("demo", help="tune the example model and show what came of it")
     p.add_argument("--budget", default="2m", help="time for the search (default 2m)")
+    p.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: the first GPU, the CPU without one)")
     p.add_argument("--run", metavar="DIR", help="keep the Run here (default: a new folder in the cache)")
     p.set_defaults(run_command=_lazy("demo", "run_demo"))
 

@@ -32,17 +32,18 @@ def example() -> Path:
     return path
 
 
-def compare(model_path: str, rounds: int = ROUNDS) -> dict[str, Any]:
-    """The model plain and patched, in turn: median seconds, speedup with interval, largest error."""
+def compare(model_path: str, device: str = "cpu", rounds: int = ROUNDS) -> dict[str, Any]:
+    """The model plain and patched, in turn, on a device: median seconds, speedup with interval, largest error."""
     import copy
 
     import torch
 
     import kgen
-    from kgen import _libkgen, capture
+    from kgen import _libkgen, capture, devices
     from kgen.patch import patch_report
 
-    model = capture.load(model_path)
+    model, where = capture.load(model_path), devices.parse(device)
+    capture.place(model, where)
     plain, args, kwargs = model.module.eval(), model.args, model.kwargs
     patched = kgen.patch(copy.deepcopy(plain), (args, kwargs), quiet=True)
     times: dict[str, list[float]] = {"plain": [], "patched": []}
@@ -50,8 +51,10 @@ def compare(model_path: str, rounds: int = ROUNDS) -> dict[str, Any]:
         want, got = plain(*args, **kwargs), patched(*args, **kwargs)
         for _ in range(rounds):
             for name, f in (("plain", plain), ("patched", patched)):
+                devices.synchronize(where)
                 start = time.perf_counter()
                 f(*args, **kwargs)
+                devices.synchronize(where)
                 times[name].append(time.perf_counter() - start)
     median, low, high = _libkgen.ratio(times["plain"], times["patched"])
     worst = (got.double() - want.double()).abs().max()
@@ -65,12 +68,12 @@ def compare(model_path: str, rounds: int = ROUNDS) -> dict[str, Any]:
     }
 
 
-def _compare_elsewhere(model_path: Path, registry: Path) -> dict[str, Any]:
+def _compare_elsewhere(model_path: Path, registry: Path, device: str) -> dict[str, Any]:
     env = dict(os.environ, KGEN_REGISTRY=str(registry))
     package = str(Path(__file__).resolve().parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH", "")]))
     done = subprocess.run(
-        [sys.executable, "-m", "kgen.demo", str(model_path)],
+        [sys.executable, "-m", "kgen.demo", str(model_path), device],
         env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -80,7 +83,7 @@ def _compare_elsewhere(model_path: Path, registry: Path) -> dict[str, Any]:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Tunes, shows the table, and compares the whole model. A demo that was stopped goes on when --run names its Run."""
-    from . import capture
+    from . import capture, devices
     from .runs import default_dir
     from .tune import Options, parse_budget, tune_model
     from .ui import Progress, show_result
@@ -90,15 +93,19 @@ def run_demo(args: argparse.Namespace) -> int:
     run_dir = Path(args.run) if args.run else default_dir("demo")
     args.resume_with = (run_dir, shlex.join(["kgen", "demo", "--run", str(run_dir)]))
     registry = run_dir / "generated"
-    options = Options(budget=budget, registry=registry, run_dir=run_dir, resume=(run_dir / "run.json").is_file())
+    model = capture.load(str(model_path))
+    device = capture.device_for(model, args.device)
+    options = Options(
+        budget=budget, registry=registry, run_dir=run_dir, resume=(run_dir / "run.json").is_file(), device=str(device)
+    )
     progress = Progress()
-    progress.note(f"tuning {model_path}: plain torch, no line of kgen")
-    report = tune_model(capture.load(str(model_path)), options, progress)
+    progress.note(f"tuning {model_path} on {devices.name_of(device)}: plain torch, no line of kgen")
+    report = tune_model(model, options, progress)
     show_result(report)
     if not report.promoted:
         return 0
     with progress.step("the whole model, plain and patched, in a new process"):
-        found = _compare_elsewhere(model_path, registry)
+        found = _compare_elsewhere(model_path, registry, str(device))
     s = found["speedup"]
     print(f"\n{found['report']}\n")
     print(
@@ -113,4 +120,4 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(compare(sys.argv[1])))
+    print(json.dumps(compare(*sys.argv[1:])))

@@ -152,6 +152,10 @@ def findings() -> list[Finding]:
         out.append(f())
     out += list(_binaries())
     out += list(_sandbox())
+    if next(f for f in out if f.name == "torch").ok:
+        from . import doctor_cuda
+
+        out += list(doctor_cuda.findings())
     return out
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,11 +19,12 @@ MEMORY_BYTES = 64 << 20
 
 
 def of_case(case: CaseData, machine: Machine) -> float:
-    """ns that a Case of a canonical Op takes for its arithmetic; 0 where fp32's peak is no bound."""
+    """ns that a Case of a canonical Op takes for its arithmetic on the fastest unit that reaches its dtype's class; 0 where
+    no rate is known (on a CPU, for all but float32)."""
     tensors = [x for x in case.args.values() if isinstance(x, torch.Tensor)]
-    if any(x.dtype != torch.float32 for x in tensors):
+    if not machine.tensor_flops and any(x.dtype != torch.float32 for x in tensors):
         return 0.0
-    return Machine(math.inf, machine.flops_per_second).floor(case) * 1e9
+    return replace(machine, bytes_per_second=math.inf).floor(case) * 1e9
 
 
 def own(capture: Capture, targets: Sequence[Target], machine: Machine) -> dict[str, float]:
@@ -34,8 +36,9 @@ def own(capture: Capture, targets: Sequence[Target], machine: Machine) -> dict[s
             continue
         calls = target.part.calls.values()
         seconds = _bytes(target.part) * sum(c.count for c in calls) * len(target.paths) / machine.bytes_per_second
-        if len(calls) == 1 and _is_fp32(target.part):
-            seconds = max(seconds, sum(flops.get(p, 0) for p in target.paths) / machine.flops_per_second)
+        dtype = _dtype(target.part, torch.float16 if machine.tensor_flops else torch.float32)
+        if len(calls) == 1 and dtype is not None and (dtype == torch.float32 or machine.tensor_flops):
+            seconds = max(seconds, sum(flops.get(p, 0) for p in target.paths) / machine.flops_of(dtype))
         if seconds > 0:
             found[target.title] = min(1.0, seconds / target.seconds)
     return found
@@ -57,9 +60,10 @@ def _flops(capture: Capture) -> dict[str, int]:
     }
 
 
-def _is_fp32(part: Part) -> bool:
-    floating = [p.dtype for p in part.module.parameters() if p.is_floating_point()]
-    return all(d == torch.float32 for d in floating)
+def _dtype(part: Part, without: torch.dtype) -> torch.dtype | None:
+    """What a part computes in, as far as its parameters tell: `without` any; None when they differ."""
+    found = {p.dtype for p in part.module.parameters() if p.is_floating_point()} or {without}
+    return found.pop() if len(found) == 1 else None
 
 
 def _bytes(part: Part) -> int:

@@ -5,13 +5,15 @@ This side owns inputs, oracles and the clock. It starts batches of at least BATC
 are done; Kernel and baseline take turns, never on the same input set in a round, and what each batch left behind is
 compared with the oracle. A contender that kills or hangs the other process costs that process, not the gate: it is left
 out with the reason, and the rest goes on in a new one.
+
+On a GPU the inputs lie in an allocation that both processes map, each call finds a cold L2, and the number is the time
+between a call's events; that of the whole batch must agree with this side's clock. Outputs are compared on the GPU.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import random
 import signal
@@ -22,14 +24,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import _libkgen
+from . import _libkgen, devices
 from .errors import EnvironmentLacks, KgenError
+from .gate_memory import Memory, put
 from .judge import errors as errors_of
 
 BATCH_MS = 10.0
@@ -39,10 +42,13 @@ ROUND_SECONDS = 20.0
 # What a process may take to import torch, a contender to be built (torch.compile with a C++ compiler, on a busy
 # machine), and one batch to run; what takes longer is left out.
 START_SECONDS, PREPARE_SECONDS, BATCH_SECONDS = 120.0, 120.0, 60.0
+# max-autotune compiles and times some twenty kernels of Triton.
+GPU_PREPARE_SECONDS = 300.0
+# On a GPU: how far the clock and the events of a batch may be apart, and how often a batch that is disturbed is repeated.
+AGREE, DISTURBED = 0.03, 5
 # Baselines this near to the fastest are measured again before one is chosen.
 NEAR = 1.25
 TRIES, MOST_REPS = 4, 1 << 20
-ALIGN = 256
 # How the reason of a Kernel that is right and not fast enough begins.
 SLOWER = "not surely"
 
@@ -58,10 +64,33 @@ class GateSet:
     dtypes: tuple[torch.dtype, ...]
     limits: tuple[tuple[float, float], ...]
 
+    def inputs(self) -> tuple[dict[str, torch.Tensor | None], tuple[torch.Tensor, ...]]:
+        """args and captured, with their values."""
+        return self.args, self.captured
+
+    def expected(self) -> tuple[torch.Tensor, ...]:
+        """oracles, with their values."""
+        return self.oracles
+
+
+@dataclass(frozen=True)
+class SeededSet(GateSet):
+    """A set too large to be kept: its tensors are on the meta device, and their values are made whenever they are asked
+    for, the same each time."""
+
+    draw: Callable[[], tuple[dict[str, torch.Tensor | None], tuple[torch.Tensor, ...]]]
+    compute: Callable[[], tuple[torch.Tensor, ...]]
+
+    def inputs(self) -> tuple[dict[str, torch.Tensor | None], tuple[torch.Tensor, ...]]:
+        return self.draw()
+
+    def expected(self) -> tuple[torch.Tensor, ...]:
+        return self.compute()
+
 
 @dataclass
 class GateResult:
-    """What the gate found. Times are of one call, in ns."""
+    """What the gate found. Times are of one call, in ns. arithmetic: what float32 was to torch, "" on a CPU."""
 
     passed: bool
     reason: str
@@ -72,6 +101,7 @@ class GateResult:
     rounds: int = 0
     noisy: bool = False
     baselines: list[dict[str, Any]] = field(default_factory=list)
+    arithmetic: str = ""
 
     def json(self) -> dict[str, Any]:
         median, low, high = self.speedup
@@ -84,6 +114,7 @@ class GateResult:
             "rounds": self.rounds,
             "noisy": self.noisy,
             "baselines": self.baselines,
+            "arithmetic": self.arithmetic,
         }
 
     @staticmethod
@@ -93,6 +124,7 @@ class GateResult:
         found = GateResult(
             entry["passed"], entry["reason"], base["name"], base["median_ns"], entry["kgen_ns"],
             (s["median"], s["low"], s["high"]), entry["rounds"], entry["noisy"], entry["baselines"],
+            entry.get("arithmetic", ""),
         )  # fmt: skip
         if found.rounds and (found.passed or found.reason.startswith(SLOWER)):
             found.decide(min_speedup)
@@ -114,51 +146,13 @@ class GateError(KgenError):
     """The gate's other process failed, which says nothing about the Kernel's speed."""
 
 
-class _Memory:
-    """A memfd that both processes map; tensors are placed one after the other."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self.specs: list[tuple[dict[str, Any], torch.Tensor | None]] = []
-
-    def place(self, x: torch.Tensor) -> dict[str, Any]:
-        span = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-        spec = {
-            "offset": self.size,
-            "bytes": span * x.element_size(),
-            "dtype": str(x.dtype).removeprefix("torch."),
-            "shape": list(x.shape),
-            "stride": list(x.stride()),
-        }
-        self.size = -(-(self.size + spec["bytes"]) // ALIGN) * ALIGN
-        self.specs.append((spec, x))
-        return spec
-
-    def make(self) -> int:
-        """Fills it with the tensors placed; the descriptor, which is the caller's."""
-        fd = os.memfd_create("kgen-gate", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, max(self.size, ALIGN))
-            self.bytes = torch.frombuffer(mmap.mmap(fd, max(self.size, ALIGN)), dtype=torch.uint8)
-            for spec, x in self.specs:
-                if x is not None:
-                    self.view(spec).copy_(x)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def view(self, spec: dict[str, Any]) -> torch.Tensor:
-        raw = self.bytes[spec["offset"] : spec["offset"] + spec["bytes"]]
-        return raw.view(getattr(torch, spec["dtype"])).as_strided(spec["shape"], spec["stride"])
-
-
-def _environment(registry: Path) -> dict[str, str]:
+def _environment(registry: Path, gpu: bool) -> dict[str, str]:
     """Of the other process: kgen as a user's process has it, but with the Candidate's registry first."""
     env = dict(os.environ, KGEN_REGISTRY=str(registry), KGEN_POLICY="arch")
     env.pop("KGEN_DISABLE", None)
-    # Its compilers run in the process itself: nothing is left over when it is killed, and two cores need no pool.
-    env["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    # On a CPU its compilers run in the process itself: nothing is left over when it is killed, and two cores need no pool.
+    # On a GPU there is much more to compile; the pool is of the process's own group, and goes with it.
+    env["TORCHINDUCTOR_COMPILE_THREADS"] = str(min(8, len(os.sched_getaffinity(0)))) if gpu else "1"
     package = str(Path(__file__).resolve().parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH", "")]))
     return env
@@ -175,7 +169,7 @@ class _Child:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kgen.gate_child", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(), memory),
-            env=_environment(registry),
+            env=_environment(registry, job["device"] == "cuda"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("KGEN_LOG") else self.said,
@@ -237,11 +231,14 @@ class Gate:
         registry: Path,
         reference: Path | None = None,
         say: Callable[[str], None] = lambda _: None,
+        index: int = 0,
     ):
+        """index: the GPU of a CUDA Case."""
         if len(sets) < 2:
             raise ValueError("the gate needs two input sets or more")
         self.sets, self.say = list(sets), say
-        self.memory = _Memory()
+        self.device = devices.of_case(case, index)
+        self.memory = Memory(self.device)
         placed = [
             {
                 "args": {n: self.memory.place(t) if t is not None else None for n, t in s.args.items()},
@@ -250,7 +247,7 @@ class Gate:
             for s in sets
         ]
         shapes = zip(sets[0].oracles, sets[0].dtypes, strict=True)
-        self.outputs = [self.memory.place(torch.empty(o.shape, dtype=d)) for o, d in shapes]
+        self.outputs = [self.memory.place(torch.empty(o.shape, dtype=d, device="meta")) for o, d in shapes]
         self.job = {
             "case": case,
             "names": list(names),
@@ -258,32 +255,55 @@ class Gate:
             "outputs": self.outputs,
             "reference": str(reference) if reference else "",
             "threads": torch.get_num_threads(),
+            "device": self.device.type,
+            "index": self.device.index or 0,
+            "bytes": self.memory.size,
         }
         self.registry = registry
         self.random = random.SystemRandom()
         self.child: _Child | None = None
-        self.fd = self.memory.make()
+        self.wake = math.inf  # ns of a batch without a call, the least that was seen
         try:
+            with devices.room_for(self.device, "the gate's inputs"):
+                self._share(placed)
             with _own_threads(1):
                 self.contenders = self._open().contenders
         except GateError as e:
-            os.close(self.fd)
+            self.memory.close()
             raise EnvironmentLacks(f"the gate's process does not start: {e}; KGEN_LOG=1 shows what it says") from e
         except BaseException:
-            os.close(self.fd)
+            self.memory.close()
             raise
+
+    def _share(self, placed: list[dict[str, Any]]) -> None:
+        """Puts the inputs where the other process sees them; on a GPU they are nowhere else then."""
+        self.memory.make()
+        for i, (one, spec) in enumerate(zip(self.sets, placed, strict=True)):
+            args, captured = one.inputs()
+            for name, t in args.items():
+                if t is not None:
+                    put(self.memory.view(spec["args"][name]), t)
+            for t, to in zip(captured, spec["captured"], strict=True):
+                put(self.memory.view(to), t)
+            del args, captured
+            if self.gpu:
+                self.sets[i] = replace(one, args={}, captured=())
+        devices.synchronize(self.device)
+        devices.release(self.device)
+
+    @property
+    def gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     def _open(self) -> _Child:
         if self.child is None:
-            self.child = _Child(self.job, self.fd, self.registry)
+            self.child = _Child(self.job, self.memory.fd, self.registry)
         return self.child
 
     def close(self) -> None:
         """Ends the other process; safe at any time."""
         self._drop()
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self.memory.close()
 
     def _drop(self) -> None:
         if self.child is not None:
@@ -301,7 +321,7 @@ class Gate:
         try:
             child = self._open()
             if do != "prepare" and who not in child.ready:
-                self.prepared = self._reply(child, {"do": "prepare", "who": who}, PREPARE_SECONDS)
+                self.prepared = self._reply(child, {"do": "prepare", "who": who}, self._prepare_seconds)
                 child.ready.add(who)
             reply = self._reply(child, {"do": do, "who": who, "set": which, "reps": reps}, seconds)
             if do == "prepare":
@@ -311,12 +331,18 @@ class Gate:
             self._drop()
             raise GateError(str(e)) from e
 
+    @property
+    def _prepare_seconds(self) -> float:
+        return GPU_PREPARE_SECONDS if self.gpu else PREPARE_SECONDS
+
     @staticmethod
     def _reply(child: _Child, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         try:
             reply = child.send(message, seconds)
         except GateError as e:
             raise _Lost(str(e)) from e
+        if reply.get("lost"):
+            raise _Lost(reply["error"])
         if "error" in reply:
             raise GateError(reply["error"])
         return reply
@@ -324,9 +350,9 @@ class Gate:
     def check(self, who: int, which: int) -> str:
         """"" when what the last call left is right for the set, else what is wrong."""
         reply = self.ask("output", who, which)
+        oracles = self.sets[which].expected()
         for i in range(reply["outputs"]):
-            oracle = self.sets[which].oracles[i]
-            norm, worst, bad = errors_of(self.memory.view(self.outputs[i]), oracle)
+            norm, worst, bad = errors_of(self.memory.view(self.outputs[i]), oracles[i])
             limit_norm, limit_max = self.sets[which].limits[i]
             if bad or not (norm <= limit_norm and worst <= limit_max):
                 where = f"; {bad} elements are not finite where they should be, or differ" if bad else ""
@@ -334,6 +360,9 @@ class Gate:
                     f"output {i} has norm error {norm:.3g} and largest error {worst:.3g} "
                     f"where {limit_norm:.3g} and {limit_max:.3g} are allowed{where}"
                 )
+        del oracles
+        if isinstance(self.sets[which], SeededSet):
+            devices.release(self.device)
         return ""
 
     def took(self, who: int, which: int, reps: int) -> float:
@@ -344,12 +373,28 @@ class Gate:
 
     def batch(self, who: int, which: int, reps: int) -> float:
         """One batch; ns a call."""
-        return self.took(who, which, reps) / reps
+        return self._by_events(who, which, reps) if self.gpu else self.took(who, which, reps) / reps
+
+    def _by_events(self, who: int, which: int, reps: int) -> float:
+        """ns a call by the events around each, when those of the batch agree with this side's clock."""
+        if self.wake == math.inf:
+            self.wake = min(self.took(who, which, 0) for _ in range(TRIES))
+        off = 0.0
+        for _ in range(DISTURBED):
+            wall = self.took(who, which, reps) - self.wake
+            found = self.ask("times", who, which, reps)  # asked for afterwards: reading events takes a while
+            off = abs(wall - found["window_ns"]) / max(wall, 1.0)
+            if off <= AGREE and 0 < found["calls_ns"] <= found["window_ns"]:
+                return float(found["calls_ns"]) / reps
+        raise GateError(
+            f"the events of a batch and the clock are {100 * off:.0f}% apart, {DISTURBED} times in a row: something else uses "
+            f"{self.device}, or this machine's CPUs are too busy"
+        )
 
     def prepare(self, who: int) -> str:
         """Builds a contender and tries it on every set; "" or what is wrong with it."""
         try:
-            self.prepared = self.ask("prepare", who, seconds=PREPARE_SECONDS)
+            self.prepared = self.ask("prepare", who, seconds=self._prepare_seconds)
             for which in range(len(self.sets)):
                 self.ask("run", who, which, 1)
                 wrong = self.check(who, which)
@@ -448,6 +493,9 @@ def run(gate: Gate, kernel_id: str, min_speedup: float, seconds: float = ROUND_S
     """Whether the Kernel may be promoted: right on every set, served by itself, and faster than the best baseline by
     more than min_speedup, at the lower end of the 95% interval."""
     result = GateResult(False, "")
+    if gate.gpu:
+        tf32 = gate.job["case"].get("precision", "native") != "native"
+        result.arithmetic = f"TF32 {'on' if tf32 else 'off'}"
     with _own_threads(1):
         try:
             _run(gate, kernel_id, min_speedup, seconds, result)

@@ -1,16 +1,17 @@
 """The other side of the gate (gate.py): a fresh process that holds torch, the baselines and one Kernel, served through
 torch.ops.kgen as any user's process would serve it.
 
-It does what it is told over a socket and keeps no clock: inputs, oracles and time are the parent's. Requests are JSON
-lines: {"do": "prepare", "who": i}, {"do": "run", "who": i, "set": s, "reps": n}, {"do": "output", "who": i, "set": s}, {"do": "quit"};
-each is answered with one JSON line.
+It does what it is told over a socket and keeps no clock but a GPU's events, which the parent holds against its own:
+inputs, oracles and time are the parent's. Requests are JSON
+lines: {"do": "prepare", "who": i}, {"do": "run", "who": i, "set": s, "reps": n}, {"do": "times", "reps": n} (of a GPU),
+{"do": "output", "who": i, "set": s}, {"do": "quit"}; each is answered with one JSON line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
-import mmap
 import os
 import signal
 import socket
@@ -23,16 +24,10 @@ from typing import Any
 import torch
 
 import kgen
-from kgen import baselines
+from kgen import baselines, devices, gate_memory
 from kgen.baselines import Inputs, Outputs
 
 Call = Callable[[Inputs], Outputs]
-
-
-def _tensor(memory: torch.Tensor, spec: dict[str, Any]) -> torch.Tensor:
-    raw = memory[spec["offset"] : spec["offset"] + spec["bytes"]]
-    flat = raw.view(getattr(torch, spec["dtype"]))
-    return flat.as_strided(spec["shape"], spec["stride"])
 
 
 def served(case: dict[str, Any], names: list[str]) -> Call:
@@ -69,8 +64,13 @@ class Child:
 
     def __init__(self, job: dict[str, Any]):
         torch.set_num_threads(job["threads"])
-        size = os.fstat(job["memory"]).st_size
-        self.memory = torch.frombuffer(mmap.mmap(job["memory"], size), dtype=torch.uint8)
+        self.device = torch.device("cuda", job["index"]) if job["device"] == "cuda" else devices.CPU
+        self.gpu = self.device.type == "cuda"
+        if self.gpu:
+            torch.cuda.set_device(self.device)
+        self.memory = gate_memory.opened(job)
+        self.cache: devices.ColdCache | None = None
+        self.events: list[devices.Events] = []
         self.case = job["case"]
         self.names = job["names"]
         self.sets = [self._inputs(s) for s in job["sets"]]
@@ -79,14 +79,14 @@ class Child:
         if job["reference"]:
             from kgen import reference as reference_module
 
-            reference = reference_module.load(Path(job["reference"]))
+            reference = reference_module.load(Path(job["reference"]), self.device)
         self.found = baselines.of(self.case, reference, self.names)
         self.calls: dict[int, Call] = {}
         self.last: dict[int, Outputs] = {}
 
     def _inputs(self, spec: dict[str, Any]) -> Inputs:
-        args = {n: _tensor(self.memory, t) if t else None for n, t in spec["args"].items()}
-        return Inputs(args, tuple(_tensor(self.memory, t) for t in spec["captured"]))
+        args = {n: gate_memory.view(self.memory, t) if t else None for n, t in spec["args"].items()}
+        return Inputs(args, tuple(gate_memory.view(self.memory, t) for t in spec["captured"]))
 
     def _build(self, who: int) -> Call:
         return served(self.case, self.names) if who == 0 else self.found[who - 1].build()
@@ -96,15 +96,20 @@ class Child:
 
     def prepare(self, who: int) -> dict[str, Any]:
         """Builds a contender and calls it once with each input set; who served it, for the Kernel."""
+        if self.gpu:
+            self.last.clear()  # memory for one contender's output is enough
         self.calls[who] = self._build(who)
         for x in self.sets:
             self.last[who] = self.calls[who](x)
+        devices.synchronize(self.device)
         if who != 0:
             return {}
         why = kgen.why(self.calls[0], self.sets[0])
         return {"served": [{"kernel": d.kernel, "id": d.id, "reason": d.reason} for d in why.decisions]}
 
     def run(self, who: int, which: int, reps: int) -> dict[str, Any]:
+        if self.gpu:
+            return self.run_cold(who, which, reps)
         call, x = self.calls[who], self.sets[which]
         out = self.last[who]
         for _ in range(reps):
@@ -112,21 +117,67 @@ class Child:
         self.last[who] = out
         return {}
 
+    def run_cold(self, who: int, which: int, reps: int) -> dict[str, Any]:
+        """The same on a GPU, each call with a cold L2 and between events of its own."""
+        self.cache = self.cache or devices.ColdCache(self.device)
+        while len(self.events) < reps + 1:
+            self.events.append(devices.Events())
+        call, x, whole = self.calls[who], self.sets[which], self.events[0]
+        out = self.last.get(who)
+        self.last.clear()
+        whole.begin()
+        for e in self.events[1 : reps + 1]:
+            self.cache.flush()
+            out = None  # its memory is the next one's
+            e.begin()
+            out = call(x)
+            e.end()
+        whole.end()
+        torch.cuda.synchronize(self.device)
+        if out is not None:
+            self.last[who] = out
+        return {}
+
+    def times(self, reps: int) -> dict[str, Any]:
+        """Of the last batch, which had that many calls: ns between the events around the calls, summed, and of the whole."""
+        return {"calls_ns": sum(e.ns() for e in self.events[1 : reps + 1]), "window_ns": self.events[0].ns()}
+
+    def recovered(self) -> bool:
+        """After a failure: whether this process can go on. A kernel's fault ends its context; memory is given back."""
+        if not self.gpu:
+            return True
+        self.last.clear()
+        try:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            return False
+        return True
+
     def output(self, who: int, which: int) -> dict[str, Any]:
         """Puts what the last call of a contender gave where the parent reads it."""
         del which
+        if who not in self.last:
+            return {"error": "it was not called"}
         for spec, got in zip(self.outputs, self.last[who], strict=False):
             if list(got.shape) != spec["shape"] or got.dtype != getattr(torch, spec["dtype"]):
                 return {"error": f"an output is {got.dtype}{list(got.shape)}, not {spec['dtype']}{spec['shape']}"}
-            _tensor(self.memory, spec).copy_(got)
+            gate_memory.view(self.memory, spec).copy_(got)
+        devices.synchronize(self.device)
         return {"outputs": min(len(self.outputs), len(self.last[who]))}
 
+    def _class(self) -> contextlib.AbstractContextManager[None]:
+        """kgen's own calls accept what the Case accepts."""
+        return kgen.precision(self.case["precision"]) if self.gpu else contextlib.nullcontext()
+
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        with torch.inference_mode():
+        with torch.inference_mode(), devices.arithmetic(self.case), self._class():
             if request["do"] == "prepare":
                 return self.prepare(request["who"])
             if request["do"] == "run":
                 return self.run(request["who"], request["set"], request["reps"])
+            if request["do"] == "times":
+                return self.times(request["reps"])
             return self.output(request["who"], request["set"])
 
 
@@ -157,6 +208,7 @@ def main() -> None:
             if os.environ.get("KGEN_LOG"):
                 traceback.print_exc()
             reply = {"error": f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"}
+            reply["lost"] = not child.recovered()
         link.write(json.dumps(reply).encode() + b"\n")
         link.flush()
 

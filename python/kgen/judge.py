@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import compare
 from ._libkgen import call, call_json, lib
+from .devices import CPU, synchronize
 from .errors import BadInput
 
 _FLOATS = {"float32", "float64", "float16", "bfloat16"}
@@ -76,8 +78,10 @@ def errors(out: Tensor, oracle: Tensor) -> tuple[float, float, int]:
     """Norm error and largest error of `out` in units of the oracle's scale, and how many elements are wrong beyond
     that: not finite where the oracle is, or the other way round (integers: elements that differ).
 
-    out: any supported dtype. oracle: the same shape, of which float64 (or int64) is made.
+    out: any supported dtype. oracle: the same shape, of which float64 (or int64) is made. On a GPU both are compared there.
     """
+    if out.is_cuda:
+        return compare.errors(out, oracle.to(out.device))
     name = dtype_name(out.dtype)
     flat = out.detach().contiguous()
     wide = oracle.detach().to(torch.float64 if name in _FLOATS else torch.int64).contiguous()
@@ -131,7 +135,7 @@ def _laid_out(t: Tensor, shape: Sequence[int], stride: Sequence[int]) -> Tensor:
         raise BadInput(f"a tensor of shape {tuple(t.shape)} was given for one of {tuple(shape)}")
     if all(n <= 1 or a == b for n, a, b in zip(shape, t.stride(), stride, strict=True)):
         return t
-    copy = torch.empty_strided(tuple(shape), tuple(stride), dtype=t.dtype)
+    copy = torch.empty_strided(tuple(shape), tuple(stride), dtype=t.dtype, device=t.device)
     target, source = copy, t
     for d, (n, step) in enumerate(zip(shape, stride, strict=True)):
         if step == 0 and n > 1:
@@ -151,11 +155,17 @@ class Judge:
         arch: str | None = None,
         timeout_ms: int | None = None,
         memory: int | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        """threads: of the worker (default: the CPUs of this process). arch: "x86-64-v3" (default: the machine's).
-        timeout_ms: what one call may take. memory: bytes of outputs and workspace of one call.
+        """threads: of the worker (default: the CPUs of this process). arch: "x86-64-v3" (default: the device's own).
+        timeout_ms: what one call may take. memory: bytes of outputs and workspace of one call. device: what its Cases
+        are for; a GPU's judge takes tensors of that GPU and of the host.
         """
+        self.device = device
         options = {"threads": threads, "arch": arch, "timeout_ms": timeout_ms, "memory": memory}
+        if device.type == "cuda":
+            torch.cuda.init()
+            options |= {"device": "cuda", "index": device.index or 0}
         given = {k: v for k, v in options.items() if v is not None}
         self._handle = ctypes.c_void_p()
         self._alive: dict[int, list[Tensor]] = {}
@@ -232,7 +242,7 @@ class Judge:
         """Adds an input set.
 
         inputs: one for each tensor argument of the contract (None: absent), then the captured tensors; of the Case's
-        dtypes and shapes. oracles: one for each output, in float64 for floating outputs; None leaves an optional
+        dtypes and shapes, on the judge's device or on the host. oracles: one for each output, in float64 for floating outputs; None leaves an optional
         output out. results: torch's own outputs, of which torch's errors, dtypes and shapes are taken.
         """
         about = self._described[case]
@@ -250,12 +260,10 @@ class Judge:
             for t, spec in zip(oracles, about["outputs"], strict=True)
         ]
         own = list(results) if results is not None else [None] * len(wide)
-        measured = [
+        measured = list(torch_errors) if torch_errors is not None else [
             None if r is None or o is None or r.shape != o.shape else errors(r, o)[:2]
             for r, o in zip(own, oracles, strict=True)
         ]
-        if torch_errors is not None:
-            measured = list(torch_errors)
         reference = [
             None
             if o is None
@@ -263,6 +271,7 @@ class Judge:
                   "shape": list((r if r is not None else o).shape)}
             for o, r, spec in zip(oracles, own, about["outputs"], strict=True)
         ]
+        synchronize(self.device)  # libkgen reads what torch may still be writing
         text = json.dumps({"name": name, "errors": measured, "reference": reference}, allow_nan=False)
         call(
             _judge_lib().kgen_judge_add_set,

@@ -1,4 +1,5 @@
-"""Attention with a Program by its formula, in any precision: the fp64 oracle, and torch's own eager result.
+"""The canonical Ops by their formulas: attention with a Program in any precision, as fp64 oracle and as torch's own eager
+result; softmax in fp64.
 
 Slow and plain on purpose. No Kernel, no fused attention of torch and no fallback of serving is used, so that an
 error in one of those cannot hide here.
@@ -12,9 +13,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .devices import CHUNK, chunks
 from .program import Program, evaluate, parse
 
-_BLOCK = 1 << 21  # scores held at a time: more falls out of the caches
+# Scores held at a time: on a CPU more falls out of the caches, on a GPU fewer leave it idle.
+_BLOCK, _GPU_BLOCK = 1 << 21, 1 << 26
+
+
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """fp64, contiguous. On a GPU in parts along another dim, so that no fp64 copy of the input stands beside the output."""
+    others = [d for d in range(x.ndim) if d != dim % x.ndim and x.shape[d] > 1] if x.is_cuda else []
+    if not others or x.numel() <= CHUNK:
+        return torch.softmax(x.double(), dim)
+    axis = max(others, key=lambda d: x.shape[d])
+    out = torch.empty(x.shape, dtype=torch.float64, device=x.device)
+    for part in chunks(x.shape[axis], max(1, CHUNK * x.shape[axis] // x.numel())):
+        at = (slice(None),) * axis + (part,)
+        out[at] = torch.softmax(x[at].double(), dim)
+    return out
 
 
 def attention(
@@ -40,7 +56,8 @@ def attention(
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     output = query.new_empty((*query.shape[:3], value.shape[3]))
     lse = query.new_empty(query.shape[:3], dtype=wide)
-    step = max(1, _BLOCK // max(1, query.shape[0] * heads * key.shape[2]))
+    block = _GPU_BLOCK if query.is_cuda else _BLOCK
+    step = max(1, block // max(1, query.shape[0] * heads * key.shape[2]))
     for start in range(0, query.shape[2], step):
         rows = slice(start, min(query.shape[2], start + step))
         scores = (torch.matmul(query[:, :, rows], key.transpose(2, 3)) * scale).to(wide)

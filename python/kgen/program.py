@@ -20,6 +20,15 @@ INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 
 F32, I32, BOOL = "float32", "int32", "bool"
 
+# The causal mask, as kgen.attention writes it, and the other ways to say it in one or two operations.
+CAUSAL = "program 1\nmask\n%0 = ge bool q kv\nreturn %0\n"
+CAUSAL_TEXTS = frozenset((
+    CAUSAL,
+    "program 1\nmask\n%0 = le bool kv q\nreturn %0\n",
+    "program 1\nmask\n%0 = lt bool q kv\n%1 = not bool %0\nreturn %1\n",
+    "program 1\nmask\n%0 = gt bool kv q\n%1 = not bool %0\nreturn %1\n",
+))  # fmt: skip
+
 LOAD_TYPE = {
     torch.float32: F32, torch.float64: F32, torch.float16: F32, torch.bfloat16: F32,
     torch.int8: I32, torch.uint8: I32, torch.int16: I32, torch.int32: I32, torch.int64: I32,

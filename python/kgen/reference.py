@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from . import oracle
+from . import compare, devices, oracle
 from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
 from .capture import as_call, execute_file
@@ -62,47 +62,63 @@ class Expected:
 # Inputs
 
 
-def draw(task: Task, case: dict[str, Any], seed: int, distribution: str = "captured") -> Drawn:
-    """Inputs of a Case on its device. The same seed and distribution give the same values everywhere."""
+def draw(
+    task: Task, case: dict[str, Any], seed: int, distribution: str = "captured", index: int = 0
+) -> Drawn:
+    """Inputs of a Case, on its device (index: which GPU). The same seed and distribution give the same values wherever the
+    kind of device is the same."""
     if distribution not in DISTRIBUTIONS:
         raise BadInput(f"distribution {distribution!r}: expected one of {', '.join(DISTRIBUTIONS)}")
+    device = devices.of_case(case, index)
     args: dict[str, Any] = {}
     for i, (name, value) in enumerate(case["args"].items()):
-        args[name] = _tensor(task, value, _generator(seed, i), distribution) if isinstance(value, dict) else value
+        drawn = isinstance(value, dict)
+        args[name] = _tensor(task, value, _generator(seed, i, device), distribution) if drawn else value
     program = case.get("program") or {}
     captured = tuple(
-        _tensor(task, entry, _generator(seed, 1000 + i), "captured")
+        _tensor(task, entry, _generator(seed, 1000 + i, device), "captured")
         for i, entry in enumerate(program.get("captured", []))
     )
     scalars = tuple(float(s) for s in program.get("scalars", []))
-    return Drawn(_to(args, case), tuple(_to_device(t, case) for t in captured), scalars, program.get("text"))
+    return Drawn(args, captured, scalars, program.get("text"))
 
 
-def _generator(seed: int, stream: int) -> torch.Generator:
-    g = torch.Generator()
-    g.manual_seed((seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) % (1 << 63))
-    return g
-
-
-def _to(args: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
-    return {k: _to_device(v, case) if isinstance(v, torch.Tensor) else v for k, v in args.items()}
-
-
-def _to_device(x: torch.Tensor, case: dict[str, Any]) -> torch.Tensor:
-    return x if case["device"] == "cpu" else x.to(case["device"])
+def _generator(seed: int, stream: int, device: torch.device = devices.CPU) -> torch.Generator:
+    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) % (1 << 63)
+    return devices.generator(device, mixed)
 
 
 def _tensor(task: Task, entry: dict[str, Any], g: torch.Generator, distribution: str) -> torch.Tensor:
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     fill = entry["fill"]
     if fill["kind"] == "values":
-        values = _from_bytes(task, task.blob(fill["file"]), dtype, shape, fill["file"])
-    elif fill["kind"] == "integers":
-        low, high = int(fill["low"]), int(fill["high"])
-        values = torch.randint(low, high + 1, shape, generator=g).to(dtype)
+        values = _from_bytes(task, task.blob(fill["file"]), dtype, shape, fill["file"]).to(g.device)
+    elif g.device.type == "cuda":
+        values = _in_parts(fill, shape, dtype, g, distribution)
     else:
-        values = _floats(fill, shape, g, distribution).to(dtype)
+        values = _values(fill, shape, g, distribution).to(dtype)
     return with_strides(values, tuple(entry["stride"]))
+
+
+def _values(fill: dict[str, Any], shape: tuple[int, ...], g: torch.Generator, distribution: str) -> torch.Tensor:
+    if fill["kind"] == "integers":
+        low, high = int(fill["low"]), int(fill["high"])
+        return torch.randint(low, high + 1, shape, generator=g, device=g.device)
+    return _floats(fill, shape, g, distribution)
+
+
+def _in_parts(
+    fill: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, g: torch.Generator, distribution: str
+) -> torch.Tensor:
+    """Values of a large tensor without an fp64 copy of it beside it. Rows stay whole where a distribution has rows."""
+    values = torch.empty(shape, dtype=dtype, device=g.device)
+    if not values.numel():
+        return values
+    flat = values.view(-1) if distribution != "onehot" or not shape else values.view(-1, shape[-1])
+    row = flat[0].numel()
+    for part in devices.chunks(flat.shape[0], max(1, devices.CHUNK // row)):
+        flat[part] = _values(fill, (part.stop - part.start, *flat.shape[1:]), g, distribution).to(dtype)
+    return values
 
 
 def _from_bytes(task: Task, data: bytes, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> torch.Tensor:
@@ -120,43 +136,45 @@ def _floats(fill: dict[str, Any], shape: tuple[int, ...], g: torch.Generator, di
         mean, std = float(fill["mean"]), float(fill["std"])
     else:
         mean, std = (fill["low"] + fill["high"]) / 2, (fill["high"] - fill["low"]) / math.sqrt(12)
-    normal = torch.randn(shape, generator=g, dtype=torch.float64)
+    normal = torch.randn(shape, generator=g, dtype=torch.float64, device=g.device)
     if distribution == "captured":
         if fill["kind"] == "normal":
             return normal * std + mean
-        return torch.rand(shape, generator=g, dtype=torch.float64) * (fill["high"] - fill["low"]) + fill["low"]
+        return torch.rand(shape, generator=g, dtype=torch.float64, device=g.device) * (fill["high"] - fill["low"]) + fill["low"]
     if distribution == "normal":
         return normal
     if distribution == "uniform":
-        return torch.rand(shape, generator=g, dtype=torch.float64)
+        return torch.rand(shape, generator=g, dtype=torch.float64, device=g.device)
     if distribution == "offset":
         return normal * 0.1 + 1000.0
     if distribution == "heavy":
         # Student's t with 3 degrees of freedom: finite variance, large outliers.
-        chi = sum(torch.randn(shape, generator=g, dtype=torch.float64) ** 2 for _ in range(3))
+        chi = sum(torch.randn(shape, generator=g, dtype=torch.float64, device=g.device) ** 2 for _ in range(3))
         return normal / torch.sqrt(torch.as_tensor(chi) / 3)
     if distribution == "tiny":
         return normal * 1e-6
     if distribution == "onehot":
-        hot = torch.zeros(shape, dtype=torch.float64)
+        hot = torch.zeros(shape, dtype=torch.float64, device=g.device)
         if hot.numel() and hot.ndim:
-            which = torch.randint(0, shape[-1], (*shape[:-1], 1), generator=g)
+            which = torch.randint(0, shape[-1], (*shape[:-1], 1), generator=g, device=g.device)
             hot.scatter_(-1, which, 1.0)
         return hot
     # large: magnitudes over six decades
-    return normal * 10.0 ** (torch.rand(shape, generator=g, dtype=torch.float64) * 6 - 3)
+    return normal * 10.0 ** (torch.rand(shape, generator=g, dtype=torch.float64, device=g.device) * 6 - 3)
 
 
 def with_strides(values: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
     """The values in a tensor of these strides; dims of stride 0 repeat their first element."""
     shape = tuple(values.shape)
     if not values.numel():
-        return torch.empty_strided(shape, stride, dtype=values.dtype)
+        return torch.empty_strided(shape, stride, dtype=values.dtype, device=values.device)
+    if values.is_cuda and values.stride() == stride:
+        return values
     for d, (size, s) in enumerate(zip(shape, stride, strict=True)):
         if s == 0 and size > 1:
             values = values.narrow(d, 0, 1)
     extent = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    storage = torch.zeros(extent, dtype=values.dtype)
+    storage = torch.zeros(extent, dtype=values.dtype, device=values.device)
     storage.as_strided(tuple(values.shape), stride).copy_(values)
     return storage.as_strided(shape, stride)
 
@@ -168,26 +186,34 @@ Function = Callable[[Drawn], tuple[torch.Tensor, ...]]
 
 @dataclass
 class Reference:
-    """What an Op computes. run: in the inputs' dtypes, by torch; wide: in fp64, with what stayed narrow."""
+    """What an Op computes. run: in the inputs' dtypes, by torch; wide: in fp64, with what stayed narrow. index: the GPU of
+    CUDA Cases."""
 
     task: Task
     run: Function
     wide: Callable[[Drawn], tuple[tuple[torch.Tensor, ...], set[str]]]
+    index: int = 0
 
     @staticmethod
-    def open(folder: Path | Task) -> Reference:
-        """The reference of a Task folder."""
+    def open(folder: Path | Task, index: int = 0) -> Reference:
+        """The reference of a Task folder. index: the GPU that CUDA Cases are drawn and computed on."""
         task = folder if isinstance(folder, Task) else tasks.read(folder)
         kind = _reference_kind(task.contract, task.folder)
         if kind == "torch":
-            return _canonical(task)
-        if kind == "export":
-            return _exported(task)
-        return _from_source(task)
+            made = _canonical(task)
+        elif kind == "export":
+            made = _exported(task, devices.of_case(task.cases[0], index) if task.cases else devices.CPU)
+        else:
+            made = _from_source(task)
+        made.index = index
+        return made
+
+    def draw(self, case: dict[str, Any], seed: int, distribution: str = "captured") -> Drawn:
+        return draw(self.task, case, seed, distribution, self.index)
 
     def expected(self, drawn: Drawn) -> Expected:
         """The oracle and torch's own result on these inputs, and how far torch is from the oracle."""
-        with torch.no_grad():
+        with torch.no_grad(), devices.arithmetic(self.task.cases[0]):
             own = self.run(drawn)
             outputs, narrow = self.wide(drawn)
         errors = [error(a, b) for a, b in zip(own, outputs, strict=True)]
@@ -198,11 +224,11 @@ class Reference:
 
     def distributions(self, case: dict[str, Any], seed: int) -> tuple[tuple[str, ...], dict[str, str]]:
         """The distributions to judge on, and those dropped with the reason."""
-        base = self.expected(draw(self.task, case, seed))
+        base = self.expected(self.draw(case, seed))
         kept, dropped = ["captured"], {}
         floating = any(isinstance(v, dict) and v["fill"]["kind"] in ("normal", "uniform") for v in case["args"].values())
         for name in DISTRIBUTIONS[1:] if floating else ():
-            drawn = draw(self.task, case, seed, name)
+            drawn = self.draw(case, seed, name)
             reason = self.unusable(self.expected(drawn), base, drawn)
             if reason:
                 dropped[name] = reason
@@ -227,7 +253,7 @@ class Reference:
 
     def degenerate(self, case: dict[str, Any], seed: int) -> list[str]:
         """Trivial answers that this Case would accept at torch's own tolerance; empty for a sound Task."""
-        drawn = draw(self.task, case, seed)
+        drawn = self.draw(case, seed)
         e = self.expected(drawn)
         inputs = [v for v in drawn.args.values() if isinstance(v, torch.Tensor)]
         passing = []
@@ -252,6 +278,9 @@ def error(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
     """||got - want|| / ||want|| and max |got - want| / max |want|; NaN must meet NaN, infinity its equal."""
     if got.shape != want.shape:
         return math.inf, math.inf
+    if got.is_cuda:
+        norm_err, worst_err, bad = compare.errors(got, want)
+        return (math.inf, math.inf) if bad else (norm_err, worst_err)
     a, b = got.double(), want.double()
     special = ~torch.isfinite(b)
     if not torch.equal(torch.nan_to_num(a[special], nan=1e300), torch.nan_to_num(b[special], nan=1e300)):
@@ -310,6 +339,8 @@ def _canonical(task: Task) -> Reference:
         return _tuple(function(**d.args))
 
     def wide(d: Drawn) -> tuple[tuple[torch.Tensor, ...], set[str]]:
+        if task.op == "softmax":
+            return (oracle.softmax(d.args["input"], int(d.args["dim"])),), set()
         return _tuple(function(**{k: _widened(v) for k, v in d.args.items()})), set()
 
     return Reference(task, run, wide)
@@ -346,11 +377,17 @@ def _tuple(x: Any) -> tuple[torch.Tensor, ...]:
 # Ops of a model's own
 
 
-def load_archive(path: Path) -> Any:
-    """The torch.export archive at path; its graph takes the Op's tensors in order."""
+def load_archive(path: Path, device: torch.device | None = None) -> Any:
+    """The torch.export archive at path; its graph takes the Op's tensors in order. device: where those will be; what the
+    graph makes itself is made there then, wherever the model was when it was exported."""
     try:
         with quiet():
-            return torch.export.load(str(path))
+            program = torch.export.load(str(path))
+            if device is not None and device.type == "cuda":
+                from torch.export.passes import move_to_device_pass
+
+                program = move_to_device_pass(program, str(device))
+            return program
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
     except Exception as e:
@@ -358,8 +395,8 @@ def load_archive(path: Path) -> Any:
         raise EnvironmentLacks(f"{path}: torch {torch.__version__} cannot read it: {type(e).__name__}: {first}") from e
 
 
-def _exported(task: Task) -> Reference:
-    program = load_archive(task.folder / task.contract["reference"]["file"])
+def _exported(task: Task, device: torch.device) -> Reference:
+    program = load_archive(task.folder / task.contract["reference"]["file"], device)
     module = program.module()
     names = [a["name"] for a in task.contract["args"]]
 
@@ -444,10 +481,10 @@ class _Watch(torch.utils._python_dispatch.TorchDispatchMode):
 # Serving's fallback
 
 
-def load(folder: Path) -> Callable[..., Any]:
+def load(folder: Path, device: torch.device | None = None) -> Callable[..., Any]:
     """What an Op of a registry computes, for calls that no Kernel serves: takes the Op's arguments in order.
 
-    folder: generated/<op>, which holds op.json and task/.
+    folder: generated/<op>, which holds op.json and task/. device: where the tensors will be (load_archive).
     """
     folder = Path(folder)
     contract = tasks.read_json(folder / "op.json", None)
@@ -459,7 +496,7 @@ def load(folder: Path) -> Callable[..., Any]:
     path = base / contract["reference"]["file"]
     single = len(contract["outputs"]) == 1
     if kind == "export":
-        module = load_archive(path).module()
+        module = load_archive(path, device).module()
     else:
         mode = str(tasks.read_json(base / "task.json", None).get("mode", "eval"))
         of_names = source_function(base, contract, mode)

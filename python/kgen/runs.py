@@ -23,7 +23,10 @@ from .errors import BadInput, EnvironmentLacks
 FORMAT = 1
 LOCK = ".tuner"
 # What a Run is known by, with how a message names it. "model" and "sha256" come first.
-ASKED = {"module": "--module", "inputs": "--inputs", "argv": "arguments after --", "patterns": "--target", "mode": "mode"}
+ASKED = {
+    "module": "--module", "inputs": "--inputs", "argv": "arguments after --", "patterns": "--target", "mode": "mode",
+    "device": "--device", "precision": "--precision",
+}  # fmt: skip
 
 
 def now() -> str:

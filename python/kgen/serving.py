@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from . import _native
 from .errors import BadInput
@@ -111,15 +112,21 @@ def why(op: str | Callable[..., object], *args: Any, **kwargs: Any) -> Why:
 
 
 def warmup(model: Callable[..., object], inputs: Any) -> Why:
-    """Runs the model once without gradients, so that every Kernel it needs is compiled and loaded.
+    """Runs the model once without gradients, so that every Kernel it needs is compiled and loaded: before its calls are
+    captured into a CUDA graph, above all, where neither can be done. On each device that the model's inputs are on; what
+    a Kernel does wrong there comes out here.
 
     inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments.
     """
     if isinstance(inputs, Mapping):
-        return why(model, **inputs)
-    if isinstance(inputs, (tuple, list)):
-        return why(model, *inputs)
-    return why(model, inputs)
+        found = why(model, **inputs)
+    elif isinstance(inputs, (tuple, list)):
+        found = why(model, *inputs)
+    else:
+        found = why(model, inputs)
+    for device in {x.device for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.is_cuda}:
+        torch.cuda.synchronize(device)
+    return found
 
 
 def load(path: str | os.PathLike[str]) -> None:

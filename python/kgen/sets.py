@@ -1,23 +1,35 @@
-"""Input sets for judge and gate: drawn from a Case's recipe with secret seeds, with the fp64 oracle beside them."""
+"""Input sets for judge and gate: drawn from a Case's recipe with secret seeds, with the fp64 oracle beside them.
+
+Sets of a GPU are made there, one at a time, and stay there while there is room for them: a Task is judged within twice
+the size of its tensors and SPARE bytes. What has no room lies in host memory, which the judge reads in parts.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from . import reference as references
-from .gate import GateSet
+from . import compare, devices
+from .gate import GateSet, SeededSet
 from .judge import Judge, tolerance
 from .reference import DISTRIBUTIONS, Drawn, Expected, Reference
-from .task import Task
+from .task import DTYPES, Task
 
 # Sets drawn from the captured distribution; each further distribution gives one.
 CAPTURED_SETS = 2
 GATE_SETS = 3
 # Fills that a distribution may take the place of.
 FLOATING = ("normal", "uniform")
+# Beside twice its tensors, what judging a Task may take of a GPU; and of that, what the judge keeps for its own copies.
+SPARE, STAGING = 4 << 30, 1 << 30
+# Sets of the gate with more bytes than this are made anew whenever they are looked at, and there are two of them.
+GATE_HELD = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -33,22 +45,35 @@ def secret_seed() -> int:
     return random.SystemRandom().getrandbits(62)
 
 
-def for_judge(task: Task, reference: Reference, index: int) -> CaseSets:
-    """The sets of one Case: captured ones first, then one for each distribution that torch itself bears."""
+def each(
+    task: Task, reference: Reference, index: int, dropped: dict[str, str], most: int | None = None
+) -> Iterator[tuple[str, Drawn, Expected]]:
+    """The sets of one Case, made one after the other: captured ones first, then one for each distribution that torch itself
+    bears. dropped gets those that are left out, with the reason; most: how many there may be."""
     case = task.cases[index]
-    dropped: dict[str, str] = {}
     floating = any(isinstance(v, dict) and v["fill"]["kind"] in FLOATING for v in case["args"].values())
     names = ["captured"] * CAPTURED_SETS + list(DISTRIBUTIONS[1:] if floating else ())
-    sets: list[tuple[str, Drawn, Expected]] = []
+    base: Expected | None = None
+    count = 0
     for name in names:
-        drawn = references.draw(task, case, secret_seed(), name)
+        if most is not None and count >= most:
+            dropped[name] = "there is no room for it in this machine's memory"
+            continue
+        drawn = reference.draw(case, secret_seed(), name)
         expected = reference.expected(drawn)
-        reason = reference.unusable(expected, sets[0][2], drawn) if name != "captured" else None
+        base = base or replace(expected, outputs=(), torch_outputs=())
+        reason = reference.unusable(expected, base, drawn) if name != "captured" else None
         if reason:
             dropped[name] = reason
         else:
-            sets.append((name, drawn, expected))
-    return CaseSets(tuple(sets), dropped)
+            count += 1
+            yield name, drawn, expected
+
+
+def for_judge(task: Task, reference: Reference, index: int) -> CaseSets:
+    """The sets of one Case, all of them at once."""
+    dropped: dict[str, str] = {}
+    return CaseSets(tuple(each(task, reference, index, dropped)), dropped)
 
 
 def tensors(task: Task, drawn: Drawn) -> dict[str, torch.Tensor | None]:
@@ -57,44 +82,148 @@ def tensors(task: Task, drawn: Drawn) -> dict[str, torch.Tensor | None]:
     return {n: drawn.args.get(n) for n in names}
 
 
+def _bytes(given: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in given if t is not None)
+
+
+def _meta(x: torch.Tensor) -> torch.Tensor:
+    """Its dtype and shape, without its values."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+class Placing:
+    """Where the sets of a Case are kept: on the CPU as they are; on a GPU there while `room` lasts, else in host memory."""
+
+    def __init__(self, case_bytes: int, output_bytes: int, room: int | None = None):
+        """case_bytes: of inputs and outputs. The judge has two copies of the outputs, and one of the inputs."""
+        self.room = case_bytes + SPARE - STAGING - output_bytes if room is None else room
+
+    def put(self, given: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Tensors of one set."""
+        if not any(t is not None and t.is_cuda for t in given):
+            return given
+        size = _bytes(given)
+        if size <= self.room:
+            self.room -= size
+            return given
+        return [t if t is None else t.cpu() for t in given]
+
+
+def host_sets(set_bytes: int, free: int | None = None) -> int:
+    """How many sets of this size half of the host's free memory holds; at least one of each captured one."""
+    free = _host_free() if free is None else free
+    return max(CAPTURED_SETS, free // 2 // max(1, set_bytes))
+
+
+def _host_free() -> int:
+    try:
+        with open("/proc/meminfo") as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def add(judge: Judge, task: Task, index: int, name: str, drawn: Drawn, e: Expected, placing: Placing | None = None) -> None:
+    """Gives one set to a judge. What torch gave counts by its errors, dtypes and sizes alone."""
+    inputs: list[torch.Tensor | None] = [*tensors(task, drawn).values(), *drawn.captured]
+    oracles: list[torch.Tensor | None] = list(e.outputs)
+    if placing is not None:
+        placed = placing.put([*inputs, *oracles])
+        inputs, oracles = placed[: len(inputs)], placed[len(inputs) :]
+    judge.add_set(
+        index,
+        inputs,
+        oracles,
+        results=[_meta(t) for t in e.torch_outputs],
+        torch_errors=list(zip(e.norm_err, e.max_err, strict=True)),
+        name=name,
+    )
+
+
 def fill(judge: Judge, task: Task, reference: Reference, index: int) -> dict[str, str]:
     """Adds a Case and its sets to a judge; the distributions that were left out, with the reason."""
     judge.add_case(task.cases[index])
-    made = for_judge(task, reference, index)
-    for name, drawn, e in made.sets:
-        judge.add_set(
-            index,
-            [*tensors(task, drawn).values(), *drawn.captured],
-            e.outputs,
-            results=e.torch_outputs,
-            torch_errors=list(zip(e.norm_err, e.max_err, strict=True)),
-            name=name,
-        )
-    return made.dropped
+    dropped: dict[str, str] = {}
+    placing, most = None, None
+    device = devices.of_case(task.cases[index], reference.index)
+    if device.type == "cuda":
+        about = judge.describe(index)
+        outputs = sum(math.prod(o["shape"]) * _size(o["dtype"]) for o in about["outputs"])
+        inputs = sum(math.prod(i["shape"]) * _size(i["dtype"]) for i in about["inputs"])
+        placing, most = Placing(inputs + outputs, outputs), None
+        wide = sum(8 * math.prod(o["shape"]) for o in about["outputs"])
+        if inputs + wide > SPARE:
+            most = host_sets(inputs + wide)
+    with devices.room_for(device, "the judge's inputs and oracles"):
+        for name, drawn, e in each(task, reference, index, dropped, most):
+            add(judge, task, index, name, drawn, e, placing)
+            del drawn, e
+    devices.release(device)
+    return dropped
 
 
-def _limits(e: Expected, reduction: int, i: int) -> tuple[float, float]:
+def _size(dtype: str) -> int:
+    return torch.empty(0, dtype=DTYPES[dtype]).element_size()
+
+
+def _limits(e: Expected, reduction: int, i: int, precision: str) -> tuple[float, float]:
     oracle = e.outputs[i]
-    finite = oracle[torch.isfinite(oracle)] if oracle.is_floating_point() else oracle
-    scale = float(finite.abs().max()) if finite.numel() else 0.0
-    return tolerance(e.torch_outputs[i].dtype, reduction, (e.norm_err[i], e.max_err[i]), scale)
+    if oracle.is_cuda:
+        scale = compare.scale_of(oracle) if oracle.numel() else 0.0
+    else:
+        finite = oracle[torch.isfinite(oracle)] if oracle.is_floating_point() else oracle
+        scale = float(finite.abs().max()) if finite.numel() else 0.0
+    return tolerance(e.torch_outputs[i].dtype, reduction, (e.norm_err[i], e.max_err[i]), scale, precision)
 
 
-def for_gate(judge: Judge, task: Task, reference: Reference, index: int) -> list[GateSet]:
+def for_gate(judge: Judge, task: Task, reference: Reference, index: int) -> list[GateSet | SeededSet]:
     """Fresh sets of the captured distribution, with the judge's own limits."""
-    case, made = task.cases[index], []
+    case = task.cases[index]
     reduction = int(judge.describe(index)["reduction"])
-    for _ in range(GATE_SETS):
-        drawn = references.draw(task, case, secret_seed())
-        e = reference.expected(drawn)
-        outputs = range(len(e.outputs))
-        made.append(
-            GateSet(
-                tensors(task, drawn),
-                drawn.captured,
-                e.outputs,
-                tuple(t.dtype for t in e.torch_outputs),
-                tuple(_limits(e, reduction, i) for i in outputs),
-            )
-        )
+    device, made, count = devices.of_case(case, reference.index), [], GATE_SETS
+    with devices.room_for(device, "the gate's inputs and oracles"):
+        while len(made) < count:
+            one, size = _gate_set(task, reference, case, reduction)
+            if size > GATE_HELD and device.type == "cuda":
+                count = 2
+            made.append(one)
+    devices.release(device)
     return made
+
+
+def _gate_set(
+    task: Task, reference: Reference, case: dict[str, Any], reduction: int
+) -> tuple[GateSet | SeededSet, int]:
+    seed = secret_seed()
+    drawn = reference.draw(case, seed)
+    e = reference.expected(drawn)
+    dtypes = tuple(t.dtype for t in e.torch_outputs)
+    limits = tuple(_limits(e, reduction, i, str(case["precision"])) for i in range(len(e.outputs)))
+    given = tensors(task, drawn)
+    size = _bytes([*given.values(), *drawn.captured, *e.outputs])
+    if size <= GATE_HELD or case["device"] == "cpu":
+        return GateSet(given, drawn.captured, e.outputs, dtypes, limits), size
+
+    def again() -> Drawn:
+        return reference.draw(case, seed)
+
+    return SeededSet(
+        {n: None if t is None else _meta(t) for n, t in given.items()},
+        tuple(_meta(t) for t in drawn.captured),
+        tuple(_meta(t) for t in e.outputs),
+        dtypes,
+        limits,
+        lambda: _inputs_again(task, again()),
+        lambda: _oracles_again(reference, again()),
+    ), size
+
+
+def _inputs_again(task: Task, drawn: Drawn) -> tuple[dict[str, torch.Tensor | None], tuple[torch.Tensor, ...]]:
+    return tensors(task, drawn), drawn.captured
+
+
+def _oracles_again(reference: Reference, drawn: Drawn) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad(), devices.arithmetic(reference.task.cases[0]):
+        return reference.wide(drawn)[0]
+
+

@@ -5,7 +5,8 @@
 Each house kernel is built for any size, as a dynamic pin serves it, and judged for each dtype on sizes over its range
 (1, primes, a tile's edges and their neighbours, the longest), attention also with the variants by name and with random
 Programs. A pin's range is what was judged, no more. Kernels for x86-64-v3 are judged on any machine that is at least
-that. What passed is promoted; what is in the registry already with the same id is left alone unless --again is given.
+that; those for a GPU on the GPU at hand, which may be newer (kernels for sm_80 on an sm_90: the same source, and the
+Record says where). What passed is promoted; what is in the registry already with the same id is left alone unless --again is given.
 Nothing is timed against torch here: that is the gate's, for Cases of a real model.
 """
 
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, spread
+from . import _libkgen, devices, spread
 from ._paths import kernels_dir, shipped_registry
 from .errors import BadInput, KgenError
 from .programs import NAMED
@@ -32,7 +33,9 @@ from .task import canonical_contract
 from .trace import trace
 
 DTYPES = ("float32", "float16", "bfloat16")
+HALVES = ("float16", "bfloat16")
 ARCHS = ("x86-64-v3", "x86-64-v4")
+GPU_ARCHS = ("sm_80", "sm_90")
 LAYOUTS = ("c", "i", "h")
 # A tensor's data is at least this aligned in some Cases, and at most an element in others.
 ALIGNS = (64, 16, 4)
@@ -96,10 +99,18 @@ def decode_sizes() -> list[Sizes]:
     return [*sizes, Sizes(1, 1, 2, 8, 1, 1 << 20, 8)]
 
 
+def gpu_row_sizes() -> list[tuple[int, int, int]]:
+    """(M, N, 1) for the softmax of rows on a GPU: those of a CPU, and rows that fill blocks and clusters."""
+    widths = (2047, 2048, 2049, 8192, 16384, 16388, 24576, 32764, 32768, 32772, 49152, 65532, 65536, 65540, 100000, 131072,
+              131080, 262144, 262152)  # fmt: skip
+    sizes = [((1, 3, 133, 7)[i % 4], n, 1) for i, n in enumerate(widths)]
+    return [*row_sizes(), *sizes, (2, 524288, 1), (3, 1 << 20, 1), (4096, 1024, 1), (1 << 16, 64, 1)]
+
+
 @dataclass(frozen=True)
 class House:
     """A house kernel. timed: the Case whose time stands in the Record. threads: of the worker, where `require` asks for
-    more than this machine may have."""
+    more than this machine may have. tunables: other than the defaults; one file may be shipped with several choices."""
 
     file: str
     op: str
@@ -107,20 +118,38 @@ class House:
     timed: Any
     program_at: Sizes | None = None
     threads: int | None = None
+    tunables: dict[str, int] | None = None
+    dtypes: tuple[str, ...] = DTYPES
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.file.endswith(".cu") else "cpu"
+
+    @property
+    def name(self) -> str:
+        """The file, with the tunables that are not the defaults."""
+        return " ".join([self.file, *(f"{k}={v}" for k, v in (self.tunables or {}).items())])
 
     def dense(self, dtype: str) -> list[Trial]:
         if self.op == "softmax":
-            return [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
-        return [
-            spread.attention_trial(dtype, s, layout=LAYOUTS[i % 3], align=ALIGNS[i // 3 % 3])
-            for i, s in enumerate(self.sizes())
-        ]
+            made = [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
+        else:
+            made = [
+                spread.attention_trial(dtype, s, layout=LAYOUTS[i % 3], align=ALIGNS[i // 3 % 3])
+                for i, s in enumerate(self.sizes())
+            ]
+        return [t.on(self.device) for t in made]
 
     def timed_trial(self, dtype: str) -> Trial:
-        return spread.softmax_trial(dtype, *self.timed) if self.op == "softmax" else spread.attention_trial(dtype, self.timed)
+        softmax = self.op == "softmax"
+        made = spread.softmax_trial(dtype, *self.timed) if softmax else spread.attention_trial(dtype, self.timed)
+        return made.on(self.device)
 
     def with_programs(self, dtype: str, count: int) -> list[Trial]:
         """Named variants at one size, each size with one of them, and this dtype's part of the random ones."""
+        return [t.on(self.device) for t in self._with_programs(dtype, count)]
+
+    def _with_programs(self, dtype: str, count: int) -> list[Trial]:
         assert self.program_at is not None
         at, found = self.program_at, []
         for name, program in spread.named_programs(at.extent):
@@ -129,9 +158,9 @@ class House:
             usable = _named(s)
             name, program = usable[i % len(usable)]
             found.append(spread.attention_trial(dtype, s, program, name, LAYOUTS[i % 3], ALIGNS[i // 3 % 3]))
-        turn = DTYPES.index(dtype)
+        turn = self.dtypes.index(dtype)
         for i, (name, program) in enumerate(spread.random_programs(count, at.extent)):
-            if i % len(DTYPES) == turn:
+            if i % len(self.dtypes) == turn:
                 found.append(spread.attention_trial(dtype, at, program, name))
         return found
 
@@ -153,6 +182,55 @@ HOUSE = (
     House("attention/flash.c", "attention", flash_sizes, Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(2, 4, 70, 16, 4, 131, 16)),
     House("attention/decode.c", "attention", decode_sizes, Sizes(1, 32, 1, 128, 8, 4096, 128), Sizes(2, 4, 3, 16, 4, 131, 16)),
 )  # fmt: skip
+
+
+def _gpu_attention(head: int) -> Callable[[], list[Sizes]]:
+    """The sizes of flash_sizes whose heads are of one class, and a few more of it."""
+
+    def sizes() -> list[Sizes]:
+        below = {64: 0, 128: 64, 256: 128}[head]
+        usual = [s for s in flash_sizes() if below < max(s.d, s.dv) <= head]
+        return [*usual, Sizes(1, 2, 333, head, 1, 1021, head), Sizes(2, 3, 65, head, 3, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
+
+    return sizes
+
+
+def _gpu_house() -> tuple[House, ...]:
+    """The house kernels for GPUs, each with the choices of tunables that its range takes."""
+    rows = [
+        House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen)
+        for timed, chosen in (
+            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}),
+            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}),
+        )
+    ]
+    cluster = [
+        House("softmax/cluster.cu", "softmax", gpu_row_sizes, timed, tunables=chosen)
+        for timed, chosen in (
+            ((4096, 65536, 1), {"CLUSTER": 8, "THREADS": 256, "VECS": 8}),
+            ((1024, 131072, 1), {"CLUSTER": 8, "THREADS": 512, "VECS": 8}),
+        )
+    ]
+    others = [
+        House("softmax/long.cu", "softmax", gpu_row_sizes, (256, 1 << 20, 1)),
+        House("softmax/columns.cu", "softmax", column_sizes, (64, 1024, 1024)),
+    ]
+    flash = [
+        House(
+            "attention/flash.cu", "attention", _gpu_attention(head), Sizes(4, 16, 4096, head, 16, 4096, head),
+            Sizes(2, 4, 70, head, 4, 131, head), tunables={"HEAD": head}, dtypes=HALVES,
+        )
+        for head in (64, 128, 256)
+    ]  # fmt: skip
+    plain = House(
+        "attention/fma.cu", "attention", flash_sizes, Sizes(1, 8, 2048, 64, 8, 2048, 64), Sizes(2, 4, 70, 16, 4, 131, 16),
+        dtypes=("float32",),
+    )  # fmt: skip
+    return (*rows, *cluster, *others, *flash, plain)
+
+
+GPU_HOUSE = _gpu_house()
 
 
 def judged_key(contract: str, trials: Sequence[Trial], skipped: Collection[str], any_program: bool) -> dict[str, Any]:
@@ -182,11 +260,20 @@ def _entry(key: dict[str, Any], found: Evidence, random_count: int) -> dict[str,
 class Shipping:
     """One house kernel for one architecture."""
 
-    def __init__(self, house: House, arch: str, registry: Path, programs: int, say: Callable[[str], None]):
+    def __init__(
+        self, house: House, arch: str, registry: Path, programs: int, say: Callable[[str], None], index: int = 0
+    ):
+        """index: the GPU that a kernel for GPUs is judged on."""
         self.house, self.arch, self.registry, self.count, self.say = house, arch, registry, programs, say
+        self.index = index
         self.contract = canonical_contract(house.op).decode()
         self.source = (kernels_dir() / house.file).read_bytes()
         self.about = _libkgen.candidate_check(self.contract, self.source, house.file)
+        if house.tunables is not None:
+            chosen = {**self.about["tunables"], **house.tunables}
+            self.about = _libkgen.candidate_check(self.contract, self.source, house.file, chosen)
+        # A GPU's judge runs what its own GPU runs.
+        self.judged_arch = None if house.device == "cuda" else arch
 
     def shipped(self) -> bool:
         """Whether the registry has this very Candidate for this architecture already."""
@@ -195,14 +282,15 @@ class Shipping:
 
     def _judge(self, trials: Sequence[Trial], what: str, reps: int = 0) -> Evidence:
         def say(text: str) -> None:
-            self.say(f"{self.house.file} {self.arch} {what}: {text}")
+            self.say(f"{self.house.name} {self.arch} {what}: {text}")
 
+        chosen = self.about["tunables"] if self.house.tunables is not None else None
         found = spread.judge(
-            self.contract, self.source, self.house.file, None, trials, arch=self.arch, reps=reps,
-            threads=self.house.threads, say=say,
+            self.contract, self.source, self.house.file, chosen, trials, arch=self.judged_arch, reps=reps,
+            threads=self.house.threads, say=say, index=self.index,
         )  # fmt: skip
         if found.verdict != "pass":
-            raise KgenError(f"{self.house.file} for {self.arch}, {what}: {found.verdict}: {found.message}")
+            raise KgenError(f"{self.house.name} for {self.arch}, {what}: {found.verdict}: {found.message}")
         for label, why in found.skipped.items():
             say(f"not for it: {label}: {why}")
         return found
@@ -211,9 +299,11 @@ class Shipping:
         """Judges and promotes; the version."""
         keys, entries, programs = [], [], []
         record: dict[str, Any] = {}
-        for dtype in DTYPES:
+        for dtype in self.house.dtypes:
             trials = self.house.dense(dtype)
             found = self._judge(trials, dtype)
+            if len(found.skipped) == len(trials):
+                raise KgenError(f"{self.house.name} for {self.arch}, {dtype}: its plan is for none of the sizes")
             key = judged_key(self.contract, trials, found.skipped, False)
             timed = self._judge([self.house.timed_trial(dtype)], f"{dtype}, timed", 21)
             entry = _entry(key, found, 0)
@@ -236,8 +326,8 @@ class Shipping:
     ) -> int:
         environment = {**record["environment"], "torch": torch.__version__}
         made = {
-            **{k: record[k] for k in ("format", "id", "op", "arch", "version", "kind", "tunables", "verdict")},
-            "source": "kernel.c", "message": "", "proposer": {"name": "builtin", "template": self.house.file},
+            **{k: record[k] for k in ("format", "id", "op", "version", "kind", "tunables", "verdict")}, "arch": self.arch,
+            "source": f"kernel{Path(self.house.file).suffix}", "message": "", "proposer": {"name": "builtin", "template": self.house.file},
             "parent": None, "cases": entries, "programs": programs, "environment": environment,
             "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }  # fmt: skip
@@ -249,12 +339,27 @@ def _in_all(lists: list[list[str]]) -> list[str]:
     return [p for p in lists[0] if all(p in other for other in lists[1:])] if lists else []
 
 
+def _is_for(min_arch: str | None, arch: str) -> bool:
+    """Whether a plan's min_arch lets it run on an architecture of GPUs."""
+    return not min_arch or int(min_arch.removeprefix("sm_")) <= int(arch.removeprefix("sm_"))
+
+
+def gpu_for(arch: str, asked: str) -> torch.device:
+    """The GPU that judges kernels for an architecture: of that one or a newer one."""
+    device = devices.check(devices.parse(asked))
+    if device.type != "cuda" or not _is_for(arch, devices.arch(device)):
+        found = devices.name_of(device) if device.type == "cpu" else f"{devices.name_of(device)}, {devices.arch(device)}"
+        raise BadInput(f"--arch {arch}: needs a GPU that is at least that; --device is {found}")
+    return device
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Ships what is asked for; 1 when something did not pass."""
     p = argparse.ArgumentParser(prog="python -m kgen.ship", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--registry", type=Path, default=shipped_registry())
-    p.add_argument("--arch", action="append", choices=ARCHS, help="default: all")
-    p.add_argument("--only", action="append", metavar="FILE", choices=[h.file for h in HOUSE])
+    p.add_argument("--arch", action="append", choices=(*ARCHS, *GPU_ARCHS), help="default: all of the CPU's")
+    p.add_argument("--only", action="append", metavar="FILE", choices=sorted({h.file for h in (*HOUSE, *GPU_HOUSE)}))
+    p.add_argument("--device", default="cuda", help="which GPU judges kernels for GPUs (default: the first)")
     p.add_argument("--programs", type=int, default=PROGRAMS, help=f"random Programs (default {PROGRAMS})")
     p.add_argument("--again", action="store_true", help="also what is in the registry already")
     args = p.parse_args(argv)
@@ -262,15 +367,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise BadInput(f"--programs {args.programs}: at least 1 is needed")
     failed = 0
     for arch in args.arch or ARCHS:
-        for house in HOUSE:
+        gpu = arch in GPU_ARCHS
+        device = gpu_for(arch, args.device) if gpu else devices.CPU
+        for house in GPU_HOUSE if gpu else HOUSE:
             if args.only and house.file not in args.only:
                 continue
-            one = Shipping(house, arch, args.registry, args.programs, lambda text: print(text, flush=True))
+            one = Shipping(house, arch, args.registry, args.programs, lambda text: print(text, flush=True), device.index or 0)
+            if gpu and not _is_for(one.about["min_arch"], arch):
+                continue
             if one.shipped() and not args.again:
-                print(f"{house.file} {arch}: there already")
+                print(f"{house.name} {arch}: there already")
                 continue
             try:
-                print(f"{house.file} {arch}: {house.op}/v{one.run()}", flush=True)
+                print(f"{house.name} {arch}: {house.op}/v{one.run()}", flush=True)
             except KgenError as e:
                 failed += 1
                 print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import programs, reference as references
+from . import devices, programs, sets
+from . import reference as references
 from .errors import BadInput
 from .judge import Judge
 from .program import dtype_name
 from .reference import Reference
-from .sets import CAPTURED_SETS, secret_seed, tensors
+from .sets import CAPTURED_SETS, secret_seed
 from .task import DTYPES, Task, _bytes_of
 from .trace import trace
 
@@ -64,6 +65,14 @@ class Trial:
     def elements(self) -> int:
         tensors_ = [v for v in self.case["args"].values() if isinstance(v, dict)]
         return sum(math.prod(t["shape"]) for t in tensors_)
+
+    @property
+    def gpu(self) -> bool:
+        return self.case["device"] == "cuda"
+
+    def on(self, device: str) -> Trial:
+        """The same for "cpu" or "cuda"."""
+        return replace(self, case={**self.case, "device": device})
 
     def task(self, contract: dict[str, Any], folder: Path = Path("spread")) -> MemoryTask:
         return MemoryTask(folder, {"title": self.label}, contract, (self.case,), self.blobs)
@@ -244,11 +253,16 @@ def exact_trial(key: Key) -> Trial:
         made = softmax_trial(dtype, dims["M"], dims["N"], dims["K"], layout)
     else:
         made = attention_trial(dtype, Sizes.of(dims), layout=layout)
+    made = made.on(key.get("device", "cpu"))
     return replace(made, case={**made.case, "precision": key.get("precision", "native")})
 
 
 def range_trials(key: Key) -> list[Trial]:
     """Cases over the range of a dynamic pin; with the Program "*", the variants by name at one size."""
+    return [t.on(key.get("device", "cpu")) for t in _range_trials(key)]
+
+
+def _range_trials(key: Key) -> list[Trial]:
     if not _spelled(key["op"]):
         raise BadInput(f"Cases of {key['op']} cannot be made up from a range")
     dims, dtype, layout = key["dims"], key["dtypes"][0], key["layout"][0]
@@ -329,7 +343,7 @@ def _sets(reference: Reference, task: Task, trial: Trial) -> Iterator[tuple[str,
     base = None
     names = FEW if trial.elements > LARGE else ("captured",) * (CAPTURED_SETS - 1) + references.DISTRIBUTIONS
     for name in names:
-        drawn = references.draw(task, trial.case, secret_seed(), name)
+        drawn = reference.draw(trial.case, secret_seed(), name)
         e = reference.expected(drawn)
         base = base or e
         if name == "captured" or not reference.unusable(e, base, drawn):
@@ -339,23 +353,18 @@ def _sets(reference: Reference, task: Task, trial: Trial) -> Iterator[tuple[str,
 def add(judge: Judge, contract: dict[str, Any], trial: Trial, folder: Path = Path("spread")) -> int:
     """Adds a Trial's Case and its sets to a judge; its number."""
     task = trial.task(contract, folder)
-    reference = Reference.open(task)
+    reference = Reference.open(task, judge.device.index or 0)
     index = judge.add_case(trial.case)
     if trial.elements > LARGE:  # what a call may take depends on what torch takes
-        drawn = references.draw(task, trial.case, secret_seed())
+        drawn = reference.draw(trial.case, secret_seed())
+        devices.synchronize(judge.device)
         started = time.perf_counter_ns()
         with torch.no_grad():
             reference.run(drawn)
+        devices.synchronize(judge.device)
         judge.set_limits(index, slowest_baseline_ns=float(time.perf_counter_ns() - started))
     for name, drawn, e in _sets(reference, task, trial):
-        judge.add_set(
-            index,
-            [*tensors(task, drawn).values(), *drawn.captured],
-            e.outputs,
-            results=e.torch_outputs,
-            torch_errors=list(zip(e.norm_err, e.max_err, strict=True)),
-            name=name,
-        )
+        sets.add(judge, task, index, name, drawn, e)
     return index
 
 
@@ -412,12 +421,14 @@ def _groups(trials: Sequence[Trial], elements: int = 1 << 22, most: int = 24) ->
 def judge(
     contract: str, source: bytes, name: str, tunables: dict[str, int] | None, trials: Sequence[Trial], *,
     arch: str | None = None, any_size: bool = True, reps: int = 0, threads: int | None = None,
-    folder: Path = Path("spread"), say: Callable[[str], None] = lambda _: None,
+    folder: Path = Path("spread"), say: Callable[[str], None] = lambda _: None, index: int = 0,
 ) -> Evidence:  # fmt: skip
-    """Judges a Candidate on Trials in groups that fit in memory; ends with the first that fails."""
+    """Judges a Candidate on Trials in groups that fit in memory; ends with the first that fails. index: the GPU of CUDA
+    Cases."""
     about, found, done = json.loads(contract), Evidence(), 0
     for group in _groups(trials):
-        with Judge(contract, arch=arch, threads=threads) as j:
+        device = devices.of_case(group[0].case, index)
+        with Judge(contract, arch=arch, threads=threads, device=device) as j, devices.room_for(device, name):
             hashes = [j.describe(add(j, about, t, folder))["hash"] for t in group]
             record = j.run(source, name=name, tunables=tunables, any_size=any_size, reps=reps)
         done += len(group)

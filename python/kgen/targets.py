@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from . import recognise, rewrite
+from . import devices, recognise, rewrite
 from .capture import Calls, Capture, Part
 from .errors import BadInput, NotATarget
 from .graphs import (
@@ -162,7 +162,7 @@ def _children(capture: Capture, part: Part) -> list[Part]:
 def survey(capture: Capture, own: bool = True) -> Survey:
     """The Targets of a capture. own: also list the model's modules as Ops of their own."""
     graphs, failed = units(capture)
-    machine = Machine.measure()
+    machine = Machine.measure(capture.device)
     targets: dict[str, Target] = {}
     left: list[Left] = []
     for unit in graphs:
@@ -261,16 +261,22 @@ def time_of(f: Callable[[], Any], budget: float = 1.0) -> float:
     """The median time of a call in seconds, after one to warm up."""
     spent: list[float] = []
     with torch.no_grad():
-        f()
+        result = f()
+        used = {x.device for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)}
         while len(spent) < 3 or (len(spent) < 9 and sum(spent) < budget):
+            _wait(used)
             start = time.perf_counter()
             result = f()
-            if any(isinstance(x, torch.Tensor) and x.is_cuda for x in pytree.tree_leaves(result)):
-                torch.cuda.synchronize()
+            _wait(used)
             spent.append(time.perf_counter() - start)
             if sum(spent) > 5 * budget:
                 break
     return sorted(spent)[len(spent) // 2]
+
+
+def _wait(used: set[torch.device]) -> None:
+    for device in used:
+        devices.synchronize(device)
 
 
 def view_of(x: Operand, values: dict[fx.Node, Any]) -> torch.Tensor:
@@ -349,19 +355,32 @@ def fastest(f: Callable[[], Any], budget: float = 0.1) -> float:
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured rates: bytes a second that a copy moves (read and written), fp32 operations a second."""
+    """Measured rates: bytes a second that a copy moves (read and written), operations a second: of float32 as float32 is,
+    and of each dtype that a GPU's tensor cores take."""
 
     bytes_per_second: float
     flops_per_second: float
+    tensor_flops: dict[torch.dtype, float] = field(default_factory=dict)
 
     @staticmethod
-    def measure() -> Machine:
+    def measure(device: torch.device = devices.CPU) -> Machine:
+        if device.type == "cuda":
+            return _measure_gpu(device)
         a = torch.zeros(1 << 23)
         b = torch.empty_like(a)
         moved = 2 * a.numel() * 4 / fastest(lambda: b.copy_(a))
         m = torch.randn(768, 768)
         flops = 2 * 768**3 / fastest(lambda: m @ m)
         return Machine(moved, flops)
+
+    def flops_of(self, dtype: torch.dtype) -> float:
+        """The rate of the fastest unit that reaches a dtype's class; infinite where none is known. float32 can be made of
+        three float16 products, each exact in float32's accumulator."""
+        if dtype == torch.float32:
+            return max(self.flops_per_second, self.tensor_flops.get(torch.float16, 0.0) / 3)
+        if dtype in self.tensor_flops:
+            return self.tensor_flops[dtype]
+        return self.flops_per_second if not self.tensor_flops else math.inf
 
     def floor(self, case: CaseData) -> float:
         """Seconds that the Case must take: its bytes at the measured rate or its flops, whichever is more."""
@@ -373,9 +392,28 @@ class Machine:
             flops = 2.0 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (q.shape[3] + v.shape[3])
             flops *= case.density
             moved = sum(_bytes(t) for t in (*tensors, *captured)) + out
+            rate = self.flops_of(q.dtype)
         else:
-            flops, moved = 0.0, 2 * sum(_bytes(t) for t in tensors)
-        return max(moved / self.bytes_per_second, flops / self.flops_per_second)
+            flops, moved, rate = 0.0, 2 * sum(_bytes(t) for t in tensors), self.flops_per_second
+        return max(moved / self.bytes_per_second, flops / rate)
+
+
+def _measure_gpu(device: torch.device) -> Machine:
+    """By copies and products of torch; the judge's own rates hold a Candidate to its floor."""
+    with devices.room_for(device, "measuring its rates"):
+        room = devices.free_bytes(device)
+        a = torch.zeros(min(1 << 28, max(1 << 22, room // 16)), device=device)
+        b = torch.empty_like(a)
+        moved = 2 * a.numel() * 4 / min(devices.seconds_of(lambda: b.copy_(a), device, 10))
+        del a, b
+        n = 4096 if room > 2 << 30 else 1024
+        rates = {}
+        with devices.arithmetic({"device": "cuda"}):
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                m = torch.randn(n, n, device=device).to(dtype)
+                rates[dtype] = 2 * n**3 / min(devices.seconds_of(lambda m=m: m @ m, device, 10))
+    devices.release(device)
+    return Machine(moved, rates.pop(torch.float32), rates)
 
 
 def _bytes(x: torch.Tensor) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import own
+from . import devices, own
 from ._paths import kernels_dir
 from .capture import Capture
 from .errors import BadInput, EnvironmentLacks, NotATarget
@@ -62,7 +63,7 @@ def tensor_entry(x: torch.Tensor, name: str, keep: int, blobs: list[Blob]) -> di
         "stride": list(x.stride()),
         "align": alignment(x),
     }
-    entry["fill"] = _fill(x.detach().cpu(), name, keep, blobs)
+    entry["fill"] = _fill(x.detach(), name, keep, blobs)
     return entry
 
 
@@ -74,13 +75,23 @@ def _fill(x: torch.Tensor, name: str, keep: int, blobs: list[Blob]) -> dict[str,
         blob = Blob(f"{name}.bin", _bytes_of(x))
         blobs.append(blob)
         return {"kind": "values", "file": blob.name}
-    wide = x.double()
-    mean = float(wide.mean()) if x.numel() else 0.0
-    std = float(wide.std(correction=0)) if x.numel() else 1.0
+    mean, std = _moments(x) if x.numel() else (0.0, 1.0)
     if std <= 1e-6 * max(1.0, abs(mean)):
         # Weights that were never trained are constant; inputs that are would hide a wrong kernel.
         std = 0.25 * max(1.0, abs(mean))
     return {"kind": "normal", "mean": _short(mean), "std": _short(std)}
+
+
+def _moments(x: torch.Tensor) -> tuple[float, float]:
+    """Mean and deviation, where the tensor is. On a GPU in parts: a tensor may fill half of it."""
+    if not x.is_cuda:
+        wide = x.double()
+        return float(wide.mean()), float(wide.std(correction=0))
+    flat = x.reshape(-1) if x.is_contiguous() else x.contiguous().view(-1)
+    total = sum(float(flat[part].double().sum()) for part in devices.chunks(flat.numel()))
+    mean = total / flat.numel()
+    squares = sum(float((flat[part].double() - mean).square().sum()) for part in devices.chunks(flat.numel()))
+    return mean, math.sqrt(squares / flat.numel())
 
 
 def _short(x: float) -> float:
@@ -89,11 +100,13 @@ def _short(x: float) -> float:
 
 def _bytes_of(x: torch.Tensor) -> bytes:
     """Little-endian values in row-major order."""
-    flat = x.contiguous().reshape(-1)
+    flat = x.detach().cpu().contiguous().reshape(-1)
     return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
 
 
-def case_json(op: str, case: CaseData, index: int) -> tuple[dict[str, Any], list[Blob]]:
+def case_json(
+    op: str, case: CaseData, index: int, precision: str = "native"
+) -> tuple[dict[str, Any], list[Blob]]:
     """A Case as docs/formats.md has it, and the files beside it."""
     blobs: list[Blob] = []
     args = {
@@ -102,9 +115,10 @@ def case_json(op: str, case: CaseData, index: int) -> tuple[dict[str, Any], list
         else v
         for name, v in case.args.items()
     }
-    devices = {v.device.type for v in case.args.values() if isinstance(v, torch.Tensor)}
+    where = {v.device.type for v in case.args.values() if isinstance(v, torch.Tensor)}
+    kind = "cuda" if "cuda" in where else "cpu"
     made: dict[str, Any] = {
-        "format": FORMAT, "op": op, "device": "cuda" if "cuda" in devices else "cpu", "precision": "native",
+        "format": FORMAT, "op": op, "device": kind, "precision": precision if kind == "cuda" else "native",
         "args": args, "count": case.count,
     }  # fmt: skip
     if case.program is not None:
@@ -114,13 +128,14 @@ def case_json(op: str, case: CaseData, index: int) -> tuple[dict[str, Any], list
     return made, blobs
 
 
-def write(target: Target, capture: Capture, folder: Path) -> Path:
-    """Writes the Task folder of a resolved target; what was at `folder` before is replaced at the end."""
+def write(target: Target, capture: Capture, folder: Path, precision: str = "native") -> Path:
+    """Writes the Task folder of a resolved target; what was at `folder` before is replaced at the end. precision: the class
+    of its CUDA Cases (docs/formats.md)."""
     if not target.cases:
         raise NotATarget(f"{target.title}: it has no Case; resolve it first")
     files: dict[str, bytes] = {}
     for i, case in enumerate(target.cases):
-        made, blobs = case_json(target.op, case, i)
+        made, blobs = case_json(target.op, case, i, precision)
         files[f"cases/{i}.json"] = _json(made)
         for blob in blobs:
             files[f"cases/{blob.name}"] = blob.data
@@ -151,11 +166,7 @@ def _task_json(target: Target, capture: Capture) -> dict[str, Any]:
         "graph": "graph.txt" if target.graph_text is not None else None,
         "no_graph": None if target.graph_text is not None else target.no_graph or "no graph was made",
         "share": round(target.share, 4),
-        "flags": {
-            "matmul_tf32": bool(torch.backends.cuda.matmul.allow_tf32),
-            "cudnn_tf32": bool(torch.backends.cudnn.allow_tf32),
-            "matmul_precision": torch.get_float32_matmul_precision(),
-        },
+        "flags": devices.flags(),
         "source": {"model": source.name, "sha256": source.sha256},
         "torch": torch.__version__,
         "kgen": _version(),
@@ -272,6 +283,8 @@ def read(folder: Path) -> Task:
         case = read_json(path, _CASE_KEYS)
         if case.get("op") != meta["op"]:
             raise BadInput(f"{path}: op is {case.get('op')!r}, expected {meta['op']!r}")
+        if case.get("device") not in ("cpu", "cuda"):
+            raise BadInput(f"{path}: device is {case.get('device')!r}, expected cpu or cuda")
         for where, entry in tensor_entries(case):
             _check_tensor(path, where, entry)
         cases.append(case)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, capture, floors, gate, registries, sets, targets
+from . import _libkgen, capture, devices, floors, gate, registries, sets, targets
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import key_text
@@ -40,7 +40,8 @@ OP_SHARE = 0.01  # of a budget, for an Op whose headroom is next to nothing
 
 @dataclass(frozen=True)
 class Options:
-    """How to tune. budget is in seconds, for the search over all Ops together."""
+    """How to tune. budget is in seconds, for the search over all Ops together. device: as --device names it; None: by the
+    rule of devices.choose. precision: how exact float32 must be on a GPU."""
 
     budget: float = 900.0
     min_speedup: float = 1.05
@@ -50,6 +51,8 @@ class Options:
     registry: Path | None = None
     run_dir: Path | None = None
     resume: bool = False
+    device: str | None = None
+    precision: str = "native"
     # What a Run must not be resumed without (runs.ASKED).
     asked: dict[str, Any] = field(default_factory=dict)
 
@@ -116,11 +119,17 @@ def parse_budget(text: str) -> float:
 
 
 def survey_model(model: capture.Model, options: Options, progress: Progress) -> tuple[Any, Any, list[Any]]:
-    """The capture, all Targets, and those to tune."""
-    with progress.step(f"running {model.title}"):
-        captured = capture.Capture(model, train=options.train)
-    with progress.step("reading its graph"):
-        survey = targets.survey(captured)
+    """The capture, all Targets, and those to tune. The model is on its device afterwards."""
+    device = capture.device_for(model, options.device)
+    if options.precision != "native" and device.type == "cpu":
+        raise BadInput(f"--precision {options.precision}: a CPU computes float32 as float32 alone; it is for --device cuda")
+    where = f" on {devices.name_of(device)}" if device.type == "cuda" else ""
+    capture.place(model, device)
+    with devices.room_for(device, f"a run of {model.title}"):
+        with progress.step(f"running {model.title}{where}"):
+            captured = capture.Capture(model, train=options.train)
+        with progress.step("reading its graph"):
+            survey = targets.survey(captured)
     if options.patterns:
         chosen = targets.select(survey, list(options.patterns))
     else:
@@ -128,8 +137,9 @@ def survey_model(model: capture.Model, options: Options, progress: Progress) -> 
     return captured, survey, chosen
 
 
-def _has_template(op: str) -> bool:
-    return any(f'"op": "{op}"' in p.read_text(errors="replace") for p in kernels_dir().glob("*/*.c"))
+def _has_template(op: str, gpu: bool = False) -> bool:
+    files = kernels_dir().glob("*/*.cu" if gpu else "*/*.c")
+    return any(f'"op": "{op}"' in p.read_text(errors="replace") for p in files)
 
 
 _SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
@@ -170,17 +180,20 @@ class Job:
 class OpTuner:
     """One Op of a Run: judge, search, gate, promotion. What the journal decided already is taken from there."""
 
-    def __init__(self, job: Job, run: Run, registry: Path, options: Options, progress: Progress, stop: Stop):
-        self.job, self.run, self.registry = job, run, registry
+    def __init__(
+        self, job: Job, run: Run, registry: Path, options: Options, progress: Progress, stop: Stop,
+        device: torch.device = devices.CPU,
+    ):  # fmt: skip
+        self.job, self.run, self.registry, self.device = job, run, registry, device
         self.options, self.progress, self.stop = options, progress, stop
         self.searched = 0.0  # seconds of the budget that the search took
         self.task = tasks.read(run.path / "tasks" / job.op)
-        self.reference = Reference.open(self.task)
+        self.reference = Reference.open(self.task, device.index or 0)
         self.contract = (self.task.folder / "op.json").read_text()
 
     def rows(self, budget: float) -> list[Row]:
         """Searches and gates every Case."""
-        with Judge(self.contract) as judge:
+        with Judge(self.contract, device=self.device) as judge, devices.room_for(self.device, f"judging {self.task.op}"):
             degenerate = self._fill(judge)
             found = self._search(judge, budget)
             rows = [self._row(i) for i in range(len(self.task.cases))]
@@ -248,11 +261,14 @@ class OpTuner:
             say("inputs of new seeds")
             fresh = sets.for_gate(judge, self.task, self.reference, i)
             names = [n for n, v in fresh[0].args.items() if v is not None]
-            with gate.Gate(self.task.cases[i], names, fresh, staging, reference, say) as g:
+            with gate.Gate(self.task.cases[i], names, fresh, staging, reference, say, self.device.index or 0) as g:
+                del fresh
+                devices.release(self.device)
                 return gate.run(g, id_, self.options.min_speedup)
 
     def _complete(self, winner: dict[str, Any]) -> dict[str, Any]:
-        record = {**winner["record"], "source": "kernel.c", "created": now(), "tunables": winner["tunables"]}
+        source = "kernel.cu" if self.device.type == "cuda" else "kernel.c"
+        record = {**winner["record"], "source": source, "created": now(), "tunables": winner["tunables"]}
         record["proposer"] = {"name": "builtin", "template": winner["source"]}
         record.setdefault("environment", {})["torch"] = torch.__version__
         from . import spread  # it brings torch's compiler in
@@ -316,11 +332,14 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
     registry = options.registry or registries.promote_to()
     if options.promote:
         registries.check_writable(registry.absolute())
+    device = capture.device_for(model, options.device)
     asked = {
         "model": model.source.name,
         "sha256": model.source.sha256,
         "patterns": list(options.patterns),
         "mode": {None: None, True: "train", False: "eval"}[options.train],
+        "device": device.type,
+        "precision": options.precision,
         **options.asked,
     }
     with Run(run_dir, asked, options.resume) as run:
@@ -334,7 +353,7 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
             rows: list[Row] = []
             left_over = options.budget
             for i, job in enumerate(jobs):
-                tuner = OpTuner(job, run, registry, options, progress, stop)
+                tuner = OpTuner(job, run, registry, options, progress, stop, device)
                 rows += tuner.rows(left_over * job.weight / sum(j.weight for j in jobs[i:]))
                 left_over = max(0.0, left_over - tuner.searched)
         report = Report(run_dir, registry, model.title, time.monotonic() - started, rows + left)
@@ -360,16 +379,16 @@ def _capture_tasks(
     jobs: list[Job] = []
     left: list[Row] = []
     for target in chosen:
-        if target.reason is not None or not _has_template(target.op):
+        if target.reason is not None or not _has_template(target.op, captured.device.type == "cuda"):
             left.append(_left_row(target))
             continue
         folder = run.path / "tasks" / target.op
         try:
             resolved = targets.resolve(captured, target)
             if known is None:
-                tasks.write(resolved, captured, folder)
+                tasks.write(resolved, captured, folder, options.precision)
             else:
-                _check_task(resolved, captured, folder)
+                _check_task(resolved, captured, folder, options.precision)
         except NotATarget as e:
             left.append(Row(target.op, target.title, "", target.share, "left", str(e)))
             continue
@@ -393,7 +412,7 @@ def vars_of(x: Any) -> dict[str, Any]:
     return {name: getattr(x, name) for name in x.__dataclass_fields__}
 
 
-def _check_task(resolved: Any, captured: capture.Capture, folder: Path) -> None:
+def _check_task(resolved: Any, captured: capture.Capture, folder: Path, precision: str) -> None:
     """BadInput unless the Task in a Run is what a model without a file gives now."""
 
     def keys(task: tasks.Task) -> list[str]:
@@ -401,7 +420,7 @@ def _check_task(resolved: Any, captured: capture.Capture, folder: Path) -> None:
         return [_libkgen.case_key(contract, case)[1] for case in task.cases]
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-        now_ = tasks.read(tasks.write(resolved, captured, Path(aside) / "task"))
+        now_ = tasks.read(tasks.write(resolved, captured, Path(aside) / "task", precision))
         same = folder.is_dir() and keys(now_) == keys(tasks.read(folder))
     if not same:
         raise BadInput(
@@ -437,8 +456,8 @@ def tune(
 
 
 def _options(args: argparse.Namespace) -> Options:
-    if getattr(args, "device", "cpu") != "cpu":
-        raise BadInput(f"--device {args.device}: this kgen tunes on cpu")
+    if args.device is not None:
+        devices.check(devices.parse(args.device))
     min_speedup = getattr(args, "min_speedup", 1.05)
     if not 0 < min_speedup < 1e6:
         raise BadInput(f"--min-speedup {min_speedup}: give a ratio such as 1.05")
@@ -451,6 +470,8 @@ def _options(args: argparse.Namespace) -> Options:
         registry=Path(args.registry) if getattr(args, "registry", None) else None,
         run_dir=Path(args.run) if getattr(args, "run", None) else None,
         resume=getattr(args, "resume", False),
+        device=args.device,
+        precision="native" if args.precision == "fp32" else args.precision,
         asked={"module": args.module, "inputs": args.inputs, "argv": list(args.script_args)},
     )
 
@@ -507,7 +528,7 @@ def run_capture(args: argparse.Namespace) -> int:
             raise BadInput(f"{target.title}: {target.reason}")
         resolved = targets.resolve(captured, target)
         folder = out if len(chosen) == 1 else out / resolved.op
-        tasks.write(resolved, captured, folder)
+        tasks.write(resolved, captured, folder, options.precision)
         written.append({"op": resolved.op, "folder": str(folder), "cases": len(resolved.cases), "share": target.share})
     for row in written:
         cases = f"{row['cases']} Case{'s' * (row['cases'] != 1)}"
@@ -516,12 +537,13 @@ def run_capture(args: argparse.Namespace) -> int:
 
 
 def judge_files(
-    task: tasks.Task, files: list[Path], tunables: dict[str, int] | None, timing: bool, progress: Progress
-) -> Iterator[dict[str, Any]]:
+    task: tasks.Task, files: list[Path], tunables: dict[str, int] | None, timing: bool, progress: Progress,
+    device: torch.device = devices.CPU,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The Records of Candidates judged on every Case of a Task, one as soon as it is there."""
-    reference = Reference.open(task)
+    reference = Reference.open(task, device.index or 0)
     contract = (task.folder / "op.json").read_text()
-    with Judge(contract) as judge:
+    with Judge(contract, device=device) as judge, devices.room_for(device, f"judging {task.op}"):
         for i in range(len(task.cases)):
             with progress.step(f"inputs and fp64 oracles of Case {i + 1}/{len(task.cases)}"):
                 sets.fill(judge, task, reference, i)
@@ -574,6 +596,17 @@ def _task_folder(text: str) -> Path:
     return folder
 
 
+def task_device(task: tasks.Task, asked: str | None) -> torch.device:
+    """Where a Task is judged: on the kind of device that it was captured on; asked says which GPU."""
+    kind = str(task.cases[0]["device"])
+    device = devices.parse(asked) if asked is not None else devices.parse(kind)
+    if device.type != kind:
+        raise BadInput(f"--device {asked}: {task.folder} was captured on {kind}; capture it on {device.type} to judge it there")
+    if device.type == "cuda" and asked is None:
+        return devices.check(device, "the Task's device")
+    return devices.check(device)
+
+
 def _record_lines(path: Path, record: dict[str, Any]) -> list[str]:
     """What people see of a Record: the verdict with what led to it, and times of what passed."""
     lines = [f"{path}: {record['verdict']}" + (f": {record['message'].rstrip()}" if record.get("message") else "")]
@@ -591,17 +624,16 @@ def _record_lines(path: Path, record: dict[str, Any]) -> list[str]:
 
 def run_judge(args: argparse.Namespace) -> int:
     """`kgen judge`: 0 if every file passes, 1 if not."""
-    if args.device != "cpu":
-        raise BadInput(f"--device {args.device}: this kgen judges on cpu")
     tunables = read_tunables(args.tunables)
     files = [Path(f) for f in args.files]
     for path in files:
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
     task = tasks.read(_task_folder(args.task))
+    device = task_device(task, args.device)
     failed = 0
     with stoppable():
-        records = judge_files(task, files, tunables, not args.no_timing, Progress(quiet=args.json))
+        records = judge_files(task, files, tunables, not args.no_timing, Progress(quiet=args.json), device)
         for path, record in zip(files, records, strict=True):
             failed += record["verdict"] != "pass"
             print(json.dumps(record) if args.json else "\n".join(_record_lines(path, record)), flush=True)

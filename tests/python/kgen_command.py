@@ -168,10 +168,11 @@ class Server:
     def start(
         self, *argv: object, env: dict[str, str | None] | None = None, cwd: Path | None = None, limits: Sequence[str] = ()
     ) -> Running:
-        """env: changes to this process's; None takes one away. limits: code that runs before the command."""
+        """env: changes to this process's; None takes one away. limits: code that runs before the command. No GPU is seen
+        unless env names CUDA_VISIBLE_DEVICES: what a command does by itself must not depend on the machine."""
         self.n += 1
         out, err = self.folder / f"{self.n}.out", self.folder / f"{self.n}.err"
-        changed = {**os.environ, **(env or {})}
+        changed = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **(env or {})}
         request = {
             "argv": [str(a) for a in argv], "env": {k: v for k, v in changed.items() if v is not None},
             "cwd": str(cwd or self.folder), "out": str(out), "err": str(err), "limits": list(limits),

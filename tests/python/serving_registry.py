@@ -160,7 +160,7 @@ def promote(
     values = tunables if tunables is not None else found["tunables"]
     record = {
         "format": 1, "id": found["id"], "op": op, "arch": arch, "version": 0, "kind": "kernel",
-        "source": "kernel.c", "tunables": values, "verdict": "pass", "message": "",
+        "source": "kernel.cu" if '"target": "cuda"' in source else "kernel.c", "tunables": values, "verdict": "pass", "message": "",
         "proposer": {"name": "files"}, "parent": None, "cases": [],
         "environment": {**environment(), "arch": arch, **env}, "created": "2026-01-31T12:00:00Z",
     }  # fmt: skip

@@ -175,7 +175,9 @@ def test_unsupported_dtype_of_a_canonical_op_is_left_alone(kgen_server: Server, 
         (("--budget", "0m"), "--budget 0m: give a time"),
         (("--budget", "-3s"), "--budget"),
         (("--min-speedup", "nan"), "--min-speedup nan: give a ratio"),
-        (("--device", "cuda"), "--device cuda: this kgen tunes on cpu"),
+        (("--device", "gpu"), "--device gpu: give cpu, cuda or cuda:N"),
+        (("--device", "cuda:x"), "--device cuda:x: give cpu, cuda or cuda:N"),
+        (("--precision", "tf32"), "--precision tf32: a CPU computes float32 as float32 alone"),
         (("--resume",), "--resume: say which Run with --run DIR"),
         (("--resume", "--run", "none"), "none is no Run: there is no run.json to resume from"),
     ],
@@ -184,6 +186,14 @@ def test_unsupported_dtype_of_a_canonical_op_is_left_alone(kgen_server: Server, 
 def test_option_that_cannot_be_used(kgen_server: Server, good: Path, words: tuple[str, ...], said: str) -> None:
     done = kgen_server.run("tune", good, *words)
     assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
+
+
+def test_a_gpu_that_is_not_there(kgen_server: Server, good: Path) -> None:
+    for command in ("tune", "capture"):
+        rest = ("-o", "task") if command == "capture" else ()
+        done = kgen_server.run(command, good, "--device", "cuda", *rest)
+        assert done.code == 3 and "Traceback" not in done.err, done.err
+        assert "built without CUDA: install one that is" in done.message or "`kgen doctor` tells" in done.message, done.err
 
 
 def test_usage() -> None:
