@@ -91,6 +91,7 @@ int kg_cuda_reset_persisting_l2(kg_error *err);
  * the driver that is too old. */
 int kg_cuda_module_load(const void *cubin, size_t n, kg_cu_module *out, kg_error *err);
 void kg_cuda_module_unload(kg_cu_module module);
+/* Loaded at once, where the driver would do it at the first launch: a capture may launch it. */
 int kg_cuda_function(kg_cu_module module, const char *name, kg_cu_function *out, kg_error *err);
 
 typedef struct kg_cuda_function_info {
@@ -110,9 +111,9 @@ typedef struct kg_cuda_launch {
 } kg_cuda_launch;
 
 /* Sets what the function needs once, before its first launch: more than 48 KiB of shared memory,
- * clusters of more than 8 blocks; loads it, so that a capture may launch it. Then asks the driver
- * whether the launch can ever fit: a cluster that no GPC holds, or a cooperative grid that is not
- * resident at once, is KG_EINVAL with the numbers. */
+ * clusters of more than 8 blocks. Then asks the driver whether the launch can ever fit: a cluster
+ * that no GPC holds, or a cooperative grid that is not resident at once, is KG_EINVAL with the
+ * numbers. */
 int kg_cuda_launch_prepare(const kg_cuda_launch *l, kg_error *err);
 /* args: addresses of the arguments. */
 int kg_cuda_launch_kernel(const kg_cuda_launch *l, kg_cu_stream stream, void **args, kg_error *err);

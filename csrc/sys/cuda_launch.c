@@ -37,6 +37,8 @@ void kg_cuda_module_unload(kg_cu_module module) {
 int kg_cuda_function(kg_cu_module module, const char *name, kg_cu_function *out, kg_error *err) {
     kg_cu_function f = NULL;
     int rc = KG_CU_CALL(cuModuleGetFunction, name, (&f, module, name), err);
+    if (rc == KG_OK && kg_cu.cuFuncLoad != NULL)
+        rc = KG_CU_CALL(cuFuncLoad, name, (f), err);
     if (rc == KG_OK)
         *out = f;
     return rc;
@@ -199,8 +201,6 @@ int kg_cuda_launch_prepare(const kg_cuda_launch *l, kg_error *err) {
     int rc = current_device(&d, err);
     if (rc == KG_OK)
         rc = check_block(l, d, err);
-    if (rc == KG_OK && kg_cu.cuFuncLoad != NULL)
-        rc = KG_CU_CALL(cuFuncLoad, "", (l->function), err);
     if (rc == KG_OK && l->shared > 0)
         rc = raise_shared(l->function, (int)l->shared, err);
     if (rc == KG_OK && cluster_blocks(l) > PORTABLE_CLUSTER)
