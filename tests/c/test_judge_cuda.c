@@ -312,6 +312,87 @@ static void one_of_the_corpus(rig *r, const char *path, const char *name) {
     kg_buf_free(&text);
 }
 
+/* --- memory of the sets --- */
+
+/* Where there is room a set is copied to the device once, and found again by its address. */
+TEST_WITHIN(judge_cuda_keeps_sets_where_there_is_room, 120) {
+    rig r;
+    rig_open(&r, KERNELS ",memory=8192");
+    kg_buf text;
+    source_of(&text, "right", "", "");
+    kg_judge_report_free(judge_text(&r, text.data, 0));
+    size_t uploads = r.driver->calls("cuMemcpyHtoDAsync_v2");
+    CHECK_UINT(uploads, 4); /* two inputs, two oracles */
+    kg_judge_report *report = judge_text(&r, text.data, 9);
+    CHECK_INT(kg_judge_verdict(report), KG_VERDICT_PASS);
+    kg_judge_report_free(report);
+    CHECK_UINT(r.driver->calls("cuMemcpyHtoDAsync_v2"), uploads);
+    /* What is written there after the sets were cleared is new. */
+    kg_judge_clear_sets(r.judge, 0);
+    add_sets(&r);
+    r.oracle[0][0] = 0.5;
+    expect(&r, text.data, KG_VERDICT_WRONG_VALUES, "[0, 0] expected 0.5 got");
+    expect_kernel(&r, "wrong", KG_VERDICT_WRONG_VALUES, "");
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    CHECK_UINT(r.driver->live_bytes(), 0);
+}
+
+/* More than goes through pinned memory at once, on either side of the seam, and addresses that are
+ * no multiple of 16. */
+TEST_WITHIN(judge_cuda_compares_in_pieces, 120) {
+    rig r;
+    kg_error err = {0};
+    enum { MANY = (4 << 20) + 12345 };
+    rig_open(&r, KERNELS);
+    float *out = malloc((MANY + 1) * sizeof *out);
+    double *oracle = malloc((MANY + 1) * sizeof *oracle);
+    CHECK(out && oracle);
+    for (int i = 0; i <= MANY; i++) {
+        oracle[i] = (i % 1000 - 500) * 0.01;
+        out[i] = (float)(oracle[i] * (1 + (i % 7) * 1e-4));
+    }
+    out[MANY / 2] = NAN;
+    for (int skew = 0; skew < 2; skew++) {
+        kg_comparison a, b;
+        CHECK_OK(kg_judge_errors(r.judge, KG_F32, out + skew, oracle + skew, MANY, &a, &err), err);
+        CHECK_OK(
+            kg_compare(KG_F32, out + skew, oracle + skew, MANY, kg_poison(KG_F32, 1), 2, &b, &err),
+            err);
+        CHECK_UINT(a.nonfinite, 1);
+        CHECK_UINT(a.not_close, b.not_close);
+        CHECK_NEAR(a.max_err, b.max_err, 0);
+        CHECK_NEAR(a.norm_err, b.norm_err, 1e-12);
+        CHECK_NEAR(a.scale, b.scale, 0);
+    }
+    free(out);
+    free(oracle);
+    kg_judge_close(r.judge);
+}
+
+TEST_WITHIN(judge_cuda_finds_trivial_answers, 120) {
+    rig r;
+    kg_error err = {0};
+    kg_json *found;
+    rig_open(&r, KERNELS ",memory=8192");
+    CHECK_OK(kg_judge_trivial(r.judge, 0, &found, &err), err);
+    CHECK_UINT(kg_json_size(found), 0);
+    kg_json_free(found);
+    kg_judge_clear_sets(r.judge, 0);
+    for (int s = 0; s < 2; s++)
+        for (int i = 0; i < COUNT; i++)
+            r.input[s][i] = 1, r.oracle[s][i] = 1;
+    for (int s = 0; s < 2; s++) {
+        const void *inputs[] = {r.input[s]}, *oracles[] = {r.oracle[s]};
+        kg_judge_set set = {.inputs = inputs, .ninputs = 1, .oracles = oracles, .noutputs = 1};
+        CHECK_OK(kg_judge_add_set(r.judge, 0, &set, &err), err);
+    }
+    CHECK_OK(kg_judge_trivial(r.judge, 0, &found, &err), err);
+    CHECK(kg_json_size(found) >= 3); /* ones, the mean, the input */
+    kg_json_free(found);
+    kg_judge_close(r.judge);
+}
+
 static size_t open_files(void) {
     size_t n = 0;
     DIR *d = opendir("/proc/self/fd");
