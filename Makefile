@@ -8,13 +8,13 @@ PYTEST := $(PY) -m pytest -q
 .PHONY: demo test test-all build lint format bench fuzz wheel clean help ctest
 
 help:
-	@echo "make demo      tune a small GPT on this CPU and show what came of it (about 4 minutes)"
+	@echo "make demo      tune a small GPT on this machine's GPU, else its CPU, and show what came of it (about 4 minutes)"
 	@echo "make test      C tests under sanitizers, lint, Python tests without the slow ones"
 	@echo "make test-all  the same with the slow ones"
 	@echo "make build     build/libkgen_rt.so, build/libkgen.so, build/kgen-worker"
 	@echo "make lint      formatting, boundaries between modules, what the runtime links"
 	@echo "make format    let clang-format rewrite the C sources"
-	@echo "make bench     the numbers of the README, asserted"
+	@echo "make bench     the numbers of the README, asserted (of a GPU: tests/bench/gpu.py, in parts)"
 	@echo "make fuzz      the parsers under libFuzzer, FUZZ_SECONDS=60 each (needs clang)"
 	@echo "make wheel     dist/*.whl"
 	@echo "make clean     remove build folders"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Sets up what `make demo` and `make test` need on Debian 12 and Ubuntu 24.04: system packages that are
 # really absent (the apt line is shown before it runs; without root it is only shown, exit code 3), and
-# .venv with a CPU torch, or with the torch that the present Python already has, offline too.
+# .venv with a torch (for CUDA where there is a GPU), or with the torch that the present Python already has, offline too.
 # Refuses to touch anything outside .venv except through that one apt line.
 #   tools/setup.sh demo|test     test adds pytest, hypothesis and clang-format
 set -euo pipefail
@@ -126,9 +126,17 @@ site_packages() { "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_p
 
 pip_install() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
 
-# The default wheel of torch for Linux brings several GB of CUDA packages, so the CPU wheel is asked for first, by
-# its full name; only an index that has it gives it.
+# NVIDIA's kernel module is loaded.
+has_gpu() { [ -e /proc/driver/nvidia/version ]; }
+
+# The default wheel of torch for Linux brings several GB of CUDA packages, so without a GPU the CPU wheel is asked for
+# first, by its full name; only an index that has it gives it.
 install_torch() {
+    if has_gpu; then
+        say "installing torch $torch_pin with CUDA (several GB with its packages)"
+        pip_install "torch==$torch_pin" && return 0
+        lack "pip could not install torch; with no network, name a Python that has it: PYTHON=... make $goal"
+    fi
     say "installing torch $torch_pin for the CPU (about 200 MB)"
     pip_install "torch==$torch_pin+cpu" 2>/dev/null && return 0
     say "pip's indexes have no CPU wheel: installing the default one, which is several GB with its packages"

@@ -203,6 +203,8 @@ int kg_cuda_host_register(void *p, size_t bytes, kg_cu_ptr *device, kg_error *er
 void kg_cuda_host_unregister(void *p);
 /* The device that the address belongs to; KG_EINVAL when it is none of the driver's. */
 int kg_cuda_pointer_device(kg_cu_ptr p, int *device, kg_error *err);
+/* Whether it is an address of that device's own memory; false for the host's, pinned or not. */
+bool kg_cuda_pointer_on(kg_cu_ptr p, int device);
 
 /* ---- virtual memory: one physical allocation, mapped at addresses of its owner's choice ---- */
 

@@ -103,6 +103,15 @@ int kg_cuda_pointer_device(kg_cu_ptr p, int *device, kg_error *err) {
     return rc;
 }
 
+bool kg_cuda_pointer_on(kg_cu_ptr p, int device) {
+    unsigned type = 0;
+    int at = -1;
+    return kg_cu.cuPointerGetAttribute(&type, KG_CU_POINTER_MEMORY_TYPE, p) == KG_CU_SUCCESS &&
+           type == KG_CU_MEMORY_DEVICE &&
+           kg_cu.cuPointerGetAttribute(&at, KG_CU_POINTER_DEVICE_ORDINAL, p) == KG_CU_SUCCESS &&
+           at == device;
+}
+
 /* ---- virtual memory ---- */
 
 static kg_cu_allocation allocation_on(int device) {

@@ -1,15 +1,13 @@
 /* What a wrong element is: the definitions that the comparison on a CPU (compare.c) and the one on
  * a GPU (checks.cu) share, so that both give the same numbers. Valid C17 and CUDA C++; includes
- * nothing there, because NVRTC compiles it without a header. Refuses to know of tensors, chunks or
- * threads: one element at a time. */
+ * nothing (compare.h, through which the CPU has it, does), because NVRTC compiles it without a
+ * header. Refuses to know of tensors, chunks or threads: one element at a time. */
 #ifndef KG_TUNE_CHECK_CORE_H
 #define KG_TUNE_CHECK_CORE_H
 
 #ifdef __CUDACC__
 #define KG_CORE static __device__ __forceinline__
 #else
-#include <math.h>
-#include <string.h>
 #define KG_CORE static inline
 #endif
 

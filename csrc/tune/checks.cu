@@ -64,8 +64,8 @@ KG_KERNEL kg_check_fill(unsigned char *to, kg_word64 n, kg_word64 word) {
 /* Bands that must hold their words: one a row of the grid. first[band] becomes the offset of the
  * first byte that does not, or stays at all ones. */
 struct kg_bands {
-    unsigned char *at[64];
-    kg_word64 bytes[64], word[64];
+    unsigned char *at[128];
+    kg_word64 bytes[128], word[128];
 };
 
 KG_KERNEL kg_check_bands(const kg_bands bands, kg_word64 *first) {

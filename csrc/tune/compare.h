@@ -5,9 +5,11 @@
 #ifndef KG_TUNE_COMPARE_H
 #define KG_TUNE_COMPARE_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/buf.h"
 #include "runtime/types.h"

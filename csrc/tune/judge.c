@@ -13,7 +13,8 @@
 
 enum { NONE_RESIDENT = -1 };
 
-static const kg_judge_device *const devices[] = {[KG_CPU] = &kg_judge_cpu};
+static const kg_judge_device *const devices[] = {
+    [KG_CPU] = &kg_judge_cpu, [KG_CUDA] = &kg_judge_cuda};
 
 static int settle_options(kg_judge *j, const kg_judge_options *asked, kg_error *err) {
     j->options = asked ? *asked : (kg_judge_options){0};

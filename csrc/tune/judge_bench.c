@@ -61,10 +61,22 @@ static int lend_all(kg_bench *b, kg_error *err) {
                           (size_t)kg_tensor_numel(t) * kg_dtype_size(t->dtype), align,
                           &b->output[side][i], err);
         }
-    for (size_t i = 0; rc == KG_OK && i < b->inst->nworkspace; i++)
-        rc = lend(b, &j->workspace[i], b->cand->plan->workspace[i].name, NULL,
-                  (size_t)b->inst->workspace_bytes[i], align, &b->workspace[i], err);
     return rc;
+}
+
+/* What a Candidate asks for beyond that and the device has not is its own fault. */
+static int lend_workspace(kg_bench *b, bool *ok, kg_error *err) {
+    int rc = KG_OK;
+    kg_error why = {0};
+    for (size_t i = 0; rc == KG_OK && i < b->inst->nworkspace; i++)
+        rc = lend(b, &b->j->workspace[i], b->cand->plan->workspace[i].name, NULL,
+                  (size_t)b->inst->workspace_bytes[i], b->j->device->output_align, &b->workspace[i],
+                  &why);
+    *ok = rc == KG_OK;
+    if (rc != KG_ENOMEM)
+        return rc == KG_OK ? KG_OK : kg_fail(err, rc, "%s", why.msg);
+    kg_condemn(b, KG_VERDICT_OUT_OF_RESOURCES, "%s", why.msg);
+    return KG_OK;
 }
 
 static int place_programs(kg_bench *b, kg_error *err) {
@@ -103,7 +115,10 @@ int kg_bench_open(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err) {
     settle_limits(b);
     int rc = lend_all(b, err);
     if (rc == KG_OK)
-        rc = b->j->device->worker(b, &b->worker, err);
+        rc = lend_workspace(b, ok, err);
+    if (rc != KG_OK || !*ok)
+        return rc;
+    rc = b->j->device->worker(b, &b->worker, err);
     if (rc == KG_OK)
         rc = kg_worker_map(b->worker, (const kg_slot *const *)b->slots, b->nslots, b->at, err);
     if (rc == KG_OK)

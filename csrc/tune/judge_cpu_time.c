@@ -86,7 +86,8 @@ static int time_once(kg_bench *b, bool *ok, kg_error *err) {
 /* A floor below what it takes to start a loop is none. */
 static int set_floor(kg_bench *b, bool again, kg_error *err) {
     int rc = floor_of(b->j, b->jc->bytes, again, &b->cr->floor_ns, err);
-    b->floor_counts = b->cr->floor_ns >= MIN_FLOOR_NS;
+    b->least_ns = b->cr->floor_ns;
+    b->floor_counts = b->least_ns >= MIN_FLOOR_NS;
     return rc;
 }
 

@@ -120,10 +120,13 @@ typedef struct kg_bench {
     uint64_t poison[2][KG_MAX_OUTPUTS], workspace_poison;
     char programs[KG_W_MAX_PROGRAMS];
     size_t programs_bytes;
-    int64_t limit_ms;  /* one call is killed after it */
-    double slow_ns;    /* and is too slow after this */
-    size_t set;        /* the one that runs, for messages */
-    bool floor_counts; /* cr->floor_ns is large enough to hold a time against */
+    int64_t limit_ms;     /* one call is killed after it */
+    double slow_ns;       /* and is too slow after this */
+    size_t set;           /* the one that runs, for messages */
+    const kg_buf *loaded; /* the image that the worker has, where it may be needed again */
+    bool diagnosing;      /* a second run after a death: only what it shows counts */
+    double least_ns;      /* what no time is believed below 0.9 of */
+    bool floor_counts;    /* it is large enough to hold a time against */
     kg_judge_report *report;
     kg_case_report *cr;
 } kg_bench;

@@ -24,7 +24,7 @@ int kg_time_calls(kg_bench *b, const kg_mode *mode, kg_call_time *times, size_t 
 }
 
 bool kg_time_plausible(const kg_bench *b) {
-    return !b->floor_counts || b->cr->time.median >= 0.9 * b->cr->floor_ns;
+    return !b->floor_counts || b->cr->time.median >= 0.9 * b->least_ns;
 }
 
 int kg_bench_time(kg_bench *b, bool *ok, kg_error *err) {
@@ -38,6 +38,6 @@ int kg_bench_time(kg_bench *b, bool *ok, kg_error *err) {
                    "a call took %.3g us, but to move its %.3g MB takes at least %.3g us on this "
                    "machine: the work was not done in the call, or the bytes that must move are "
                    "overstated",
-                   b->cr->time.median / 1e3, (double)b->jc->bytes / 1e6, b->cr->floor_ns / 1e3);
+                   b->cr->time.median / 1e3, (double)b->jc->bytes / 1e6, b->least_ns / 1e3);
     return KG_OK;
 }

@@ -193,9 +193,10 @@ static int well_formed(const kg_reader *in, kg_error *err) {
     return kg_fail(err, KG_EFORMAT, "the worker's answer is malformed");
 }
 
-/* What a driver needs to find itself and the GPU that was meant; nothing else is passed on. */
+/* What a driver (or its stand-in in tests) needs to find itself and the GPU that was meant; nothing
+ * else is passed on. */
 static const char *const passed_on[] = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER",
-                                        "LD_LIBRARY_PATH", "KGEN_LIBCUDA"};
+                                        "LD_LIBRARY_PATH", "KGEN_LIBCUDA", "KGEN_FAKE_CUDA"};
 enum { PASSED_ON = sizeof passed_on / sizeof *passed_on, FIXED = 3 };
 
 static int fill_env(const char *env[PASSED_ON + FIXED], char text[PASSED_ON][1024], int device,

@@ -28,7 +28,7 @@ typedef struct kg_death {
     bool timed_out;       /* it did not answer in time and was killed */
     bool device_reported; /* its GPU failed (stage, launch, result, name, asked) */
     uint32_t stage, launch, result;
-    char name[64], asked[160];
+    char name[64], asked[400];
     bool reported; /* it said what happened (the fields up to `address`) */
     uint32_t signal, code, access, stack_guard, system_call;
     uint64_t address;

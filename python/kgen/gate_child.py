@@ -3,8 +3,8 @@ torch.ops.kgen as any user's process would serve it.
 
 It does what it is told over a socket and keeps no clock but a GPU's events, which the parent holds against its own:
 inputs, oracles and time are the parent's. Requests are JSON
-lines: {"do": "prepare", "who": i}, {"do": "run", "who": i, "set": s, "reps": n}, {"do": "output", "who": i, "set": s}, {"do": "quit"};
-each is answered with one JSON line.
+lines: {"do": "prepare", "who": i}, {"do": "run", "who": i, "set": s, "reps": n}, {"do": "times", "reps": n} (of a GPU),
+{"do": "output", "who": i, "set": s}, {"do": "quit"}; each is answered with one JSON line.
 """
 
 from __future__ import annotations
@@ -118,16 +118,17 @@ class Child:
         return {}
 
     def run_cold(self, who: int, which: int, reps: int) -> dict[str, Any]:
-        """The same on a GPU, each call with a cold L2: ns between the events around the calls, summed, and of the whole."""
+        """The same on a GPU, each call with a cold L2 and between events of its own."""
         self.cache = self.cache or devices.ColdCache(self.device)
         while len(self.events) < reps + 1:
             self.events.append(devices.Events())
-        call, x, whole = self.calls[who], self.sets[which], self.events[-1]
+        call, x, whole = self.calls[who], self.sets[which], self.events[0]
         out = self.last.get(who)
         self.last.clear()
         whole.begin()
-        for e in self.events[:reps]:
+        for e in self.events[1 : reps + 1]:
             self.cache.flush()
+            out = None  # its memory is the next one's
             e.begin()
             out = call(x)
             e.end()
@@ -135,7 +136,11 @@ class Child:
         torch.cuda.synchronize(self.device)
         if out is not None:
             self.last[who] = out
-        return {"calls_ns": sum(e.ns() for e in self.events[:reps]), "window_ns": whole.ns()}
+        return {}
+
+    def times(self, reps: int) -> dict[str, Any]:
+        """Of the last batch, which had that many calls: ns between the events around the calls, summed, and of the whole."""
+        return {"calls_ns": sum(e.ns() for e in self.events[1 : reps + 1]), "window_ns": self.events[0].ns()}
 
     def recovered(self) -> bool:
         """After a failure: whether this process can go on. A kernel's fault ends its context; memory is given back."""
@@ -171,6 +176,8 @@ class Child:
                 return self.prepare(request["who"])
             if request["do"] == "run":
                 return self.run(request["who"], request["set"], request["reps"])
+            if request["do"] == "times":
+                return self.times(request["reps"])
             return self.output(request["who"], request["set"])
 
 

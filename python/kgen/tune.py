@@ -262,6 +262,7 @@ class OpTuner:
             names = [n for n, v in fresh[0].args.items() if v is not None]
             with gate.Gate(self.task.cases[i], names, fresh, staging, reference, say, self.device.index or 0) as g:
                 del fresh
+                devices.release(self.device)
                 return gate.run(g, id_, self.options.min_speedup)
 
     def _complete(self, winner: dict[str, Any]) -> dict[str, Any]:

@@ -308,6 +308,8 @@ def show_result(report: Report, out: TextIO | None = None) -> None:
         parts.append(result_table(tried, width))
     if said:
         parts.append("\n".join(textwrap.fill(s, width, subsequent_indent="  ") for s in said))
+    if classes := sorted({r.gate.get("arithmetic", "") for r in tried} - {""}):
+        parts.append(f"torch's float32 in these comparisons: {', '.join(classes)}")
     if left:
         parts.append(left_table(left, width))
     if report.promoted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,34 @@ def plan_of(source: str) -> dict[str, Any]:
     return json.loads(source[source.index("/* kgen") + 7 : source.index("*/")])
 
 
-def softmax_key(op: str, m: Any, n: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Kind:
+    """What the Kernels are for. suffix: of a source's name."""
+
+    arch: str = ARCH
+    device: str = "cpu"
+    suffix: str = "c"
+
+
+def softmax_key(op: str, m: Any, n: Any, device: str = "cpu") -> dict[str, Any]:
     return {
-        "op": op, "device": "cpu", "precision": "native", "dtypes": ["float32"], "layout": ["c"], "attrs": {},
+        "op": op, "device": device, "precision": "native", "dtypes": ["float32"], "layout": ["c"], "attrs": {},
         "program": None, "dims": {"M": m, "N": n, "K": 1},
     }  # fmt: skip
 
 
-def attention_key(sq: int) -> dict[str, Any]:
+def attention_key(sq: int, device: str = "cpu") -> dict[str, Any]:
+    dtype = "float32" if device == "cpu" else "bfloat16"
     return {
-        "op": "attention", "device": "cpu", "precision": "native", "dtypes": ["float32"] * 3, "layout": ["i"] * 3,
+        "op": "attention", "device": device, "precision": "native", "dtypes": [dtype] * 3, "layout": ["i"] * 3,
         "attrs": {}, "program": None,
         "dims": {"B": 1, "HQ": 8, "SQ": sq, "D": 64, "HKV": 8, "SK": sq, "DV": 64},
     }  # fmt: skip
 
 
-def _record(op: str, ident: str, version: int, tunables: dict[str, int], pins: list[str]) -> dict[str, Any]:
+def _record(
+    op: str, ident: str, version: int, tunables: dict[str, int], pins: list[str], kind: Kind = Kind()
+) -> dict[str, Any]:
     case = {
         "case": pins[0], "verdict": "pass", "norm_err": 1.2e-7, "max_err": 3.1e-7, "torch_norm_err": 1.1e-7,
         "torch_max_err": 2.9e-7, "allclose": True, "sets": 5, "programs": 0,
@@ -53,40 +66,43 @@ def _record(op: str, ident: str, version: int, tunables: dict[str, int], pins: l
         "baseline": {"name": "eager", "median_ns": 1500000}, "speedup": {"median": 1.85, "low": 1.8, "high": 1.9},
     }  # fmt: skip
     return {
-        "format": 1, "id": ident, "op": op, "arch": ARCH, "version": version, "kind": "kernel", "source": "kernel.c",
+        "format": 1, "id": ident, "op": op, "arch": kind.arch, "version": version, "kind": "kernel",
+        "source": f"kernel.{kind.suffix}",
         "tunables": tunables, "verdict": "pass", "message": "", "proposer": {"name": "builtin", "template": "x.c"},
         "parent": None, "cases": [case], "pins": pins, "created": "2026-01-31T12:00:00Z",
-        "environment": {"device": "a CPU", "arch": ARCH, "threads": 2, "torch": "2.13.0", "driver": None,
+        "environment": {"device": "a machine", "arch": kind.arch, "threads": 2, "torch": "2.13.0", "driver": None,
                         "compiler": "gcc 12.2.0", "flags": "-O3", "image": "0" * 32, "kgen": "0.1.0"},
     }  # fmt: skip
 
 
-def _kernel(folder: Path, op: str, text: str, version: int, key: dict[str, Any]) -> None:
+def _kernel(folder: Path, op: str, text: str, version: int, key: dict[str, Any], kind: Kind) -> None:
     source = f"{text}\n/* {op} {version} */\n".encode()
     tunables = {name: values[0] for name, values in plan_of(text)["tunables"].items()}
     ident = candidate_id(source, tunables)
     pin = hashlib.sha256(canonical(key).encode()).hexdigest()[:32]
-    home = folder / op / ARCH
+    home = folder / op / kind.arch
     (home / ident).mkdir(parents=True)
     (home / "pins").mkdir(exist_ok=True)
-    (home / ident / "kernel.c").write_bytes(source)
-    record = _record(op, ident, version, tunables, [pin])
+    (home / ident / f"kernel.{kind.suffix}").write_bytes(source)
+    record = _record(op, ident, version, tunables, [pin], kind)
     (home / ident / "record.json").write_text(json.dumps(record, indent=2))
     body = {"format": 1, "key": key, "kernel": ident, "replaced": None}
     (home / "pins" / pin).write_text(json.dumps(body, indent=2))
 
 
-def write(folder: Path, ops: int = OPS, kernels: int = KERNELS) -> Path:
-    """Writes the registry into a folder that is not there yet."""
-    softmax = (ROOT / "kernels/softmax/rows.c").read_text()
-    attention = (ROOT / "kernels/attention/flash.c").read_text()
+def write(folder: Path, ops: int = OPS, kernels: int = KERNELS, gpu_arch: str | None = None) -> Path:
+    """Writes the registry into a folder that is not there yet. gpu_arch: of CUDA Kernels, "sm_90"."""
+    kind = Kind() if gpu_arch is None else Kind(gpu_arch, "cuda", "cu")
+    softmax = (ROOT / f"kernels/softmax/rows.{kind.suffix}").read_text()
+    attention = (ROOT / f"kernels/attention/flash.{kind.suffix}").read_text()
     contract = json.loads((ROOT / "kernels/ops/softmax.json").read_text())
     names = ["softmax", "attention"] + [f"model_{i:08x}" for i in range(ops - 2)]
     for name in names[:ops]:
         text = attention if name == "attention" else softmax.replace('"op": "softmax"', f'"op": "{name}"')
         for k in range(kernels):
-            key = attention_key(100 + k) if name == "attention" else softmax_key(name, 1000 + k, 100 + k)
-            _kernel(folder, name, text, k + 1, key)
+            attends = name == "attention"
+            key = attention_key(100 + k, kind.device) if attends else softmax_key(name, 1000 + k, 100 + k, kind.device)
+            _kernel(folder, name, text, k + 1, key, kind)
         if name in ("softmax", "attention"):
             body = (ROOT / f"kernels/ops/{name}.json").read_text()
         else:

@@ -357,6 +357,15 @@ static void remember(const fake_launch *l) {
     done[ndone++] = copy;
 }
 
+/* After the kernel's own function, which may have asked for it. */
+static void leave_fault(const char *kernel) {
+    pthread_mutex_lock(&fake_lock);
+    for (size_t i = 0; i < nhooks; i++)
+        if (strcmp(hooks[i].kernel, kernel) == 0 && hooks[i].fault != 0)
+            left_behind = hooks[i].fault;
+    pthread_mutex_unlock(&fake_lock);
+}
+
 void fake_run_launch(fake_launch *l) {
     void (*fn)(const fake_launch *, void *) = NULL;
     void *ctx = NULL;
@@ -367,7 +376,6 @@ void fake_run_launch(fake_launch *l) {
         if (strcmp(hooks[i].kernel, l->function) == 0) {
             fn = hooks[i].fn;
             ctx = hooks[i].ctx;
-            left_behind = hooks[i].fault != 0 ? hooks[i].fault : left_behind;
         }
     pthread_mutex_unlock(&fake_lock);
     char name[160];
@@ -379,6 +387,7 @@ void fake_run_launch(fake_launch *l) {
         own(l);
     if (fn != NULL)
         fn(l, ctx);
+    leave_fault(l->function);
 }
 
 static void take_attributes(const kg_cu_launch_config *c, fake_launch *l) {
