@@ -98,6 +98,28 @@ def test_the_oracle_in_parts_is_the_oracle(small_parts: None, monkeypatch: pytes
     assert got.dtype == torch.float64
 
 
+@pytest.mark.parametrize("text", [None, "program 1\nscore\n%0 = cast float32 b\n%1 = add float32 score %0\nreturn %1\n", program.CAUSAL])
+def test_attentions_oracle_one_of_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    """With a Program that reads which one of the batch it is."""
+    q, k, v = torch.randn(3, 4, 10, 8), torch.randn(3, 2, 12, 8), torch.randn(3, 2, 12, 5)
+    want = oracle.wide_attention(q, k, v, [], [], text, scale=0.3, enable_gqa=True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    got = oracle.wide_attention(q, k, v, [], [], text, scale=0.3, enable_gqa=True)
+    monkeypatch.undo()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-15)
+        assert a.dtype == torch.float64
+
+
+def test_finiteness_in_parts(small_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(3001)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    assert devices.all_finite(x)
+    for bad in (math.nan, math.inf, -math.inf):
+        x[3000] = bad
+        assert not devices.all_finite(x)
+
+
 # Errors
 
 
