@@ -28,6 +28,16 @@ function(kg_find_torch out)
   endif()
 endfunction()
 
+# The folder with cuda.h or nvrtc.h: a toolkit's, or what -DKGEN_CUDA_INCLUDE names (pip's packages).
+set(KGEN_CUDA_INCLUDE "" CACHE PATH "Folder of cuda.h and nvrtc.h; empty: the toolkit's")
+function(kg_find_cuda out header)
+  find_path(KG_PATH_${header} ${header} NO_CACHE
+    PATHS ${KGEN_CUDA_INCLUDE} $ENV{CUDA_HOME}/include $ENV{CUDA_PATH}/include /usr/local/cuda/include)
+  if(KG_PATH_${header})
+    set(${out} "${KG_PATH_${header}}" PARENT_SCOPE)
+  endif()
+endfunction()
+
 # kg_conformance(name source.cpp declarations.h include-folder...): adds the file to kgen-conformance,
 # or says why not.
 function(kg_conformance name source declares)
@@ -52,6 +62,10 @@ if(CMAKE_CXX_COMPILER)
   enable_language(CXX)
   kg_find_torch(TORCH_INCLUDE)
   kg_conformance(torch torch_abi_conformance.cpp csrc/runtime/torch_abi.h ${TORCH_INCLUDE})
+  kg_find_cuda(CUDA_INCLUDE cuda.h)
+  kg_conformance(cuda cuda_conformance.cpp csrc/sys/cuda_abi.h ${CUDA_INCLUDE})
+  kg_find_cuda(NVRTC_INCLUDE nvrtc.h)
+  kg_conformance(nvrtc nvrtc_conformance.cpp csrc/sys/nvrtc_abi.h ${NVRTC_INCLUDE})
 else()
   message(STATUS "conformance: no C++ compiler, left out")
 endif()

@@ -23,14 +23,20 @@ MAY_INCLUDE = {
     "worker": ("base", "sys", "runtime", "worker"),
 }
 
+# Our own declarations of a foreign ABI, and whom they are for: others use the header beside them.
+ABI_HEADERS = {
+    r"sys/cuda_(abi|internal)\.h": ("csrc/sys/cuda", "csrc/conformance/", "tests/fake/"),
+    r"sys/nvrtc_abi\.h": ("csrc/sys/nvrtc", "csrc/conformance/"),
+}
+
 # The wire format is the one thing of the worker that its other end shares.
 SHARED_HEADERS = {"worker/protocol.h": ("tune", "worker")}
 
 # Foreign headers and the one file that may include each.
 FOREIGN = {
     r"curl/.*": ("csrc/sys/http.c",),
-    r"cuda(_runtime.*)?\.h": ("csrc/sys/cuda.c",),
-    r"nvrtc\.h": ("csrc/sys/nvrtc.c",),
+    r"cuda(_runtime.*)?\.h": ("csrc/conformance/",),
+    r"nvrtc\.h": ("csrc/conformance/",),
     r"nvml\.h": ("csrc/sys/nvml.c",),
     r"(cjson/)?cJSON\.h": ("csrc/base/json.c",),
     r"sha2\.h|md5\.h|sha256\.h": ("csrc/base/hash_sha.c",),
@@ -106,6 +112,9 @@ def check_include(name: str, number: int, quote: str, header: str) -> Iterator[s
         if re.fullmatch(pattern, header) and not any(name.startswith(owner) for owner in owners):
             right = f"only {owners[0]} may" if owners else "nothing may"
             yield f"{name}:{number}: includes {header}; {right}"
+    for pattern, owners in ABI_HEADERS.items():
+        if re.fullmatch(pattern, header) and not name.startswith(owners):
+            yield f"{name}:{number}: includes {header}; only {owners[0]}* may, others its header"
     layer = layer_of(name)
     if layer is None or quote == "<":
         return
@@ -155,7 +164,7 @@ def check_python(name: str, text: str) -> Iterator[str]:
 def check_file(name: str) -> Iterator[str]:
     text = Path(name).read_text(encoding="utf-8")
     yield from check_length(name, text)
-    if name.startswith(("csrc/", "tests/c/", "tests/fuzz/")):
+    if name.startswith(("csrc/", "tests/c/", "tests/fake/", "tests/fuzz/")):
         yield from check_c(name, text)
     if name.endswith(".py"):
         yield from check_python(name, text)

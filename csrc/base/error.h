@@ -25,7 +25,8 @@
     X(EINTR, -14, "interrupted")                                                                   \
     X(ECHILD, -15, "child process failed")                                                         \
     X(ECOMPILE, -16, "the compiler refused the source")                                            \
-    X(EAMBIGUOUS, -17, "the name fits more than one")
+    X(EAMBIGUOUS, -17, "the name fits more than one")                                              \
+    X(EDEVICE, -18, "the device failed")
 
 enum {
 #define KG_X(name, value, text) KG_##name = (value),

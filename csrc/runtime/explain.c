@@ -42,14 +42,14 @@ static void put_field(kg_buf *out, const char *key, const char *text) {
     kg_jt_text(out, text);
 }
 
-static void put_kernel(kg_buf *out, const kg_class *c) {
+static void put_kernel(kg_buf *out, const kg_call *call, const kg_class *c) {
     char name[128], why[256] = "";
     kg_kernel_name(c->block, c->kernel, name);
     put_field(out, "kernel", name);
     put_field(out, "id", c->kernel->id);
     put_field(out, "arch", c->kernel->arch);
     put_field(out, "registry", c->reg->path);
-    bool verified = kg_kernel_verified(&kg_proc_state.here, c->kernel, why);
+    bool verified = kg_kernel_verified(&kg_proc_state.here, call, c->kernel, why);
     kg_jt_key(out, "verified");
     kg_buf_puts(out, verified ? "true" : "false");
     put_field(out, "unverified", verified ? NULL : why);
@@ -74,8 +74,8 @@ void kg_explain_call(const kg_rt_op *op, const kg_call *call, int threads, const
     kg_class *again = NULL;
     kg_buf_init(&notes, 1 << 20);
     kg_writers_lock();
-    kg_lookup(kg_snapshot_current(), &kg_proc_state.here, op, call, threads, "", 0, 0, &notes,
-              &again, NULL);
+    kg_lookup(kg_snapshot_current(), &kg_proc_state.here, op, call, threads,
+              call->device == KG_CUDA, "", 0, 0, &notes, &again, NULL);
     kg_writers_unlock();
     kg_jt_comma(answer);
     kg_buf_putc(answer, '{');
@@ -84,7 +84,7 @@ void kg_explain_call(const kg_rt_op *op, const kg_call *call, int threads, const
     put_field(answer, "kind", kg_served_name(served ? c->kind : KG_SERVED_FALLBACK));
     put_field(answer, "policy", kg_rt_policy());
     if (served)
-        put_kernel(answer, c);
+        put_kernel(answer, call, c);
     else
         put_miss(answer, op, call, &notes);
     put_field(answer, "notes", notes.len > 0 ? notes.data : "");

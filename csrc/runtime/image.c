@@ -1,10 +1,5 @@
-/* Builds, keeps and loads images.
- *
- * An entry of the cache is the shared object followed by a trailer with its length and hash, so
- * that one that was torn or changed is seen and built again; the loader does not mind bytes after
- * an ELF file. Its name is the hash of what was compiled, then of the compiler: a machine without a
- * compiler takes any compiler's image of the same source. Refuses to link, let alone to load, what
- * the inspection refuses. */
+/* Builds and loads images for the CPU; image_cache.c keeps them. Refuses to link, let alone to
+ * load, what the inspection refuses. */
 #include "runtime/image.h"
 
 #include <dlfcn.h>
@@ -19,36 +14,13 @@
 #include "base/fs.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "runtime/image_cache.h"
 #include "runtime/object_inspect.h"
 #include "sys/cc.h"
 
 /* Part of every key: to be raised when the same source no longer gives the same image. */
 #define IMAGE_RULES "kgen image 1"
-enum { MAX_IMAGE = 64 << 20, ARCH_FLAGS = 1024 };
-
-typedef struct trailer {
-    char magic[8];
-    uint64_t size;
-    kg_hash128 hash;
-} trailer;
-
-static const char MAGIC[8] = {'K', 'G', 'I', 'M', 'A', 'G', 'E', '1'};
-
-/* What the image is of: rules, architecture, flags, text. */
-static int source_key(const char *source, size_t n, const char *arch, unsigned flags, char hex[33],
-                      kg_error *err) {
-    kg_buf b;
-    kg_buf_init(&b, 0);
-    kg_put_str(&b, IMAGE_RULES);
-    kg_put_str(&b, arch);
-    kg_put_u32(&b, flags);
-    kg_buf_add(&b, source, n);
-    int rc = kg_buf_check(&b, "the key of an image", err);
-    if (rc == KG_OK)
-        kg_hash128_hex(kg_xxh128(b.data, b.len), hex);
-    kg_buf_free(&b);
-    return rc;
-}
+enum { ARCH_FLAGS = 1024 };
 
 /* What it is built with. */
 static void compiler_key(const kg_cc *cc, const char *arch, unsigned flags, char hex[33]) {
@@ -59,90 +31,23 @@ static void compiler_key(const kg_cc *cc, const char *arch, unsigned flags, char
     hex[8] = '\0';
 }
 
-static bool folder_of(const char *key, char out[512]) {
-    char *cache = kg_cache_dir();
-    int n = cache ? snprintf(out, 512, "%s/images/%.2s", cache, key) : -1;
-    free(cache);
-    return n > 0 && n < 512;
-}
-
-static bool entry_path(const char *folder, const char *key, const char *cc, char out[512]) {
-    int n = snprintf(out, 512, "%s/%s-%s.so", folder, key, cc);
-    return n > 0 && n < 512;
-}
-
-/* Some compiler's image of the same source. */
-static bool any_entry(const char *folder, const char *key, char out[512]) {
-    char **names = NULL;
-    size_t n = 0;
-    bool hit = false;
-    if (kg_list_dir(folder, &names, &n, NULL) != KG_OK)
-        return false;
-    for (size_t i = 0; i < n && !hit; i++) {
-        if (strncmp(names[i], key, strlen(key)) != 0 || !strstr(names[i], ".so"))
-            continue;
-        int len = snprintf(out, 512, "%s/%s", folder, names[i]);
-        hit = len > 0 && len < 512;
-    }
-    kg_free_names(names, n);
-    return hit;
-}
-
 /* Where the image is, or would be; false when there is no cache to name it in. */
 static bool find_entry(const char *source, size_t n, const char *arch, unsigned flags,
-                       char path[512]) {
-    char key[33], cc_key[33], folder[512];
+                       char path[KG_IMAGE_PATH]) {
+    char key[33], cc_key[33];
     const kg_cc *cc;
-    if (source_key(source, n, arch, flags, key, NULL) != KG_OK || !folder_of(key, folder))
+    if (kg_image_key(IMAGE_RULES, source, n, arch, flags, key, NULL) != KG_OK)
         return false;
-    if (kg_cc_find(&cc, NULL) != KG_OK)
-        return any_entry(folder, key, path);
-    compiler_key(cc, arch, flags, cc_key);
-    return entry_path(folder, key, cc_key, path);
-}
-
-static bool read_entry(const char *path, kg_buf *image) {
-    kg_buf file;
-    kg_buf_init(&file, MAX_IMAGE);
-    trailer t;
-    bool ok = kg_read_file(path, MAX_IMAGE, &file, NULL) == KG_OK && file.len > sizeof t;
-    if (ok) {
-        memcpy(&t, file.data + file.len - sizeof t, sizeof t);
-        kg_hash128 h = kg_xxh128(file.data, file.len - sizeof t);
-        ok = memcmp(t.magic, MAGIC, sizeof MAGIC) == 0 && t.size == file.len - sizeof t &&
-             t.hash.lo == h.lo && t.hash.hi == h.hi;
-        if (!ok)
-            kg_log(KG_LOG_WARNING, "cached image %s is damaged; it is built again", path);
-    }
-    if (ok)
-        ok = kg_buf_add(image, file.data, file.len - sizeof t) == KG_OK;
-    kg_buf_free(&file);
-    return ok;
-}
-
-static bool write_entry(const char *path, const kg_buf *image) {
-    trailer t = {.size = image->len, .hash = kg_xxh128(image->data, image->len)};
-    memcpy(t.magic, MAGIC, sizeof MAGIC);
-    char folder[512];
-    snprintf(folder, sizeof folder, "%s", path);
-    *strrchr(folder, '/') = '\0';
-    kg_buf file;
-    kg_buf_init(&file, MAX_IMAGE);
-    kg_buf_add(&file, image->data, image->len);
-    kg_buf_add(&file, &t, sizeof t);
-    bool ok = kg_buf_check(&file, path, NULL) == KG_OK && kg_mkdirs(folder, NULL) == KG_OK &&
-              kg_write_atomic(path, file.data, file.len, NULL) == KG_OK;
-    kg_buf_free(&file);
-    if (!ok)
-        kg_log_once(KG_LOG_WARNING, "the image cache %s cannot be written; images are built again",
-                    folder);
-    return ok;
+    bool has = kg_cc_find(&cc, NULL) == KG_OK;
+    if (has)
+        compiler_key(cc, arch, flags, cc_key);
+    return kg_image_entry(key, has ? cc_key : NULL, ".so", path);
 }
 
 static int build_once(const char *source, size_t n, const char *name, const char *arch,
                       unsigned flags, kg_buf *image, kg_buf *messages, kg_error *err) {
     kg_buf object;
-    kg_buf_init(&object, MAX_IMAGE);
+    kg_buf_init(&object, KG_MAX_IMAGE);
     int rc = kg_cc_object(source, n, name, arch, flags, &object, messages, err);
     if (rc == KG_OK)
         rc = kg_object_inspect(object.data, object.len, messages, err);
@@ -178,10 +83,10 @@ int kg_image_cpu(const char *source, size_t n, const char *name, const char *arc
     char entry[512];
     bool named = find_entry(source, n, arch, flags, entry), cached = false;
     kg_buf fresh;
-    kg_buf_init(&fresh, MAX_IMAGE);
+    kg_buf_init(&fresh, KG_MAX_IMAGE);
     int rc = KG_OK;
     if (named)
-        cached = kg_is_file(entry) && read_entry(entry, &fresh);
+        cached = kg_is_file(entry) && kg_image_read(entry, &fresh);
     if (!cached) {
         kg_buf_clear(&fresh);
         kg_error why = {0};
@@ -189,7 +94,7 @@ int kg_image_cpu(const char *source, size_t n, const char *name, const char *arc
         if (rc != KG_OK)
             kg_fail(err, rc, "%s", why.msg);
         else
-            cached = named && write_entry(entry, &fresh);
+            cached = named && kg_image_write(entry, &fresh);
     }
     if (rc == KG_OK)
         rc = kg_buf_add(image, fresh.data, fresh.len);
@@ -202,9 +107,9 @@ int kg_image_cpu(const char *source, size_t n, const char *name, const char *arc
 bool kg_image_cached(const char *source, size_t n, const char *arch, unsigned flags) {
     char path[512];
     kg_buf image;
-    kg_buf_init(&image, MAX_IMAGE);
+    kg_buf_init(&image, KG_MAX_IMAGE);
     bool hit =
-        find_entry(source, n, arch, flags, path) && kg_is_file(path) && read_entry(path, &image);
+        find_entry(source, n, arch, flags, path) && kg_is_file(path) && kg_image_read(path, &image);
     kg_buf_free(&image);
     return hit;
 }

@@ -38,6 +38,7 @@ static int put_kernel(kg_buf *b, const kg_index_kernel *k, kg_error *err) {
     kg_put_str(b, k->env.torch);
     kg_put_str(b, k->env.compiler);
     kg_put_str(b, k->env.kgen);
+    kg_put_str(b, k->env.driver);
     for (size_t i = 0; i < KG_MAX_TUNABLES; i++)
         kg_put_i64(b, i < k->plan->ntunables ? k->tuning.value[i] : 0);
     kg_put_u32(b, (uint32_t)k->nprograms);
@@ -325,6 +326,7 @@ static void get_kernel(kg_reader *r, entry *e, size_t at, kg_index_kernel *k) {
     k->env.torch = kg_get_str(r);
     k->env.compiler = kg_get_str(r);
     k->env.kgen = kg_get_str(r);
+    k->env.driver = kg_get_str(r);
     for (size_t i = 0; i < KG_MAX_TUNABLES; i++)
         k->tuning.value[i] = kg_get_i64(r);
     size_t n = kg_get_u32(r);

@@ -13,12 +13,12 @@
 #include "runtime/plan.h"
 #include "runtime/signature.h"
 
-#define KG_INDEX_FORMAT 1
+#define KG_INDEX_FORMAT 2
 
 /* What must be the same for evidence to hold, as the Record's environment has them; "" when it does
  * not say. */
 typedef struct kg_index_env {
-    const char *device, *torch, *compiler, *kgen;
+    const char *device, *torch, *compiler, *kgen, *driver;
 } kg_index_env;
 
 typedef struct kg_index_kernel {

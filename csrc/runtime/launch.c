@@ -1,6 +1,5 @@
-/* Runs a resolved call on its device. The CPU is the one device here; CUDA's row of `launchers`
- * joins with sys/cuda.c. It never allocates but outputs and declared workspace, and it compiles
- * nothing. */
+/* What every device's launcher needs, and the CPU's own. It never allocates but outputs and
+ * declared workspace, and it compiles nothing. */
 #include "runtime/launch.h"
 
 #include <stdlib.h>
@@ -13,24 +12,25 @@
 #define CHUNKS 16
 #define ALIGN 64
 
-int kg_ready_make(const kg_plan *plan, const kg_instance *inst, const kg_entry *entries,
+int kg_ready_make(const kg_plan *plan, const kg_instance *inst, const kg_function *functions,
                   const kg_call *call, kg_ready *out, kg_error *err) {
     kg_ready r = {.noutputs = inst->noutputs,
                   .skip = call->skip_outputs,
                   .zero = plan->zero_outputs,
                   .nworkspace = inst->nworkspace,
+                  .device_index = call->device_index,
                   .nlaunches = inst->nlaunches};
     memcpy(r.outputs, inst->outputs, sizeof(r.outputs));
     for (size_t i = 0; i < inst->nworkspace; i++) {
         r.workspace_bytes[i] = inst->workspace_bytes[i];
         r.zero_workspace |= plan->workspace[i].zero ? 1U << i : 0;
     }
-    if (call->program != NULL)
+    if (plan->nholes > 0)
         r.programs_bytes = kg_program_args_size(call->program);
     for (size_t i = 0; i < inst->nlaunches; i++) {
         const kg_launch *from = &inst->launches[i];
         kg_ready_launch *to = &r.launches[i];
-        *to = (kg_ready_launch){.entry = entries[from->plan_launch],
+        *to = (kg_ready_launch){.function = functions[from->plan_launch],
                                 .range = from->range,
                                 .grain = from->grain,
                                 .nargs = from->nargs};
@@ -41,13 +41,20 @@ int kg_ready_make(const kg_plan *plan, const kg_instance *inst, const kg_entry *
         }
         memcpy(to->args, from->args, from->nargs * sizeof(*to->args));
     }
-    *out = r;
-    return KG_OK;
+    const kg_launcher *device = kg_launcher_of(call->device);
+    int rc = device->prepare != NULL ? device->prepare(plan, inst, &r, err) : KG_OK;
+    if (rc != KG_OK)
+        kg_ready_clear(&r);
+    else
+        *out = r;
+    return rc;
 }
 
 void kg_ready_clear(kg_ready *r) {
     for (size_t i = 0; i < r->nlaunches; i++)
         free(r->launches[i].args);
+    free(r->maps);
+    r->maps = NULL;
     r->nlaunches = 0;
 }
 
@@ -57,14 +64,14 @@ static size_t tensor_bytes(const kg_tensor *t) {
     return (size_t)kg_tensor_numel(t) * kg_dtype_size(t->dtype);
 }
 
-static void release(const kg_ready *r, const kg_host *host, void **handles) {
+void kg_outputs_release(const kg_ready *r, const kg_host *host, void **handles) {
     for (size_t i = 0; i < r->noutputs; i++)
         if (handles[i] != NULL)
             host->release(handles[i]);
 }
 
-static int make_outputs(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
-                        kg_tensor *outs, kg_error *err) {
+int kg_outputs_make(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
+                    kg_tensor *outs, kg_error *err) {
     for (size_t i = 0; i < r->noutputs; i++)
         handles[i] = NULL;
     for (size_t i = 0; i < r->noutputs; i++) {
@@ -74,13 +81,17 @@ static int make_outputs(const kg_ready *r, const kg_call *call, const kg_host *h
             continue;
         int rc = host->empty(&outs[i], call->device, call->device_index, &handles[i], err);
         if (rc != KG_OK) {
-            release(r, host, handles);
+            kg_outputs_release(r, host, handles);
             return rc;
         }
-        if ((r->zero >> i & 1) != 0)
-            memset(outs[i].data, 0, tensor_bytes(&outs[i]));
     }
     return KG_OK;
+}
+
+static void clear_outputs(const kg_ready *r, const kg_tensor *outs) {
+    for (size_t i = 0; i < r->noutputs; i++)
+        if ((r->zero >> i & 1) != 0 && (r->skip >> i & 1) == 0)
+            memset(outs[i].data, 0, tensor_bytes(&outs[i]));
 }
 
 typedef struct workspace {
@@ -143,11 +154,11 @@ static int run_range(const kg_ready_launch *l, void *const *args, const kg_host 
         return KG_OK;
     int64_t threads = l->range > l->grain ? host->threads() : 1;
     if (threads <= 1) {
-        l->entry(0, l->range, args);
+        l->function.cpu(0, l->range, args);
         return KG_OK;
     }
     int64_t pieces = threads * CHUNKS, chunk = (l->range + pieces - 1) / pieces;
-    chunked c = {.entry = l->entry, .args = args, .range = l->range};
+    chunked c = {.entry = l->function.cpu, .args = args, .range = l->range};
     c.chunk = chunk > l->grain ? chunk : l->grain;
     int64_t lanes = (l->range + c.chunk - 1) / c.chunk;
     return host->parallel(lanes < threads ? lanes : threads, 1, lane, &c, err);
@@ -200,9 +211,10 @@ static int run_cpu(const kg_ready *r, const kg_call *call, const kg_host *host, 
                    kg_tensor *outs, kg_error *err) {
     _Alignas(ALIGN) unsigned char small[SMALL_WORKSPACE];
     workspace w = {.handle = NULL};
-    int rc = make_outputs(r, call, host, handles, outs, err);
+    int rc = kg_outputs_make(r, call, host, handles, outs, err);
     if (rc != KG_OK)
         return rc;
+    clear_outputs(r, outs);
     int64_t total = workspace_total(r);
     if (total > SMALL_WORKSPACE)
         rc = big_workspace(r, call, host, total, &w, err);
@@ -213,24 +225,29 @@ static int run_cpu(const kg_ready *r, const kg_call *call, const kg_host *host, 
     if (w.handle != NULL)
         host->release(w.handle);
     if (rc != KG_OK)
-        release(r, host, handles);
+        kg_outputs_release(r, host, handles);
     return rc;
 }
 
-static int load_cpu(const kg_buf *unit, const char *label, const char *arch, uint32_t flags,
-                    size_t nentries, kg_entry *entries, kg_buf *messages, kg_error *err) {
+static int load_cpu(const kg_load_request *ask, kg_function *functions, kg_buf *messages,
+                    kg_error *err) {
     kg_buf image;
+    kg_entry entries[KG_MAX_LAUNCHES];
     char path[512];
+    size_t n = ask->plan->nlaunches;
     kg_buf_init(&image, 0);
-    int rc = kg_image_cpu(unit->data, unit->len, label, arch, flags, &image, messages, path, err);
+    int rc = kg_image_cpu(ask->unit->data, ask->unit->len, ask->label, ask->arch, ask->plan->flags,
+                          &image, messages, path, err);
     if (rc == KG_OK)
-        rc = kg_image_load(path, image.data, image.len, nentries, entries, err);
+        rc = kg_image_load(path, image.data, image.len, n, entries, err);
+    for (size_t i = 0; rc == KG_OK && i < n; i++)
+        functions[i].cpu = entries[i];
     kg_buf_free(&image);
     return rc;
 }
 
 const kg_launcher *kg_launcher_of(int device) {
-    static const kg_launcher cpu = {.load = load_cpu, .run = run_cpu, .on_host = true};
-    static const kg_launcher *const launchers[] = {[KG_CPU] = &cpu, [KG_CUDA] = NULL};
+    static const kg_launcher cpu = {.load = load_cpu, .run = run_cpu};
+    static const kg_launcher *const launchers[] = {[KG_CPU] = &cpu, [KG_CUDA] = &kg_launcher_cuda};
     return device == KG_CPU || device == KG_CUDA ? launchers[device] : NULL;
 }

@@ -3,7 +3,8 @@
  * `trust`.
  *
  * What the launcher needs of its host (memory, threads) comes through kg_host, so that the same
- * code runs under torch and under a test. A device is one row of kg_launchers: CPU now. */
+ * code runs under torch and under a test. A device is one row of kg_launcher_of: the CPU's is
+ * launch.c, CUDA's launch_cuda.c. */
 #ifndef KG_RUNTIME_LAUNCH_H
 #define KG_RUNTIME_LAUNCH_H
 
@@ -11,6 +12,7 @@
 
 #include "runtime/image.h"
 #include "runtime/index.h"
+#include "sys/cuda.h"
 
 /* Functions return 0, or a negative status with err filled. */
 typedef struct kg_host {
@@ -22,14 +24,25 @@ typedef struct kg_host {
     int (*parallel)(int64_t n, int64_t grain, void (*fn)(int64_t, int64_t, void *), void *ctx,
                     kg_error *err);
     int (*threads)(void);
+    /* The CUDA stream that this thread's work on the device goes to. NULL: a host without CUDA. */
+    int (*stream)(int32_t index, kg_cu_stream *out, kg_error *err);
 } kg_host;
 
+/* What a launch calls, of its device's kind. */
+typedef union kg_function {
+    kg_entry cpu;
+    kg_cu_function cuda;
+} kg_function;
+
 typedef struct kg_ready_launch {
-    kg_entry entry;
+    kg_function function;
     int64_t range, grain;
+    kg_cuda_launch cuda; /* of a CUDA device */
     size_t nargs;
     kg_launch_arg *args;
 } kg_ready_launch;
+
+struct kg_map_cache;
 
 typedef enum kg_trust {
     KG_TRUST_JUDGED,  /* the judge saw this Kernel with this Program */
@@ -46,30 +59,59 @@ typedef struct kg_ready {
     int64_t workspace_bytes[KG_MAX_WORKSPACE];
     uint32_t zero_workspace;
     size_t programs_bytes;
+    int32_t device_index;
+    struct kg_map_cache *maps; /* encoded tensor maps; NULL when there are none */
     size_t nlaunches;
     kg_ready_launch launches[KG_MAX_LAUNCHES];
     _Atomic int trust;
 } kg_ready;
 
-/* Copies what a launch needs of an instance. entries: one for each launch of the plan. */
-int kg_ready_make(const kg_plan *plan, const kg_instance *inst, const kg_entry *entries,
+/* Copies what a launch needs of an instance. functions: one for each launch of the plan. */
+int kg_ready_make(const kg_plan *plan, const kg_instance *inst, const kg_function *functions,
                   const kg_call *call, kg_ready *out, kg_error *err);
 void kg_ready_clear(kg_ready *r);
 
+typedef struct kg_load_request {
+    const kg_plan *plan;
+    const kg_buf *unit;
+    const char *label; /* for messages */
+    const char *arch;  /* to compile for */
+    int32_t device_index;
+    size_t programs_bytes; /* of the argument "programs" */
+} kg_load_request;
+
 /* A device: how a translation unit becomes functions, and how a ready call runs there. */
 typedef struct kg_launcher {
-    /* Finds or builds the image of a unit and loads it for good. messages: what a compiler or the
-     * inspection said, when it fails with KG_ECOMPILE or KG_EUNSUPPORTED. */
-    int (*load)(const kg_buf *unit, const char *label, const char *arch, uint32_t flags,
-                size_t nentries, kg_entry *entries, kg_buf *messages, kg_error *err);
+    /* Finds or builds the image of a unit and loads it for good. functions: room for one a launch.
+     * messages: what a compiler or the inspection said, when it fails with KG_ECOMPILE or
+     * KG_EUNSUPPORTED. */
+    int (*load)(const kg_load_request *ask, kg_function *functions, kg_buf *messages,
+                kg_error *err);
+    /* What kg_ready_make leaves to the device; NULL: nothing. After a failure r is cleared by the
+     * caller. */
+    int (*prepare)(const kg_plan *plan, const kg_instance *inst, kg_ready *r, kg_error *err);
     /* Makes the outputs (handles[i] is NULL for one that is skipped; outs gets addresses) and runs
-     * the launches. After a failure no handle is left. */
+     * the launches. After a failure no handle is left. KG_EDEVICE: the device is lost. */
     int (*run)(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
                kg_tensor *outs, kg_error *err);
-    bool on_host; /* its tensors can be read from here */
+    /* Waits for all that this thread gave to its stream; NULL: nothing is ever under way.
+     * KG_EDEVICE: the device is lost. */
+    int (*settle)(const kg_call *call, const kg_host *host, kg_error *err);
+    /* Copies memory of the device that is settled; NULL: it can be read from here. */
+    int (*read)(const kg_call *call, void *to, const void *from, size_t n, kg_error *err);
+    /* Whether the call is being recorded (CUDA graphs), when nothing may be loaded or waited for;
+     * NULL: never. */
+    int (*recording)(const kg_call *call, const kg_host *host, bool *yes, kg_error *err);
 } kg_launcher;
 
 /* NULL for a device that this build does not launch on. */
 const kg_launcher *kg_launcher_of(int device);
+
+/* Outputs and workspace of a call, as the launchers of all devices make them. Internal to
+ * launch*.c. */
+int kg_outputs_make(const kg_ready *r, const kg_call *call, const kg_host *host, void **handles,
+                    kg_tensor *outs, kg_error *err);
+void kg_outputs_release(const kg_ready *r, const kg_host *host, void **handles);
+extern const kg_launcher kg_launcher_cuda;
 
 #endif

@@ -9,8 +9,10 @@
 
 #include "base/fs.h"
 #include "base/log.h"
+#include "runtime/quarantine.h"
 #include "runtime/ready.h"
 #include "sys/cc.h"
+#include "sys/nvrtc.h"
 
 typedef struct candidate {
     kg_reg *reg;
@@ -28,6 +30,8 @@ typedef struct search {
     const kg_here *here;
     const kg_rt_op *op;
     const kg_call *call;
+    kg_place place; /* of the call's device */
+    bool recording;
     kg_dims dims;
     kg_key key;
     candidate *found;
@@ -88,30 +92,71 @@ static bool same_compiler(const char *recorded, const char **ours) {
            strstr(cc->version, number != NULL ? number + 1 : recorded) != NULL;
 }
 
-bool kg_kernel_verified(const kg_here *here, const kg_index_kernel *k, char *why) {
+int kg_place_of(const kg_here *here, int device, int32_t index, kg_place *out, kg_error *err) {
+    const kg_cuda_device *gpu = NULL;
+    const kg_nvrtc *nvrtc = NULL;
+    *out = (kg_place){.device = here->device, .driver = "", .arch = here->level};
+    if (device == KG_CPU)
+        return KG_OK;
+    int rc = kg_cuda_device_get(index, &gpu, err);
+    if (rc != KG_OK)
+        return rc;
+    out->device = gpu->name;
+    out->driver = kg_cuda_driver_name();
+    out->arch = gpu->arch;
+    out->sms = gpu->sms;
+    out->max_shared = gpu->max_shared;
+    if (kg_nvrtc_find(&nvrtc, NULL) == KG_OK)
+        snprintf(out->compiler, sizeof(out->compiler), "NVRTC %d.%d", nvrtc->major, nvrtc->minor);
+    else
+        snprintf(out->compiler, sizeof(out->compiler), "no NVRTC");
+    return KG_OK;
+}
+
+static bool same_builder(const kg_call *call, const kg_index_kernel *k, const kg_place *place,
+                         const char **ours) {
+    if (call->device == KG_CPU)
+        return same_compiler(k->env.compiler, ours);
+    *ours = place->compiler;
+    return strcmp(k->env.compiler, place->compiler) == 0;
+}
+
+bool kg_kernel_verified(const kg_here *here, const kg_call *call, const kg_index_kernel *k,
+                        char *why) {
     const char *field = NULL, *recorded = "", *ours = "";
+    kg_place place;
+    kg_error e = {.msg = ""};
+    if (kg_place_of(here, call->device, call->device_index, &place, &e) != KG_OK) {
+        if (why != NULL)
+            snprintf(why, 256, "%.255s", e.msg);
+        return false;
+    }
     if (strcmp(k->env.kgen, KGEN_VERSION) != 0) {
         field = "kgen", recorded = k->env.kgen, ours = KGEN_VERSION;
     } else if (strncmp(k->env.torch, here->torch, strcspn(k->env.torch, "+")) != 0 ||
                strlen(here->torch) != strcspn(k->env.torch, "+")) {
         field = "torch", recorded = k->env.torch, ours = here->torch;
-    } else if (strcmp(k->env.device, here->device) != 0) {
-        field = "device", recorded = k->env.device, ours = here->device;
-    } else if (!same_compiler(k->env.compiler, &ours)) {
+    } else if (strcmp(k->env.device, place.device) != 0) {
+        field = "device", recorded = k->env.device, ours = place.device;
+    } else if (strcmp(k->env.driver, place.driver) != 0) {
+        field = "driver", recorded = k->env.driver, ours = place.driver;
+    } else if (!same_builder(call, k, &place, &ours)) {
         field = "compiler", recorded = k->env.compiler;
     }
     if (field != NULL && why != NULL)
         snprintf(why, 256, "judged with %s %.100s, here is %.100s", field,
-                 recorded[0] != '\0' ? recorded : "unknown", ours);
+                 recorded[0] != '\0' ? recorded : "unknown", ours[0] != '\0' ? ours : "unknown");
     return field == NULL;
 }
 
-/* Whether the machine can run what was built for that architecture. */
-static bool runs_here(const kg_here *here, int device, const char *arch) {
+/* Whether the machine can run what was built for that architecture. A CUDA Kernel is built for the
+ * device that it meets, so an older architecture's serves a newer one; what a source needs beyond
+ * that its plan says (min_arch). */
+static bool runs_here(const kg_here *here, int device, const kg_place *place, const char *arch) {
     if (kg_arch_target(arch) != device)
         return false;
-    if (device != KG_CPU)
-        return true; /* the device's own launcher decides */
+    if (device == KG_CUDA)
+        return kg_arch_code(arch) <= place->arch;
     if (strncmp(arch, "x86-64", 6) == 0)
         return here->level > 0 && kg_arch_code(arch) <= here->level;
     return here->level == 0;
@@ -126,12 +171,9 @@ static void add_block(search *s, size_t rank, kg_reg *reg, size_t nblock,
         const kg_index_pin *pin = &block->pins[i];
         const kg_index_kernel *k = &block->kernels[pin->kernel];
         kg_kernel_name(block, k, name);
-        if (kg_launcher_of(s->call->device) == NULL) {
-            say(s->notes, name, "this kgen launches on the CPU alone");
-            continue;
-        }
-        if (!runs_here(s->here, s->call->device, k->arch)) {
-            snprintf(why, sizeof(why), "is for %.40s, which this machine is not", k->arch);
+        if (!runs_here(s->here, s->call->device, &s->place, k->arch)) {
+            snprintf(why, sizeof(why), "is for %.40s, which this %s is not", k->arch,
+                     s->call->device == KG_CUDA ? "device" : "machine");
             say(s->notes, name, why);
             continue;
         }
@@ -289,7 +331,7 @@ static bool policy_allows(const kg_snapshot *snap, const search *s, const candid
         say(s->notes, name, "was not judged on this Program, and the policy is strict");
         return false;
     }
-    if (kg_kernel_verified(s->here, c->kernel, why))
+    if (kg_kernel_verified(s->here, s->call, c->kernel, why))
         return true;
     say(s->notes, name, why);
     kg_log_once(KG_LOG_WARNING,
@@ -317,29 +359,54 @@ static kg_class *new_class(const kg_rt_op *op, const void *signature, size_t n, 
     return c;
 }
 
-/* KG_OK: the class is ready. KG_ENOTFOUND: not this one, said in the notes. */
+static bool is_quarantined(const search *s, const candidate *c, const char *name) {
+    char why[512];
+    if (s->call->device != KG_CUDA || !kg_quarantined(c->kernel->id, s->place.device, why))
+        return false;
+    say(s->notes, name, why);
+    kg_log_once(KG_LOG_WARNING, "%s %s", name, why);
+    return true;
+}
+
+/* What goes into expressions: of a CUDA device what it is, of a CPU what the Kernel was made for.
+ */
+static kg_constants constants_of(const search *s, const candidate *c, int threads) {
+    kg_constants k = {.num_threads = threads, .arch = c->arch, .has_amx = s->here->has_amx};
+    if (s->call->device == KG_CUDA)
+        k = (kg_constants){
+            .num_sms = s->place.sms, .max_shared = s->place.max_shared, .arch = s->place.arch};
+    return k;
+}
+
+/* KG_OK: the class is ready. KG_ENOTFOUND: not this one, said in the notes. KG_EBUSY and KG_EDEVICE
+ * are raised. */
 static int try_candidate(const kg_snapshot *snap, const search *s, const candidate *c, int threads,
                          kg_class *out, kg_error *err) {
     char name[128];
     bool judged = judged_with(c, &s->key);
     bool instantiated = !judged && c->pin->key.program == KG_PROGRAM_ANY;
     kg_kernel_name(c->block, c->kernel, name);
-    if (!policy_allows(snap, s, c, instantiated, name))
+    if (!policy_allows(snap, s, c, instantiated, name) || is_quarantined(s, c, name))
         return KG_ENOTFOUND;
-    kg_ready_request ask = {
-        .index = c->reg->index,
-        .nblock = c->nblock,
-        .block = c->block,
-        .kernel = c->kernel,
-        .nkernel = c->pin->kernel,
-        .name = name,
-        .registry = c->reg->path,
-        .call = s->call,
-        .exact = c->exact ? &s->dims : NULL,
-        .constants = {.num_threads = threads, .arch = c->arch, .has_amx = s->here->has_amx}};
+    char arch[16];
+    snprintf(arch, sizeof(arch), "sm_%lld", (long long)s->place.arch);
+    kg_ready_request ask = {.index = c->reg->index,
+                            .nblock = c->nblock,
+                            .block = c->block,
+                            .kernel = c->kernel,
+                            .nkernel = c->pin->kernel,
+                            .name = name,
+                            .registry = c->reg->path,
+                            .call = s->call,
+                            .exact = c->exact ? &s->dims : NULL,
+                            .constants = constants_of(s, c, threads),
+                            .arch = s->call->device == KG_CUDA ? arch : c->kernel->arch,
+                            .recording = s->recording};
     int rc = kg_ready_build(&ask, &out->ready, &out->image, err);
     if (rc != KG_OK) {
         say(s->notes, name, err->msg);
+        if (rc == KG_EBUSY || rc == KG_EDEVICE)
+            return rc;
         if (rc != KG_ENOTFOUND)
             kg_log_once(KG_LOG_WARNING, "%s falls back to torch: %s", s->op->name, err->msg);
         return KG_ENOTFOUND;
@@ -356,18 +423,25 @@ static int try_candidate(const kg_snapshot *snap, const search *s, const candida
 }
 
 int kg_lookup(const kg_snapshot *snap, const kg_here *here, const kg_rt_op *op, const kg_call *call,
-              int threads, const void *signature, size_t nsignature, uint64_t hash, kg_buf *notes,
-              kg_class **out, kg_error *err) {
+              int threads, bool recording, const void *signature, size_t nsignature, uint64_t hash,
+              kg_buf *notes, kg_class **out, kg_error *err) {
     kg_error e = {.code = KG_ENOTFOUND, .msg = "no pin fits"};
-    search s = {.here = here, .op = op, .call = call, .notes = notes};
+    search s = {.here = here, .op = op, .call = call, .notes = notes, .recording = recording};
     kg_class *c = new_class(op, signature, nsignature, hash);
+    int rc = KG_ENOTFOUND;
     if (c == NULL)
         return kg_fail(err, KG_ENOMEM, "no memory for a call class");
-    gather(snap, &s);
-    for (size_t i = 0; i < s.nfound; i++)
-        if (try_candidate(snap, &s, &s.found[i], threads, c, &e) == KG_OK)
-            break;
+    if (kg_place_of(here, call->device, call->device_index, &s.place, &e) == KG_OK)
+        gather(snap, &s);
+    else
+        say(notes, op->name, e.msg);
+    for (size_t i = 0; rc == KG_ENOTFOUND && i < s.nfound; i++)
+        rc = try_candidate(snap, &s, &s.found[i], threads, c, &e);
     free(s.found);
+    if (rc != KG_OK && rc != KG_ENOTFOUND) {
+        free(c);
+        return kg_fail(err, rc, "%s", e.msg);
+    }
     *out = c;
     return KG_OK;
 }

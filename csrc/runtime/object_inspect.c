@@ -7,9 +7,9 @@
  * compiles to. */
 #include "runtime/object_inspect.h"
 
-#include <elf.h>
 #include <string.h>
 
+#include "runtime/elf_view.h"
 #include "runtime/image.h"
 
 #if defined(__aarch64__)
@@ -17,71 +17,6 @@ enum { MACHINE = EM_AARCH64 };
 #else
 enum { MACHINE = EM_X86_64 };
 #endif
-
-typedef struct elf_view {
-    const unsigned char *bytes;
-    size_t n;
-    Elf64_Ehdr head;
-    const char *names; /* of sections */
-    size_t names_n;
-} elf_view;
-
-static bool inside(const elf_view *e, uint64_t offset, uint64_t size) {
-    return offset <= e->n && size <= e->n - offset;
-}
-
-/* A string of a string table; NULL when it is not wholly inside. */
-static const char *string_at(const char *table, size_t n, uint64_t offset) {
-    if (offset >= n || !memchr(table + offset, '\0', n - offset))
-        return NULL;
-    return table + offset;
-}
-
-static bool section(const elf_view *e, size_t i, Elf64_Shdr *out) {
-    if (i >= e->head.e_shnum)
-        return false;
-    memcpy(out, e->bytes + e->head.e_shoff + i * sizeof *out, sizeof *out);
-    return out->sh_type == SHT_NOBITS || inside(e, out->sh_offset, out->sh_size);
-}
-
-static const char *section_name(const elf_view *e, const Elf64_Shdr *s) {
-    const char *name = string_at(e->names, e->names_n, s->sh_name);
-    return name ? name : "?";
-}
-
-static int refuse(kg_buf *complaint, kg_error *err, const char *what) {
-    kg_buf_puts(complaint, what);
-    return kg_fail(err, KG_EUNSUPPORTED, "%.480s", complaint->data ? complaint->data : what);
-}
-
-static int malformed(kg_buf *complaint, kg_error *err, const char *what) {
-    kg_buf_printf(complaint, "the object is malformed: ");
-    return refuse(complaint, err, what);
-}
-
-static bool magic_fits(const Elf64_Ehdr *h, int type) {
-    return memcmp(h->e_ident, ELFMAG, SELFMAG) == 0 && h->e_ident[EI_CLASS] == ELFCLASS64 &&
-           h->e_ident[EI_DATA] == ELFDATA2LSB && h->e_type == type && h->e_machine == MACHINE;
-}
-
-static int open_view(elf_view *e, const void *bytes, size_t n, int type, kg_buf *complaint,
-                     kg_error *err) {
-    *e = (elf_view){.bytes = bytes, .n = n};
-    if (n < sizeof e->head)
-        return malformed(complaint, err, "it is shorter than an ELF header");
-    memcpy(&e->head, bytes, sizeof e->head);
-    if (!magic_fits(&e->head, type))
-        return malformed(complaint, err, "it is no ELF file of this machine and kind");
-    if (e->head.e_shnum == 0 || e->head.e_shentsize != sizeof(Elf64_Shdr) ||
-        !inside(e, e->head.e_shoff, (uint64_t)e->head.e_shnum * sizeof(Elf64_Shdr)))
-        return malformed(complaint, err, "its section table lies outside");
-    Elf64_Shdr s;
-    if (!section(e, e->head.e_shstrndx, &s) || s.sh_type != SHT_STRTAB)
-        return malformed(complaint, err, "its section names lie outside");
-    e->names = (const char *)e->bytes + s.sh_offset;
-    e->names_n = s.sh_size;
-    return KG_OK;
-}
 
 /* name is `base` or goes on after it with a dot (or, for the names that end so, anything). */
 static bool is_kind(const char *name, const char *base) {
@@ -147,19 +82,19 @@ static int check_opcodes(const unsigned char *code, size_t n, const char *where,
         "that look like one are not told apart (if it is a constant or a distance, change "
         "the code around it a little)",
         where, what, offset);
-    return refuse(complaint, err, "");
+    return kg_elf_refuse(complaint, err, "");
 }
 
-static int check_sections(const elf_view *e, kg_buf *complaint, kg_error *err) {
+static int check_sections(const kg_elf_view *e, kg_buf *complaint, kg_error *err) {
     for (size_t i = 0; i < e->head.e_shnum; i++) {
         Elf64_Shdr s;
-        if (!section(e, i, &s))
-            return malformed(complaint, err, "a section lies outside");
-        const char *name = section_name(e, &s), *fault = section_fault(&s, name);
+        if (!kg_elf_section(e, i, &s))
+            return kg_elf_malformed(complaint, err, "a section lies outside");
+        const char *name = kg_elf_section_name(e, &s), *fault = section_fault(&s, name);
         if (fault) {
             kg_buf_printf(complaint, "section %s (%llu bytes): %s", name,
                           (unsigned long long)s.sh_size, fault);
-            return refuse(complaint, err, "");
+            return kg_elf_refuse(complaint, err, "");
         }
         if (s.sh_flags & SHF_EXECINSTR) {
             int rc = check_opcodes(e->bytes + s.sh_offset, s.sh_size, name, complaint, err);
@@ -170,7 +105,7 @@ static int check_sections(const elf_view *e, kg_buf *complaint, kg_error *err) {
     return KG_OK;
 }
 
-static const char *symbol_fault(const elf_view *e, const Elf64_Sym *s, const char *name) {
+static const char *symbol_fault(const kg_elf_view *e, const Elf64_Sym *s, const char *name) {
     unsigned type = ELF64_ST_TYPE(s->st_info), bind = ELF64_ST_BIND(s->st_info);
     if (type == STT_GNU_IFUNC)
         return "code that chooses a function at load is not allowed (ifunc, target_clones)";
@@ -187,44 +122,41 @@ static const char *symbol_fault(const elf_view *e, const Elf64_Sym *s, const cha
     if (s->st_shndx == SHN_ABS)
         return type == STT_FILE ? NULL : "absolute symbols are not allowed";
     Elf64_Shdr in;
-    if (s->st_shndx >= SHN_LORESERVE || !section(e, s->st_shndx, &in))
+    if (s->st_shndx >= SHN_LORESERVE || !kg_elf_section(e, s->st_shndx, &in))
         return "it lies in no section";
     if (type == STT_OBJECT && (in.sh_flags & SHF_EXECINSTR))
         return "data in an executable section is not allowed";
     return NULL;
 }
 
-static int check_symbols(const elf_view *e, const Elf64_Shdr *table, kg_buf *complaint,
+static int check_symbols(const kg_elf_view *e, const Elf64_Shdr *table, kg_buf *complaint,
                          kg_error *err) {
     Elf64_Shdr strings;
-    if (table->sh_entsize != sizeof(Elf64_Sym) || !section(e, table->sh_link, &strings) ||
+    Elf64_Sym s;
+    const char *name;
+    if (table->sh_entsize != sizeof(Elf64_Sym) || !kg_elf_section(e, table->sh_link, &strings) ||
         strings.sh_type != SHT_STRTAB)
-        return malformed(complaint, err, "its symbol table has no names");
-    const char *names = (const char *)e->bytes + strings.sh_offset;
-    size_t count = table->sh_size / sizeof(Elf64_Sym);
-    for (size_t i = 1; i < count; i++) {
-        Elf64_Sym s;
-        memcpy(&s, e->bytes + table->sh_offset + i * sizeof s, sizeof s);
-        const char *name = string_at(names, strings.sh_size, s.st_name);
+        return kg_elf_malformed(complaint, err, "its symbol table has no names");
+    for (size_t i = 1; kg_elf_symbol(e, table, i, &s, &name); i++) {
         if (!name)
-            return malformed(complaint, err, "a symbol's name lies outside");
+            return kg_elf_malformed(complaint, err, "a symbol's name lies outside");
         const char *fault = symbol_fault(e, &s, name);
         if (fault) {
             kg_buf_printf(complaint, "symbol %s: %s", name, fault);
-            return refuse(complaint, err, "");
+            return kg_elf_refuse(complaint, err, "");
         }
     }
     return KG_OK;
 }
 
 int kg_object_inspect(const void *object, size_t n, kg_buf *complaint, kg_error *err) {
-    elf_view e;
-    int rc = open_view(&e, object, n, ET_REL, complaint, err);
+    kg_elf_view e;
+    int rc = kg_elf_open(&e, object, n, MACHINE, ET_REL, ET_REL, complaint, err);
     if (rc == KG_OK)
         rc = check_sections(&e, complaint, err);
     for (size_t i = 0; rc == KG_OK && i < e.head.e_shnum; i++) {
         Elf64_Shdr s;
-        if (section(&e, i, &s) && s.sh_type == SHT_SYMTAB)
+        if (kg_elf_section(&e, i, &s) && s.sh_type == SHT_SYMTAB)
             rc = check_symbols(&e, &s, complaint, err);
     }
     return rc;
@@ -233,17 +165,17 @@ int kg_object_inspect(const void *object, size_t n, kg_buf *complaint, kg_error 
 /* Displacements get their values when the object is linked, and these are the author's to choose.
  */
 int kg_linked_inspect(const void *image, size_t n, kg_buf *complaint, kg_error *err) {
-    elf_view e;
-    int rc = open_view(&e, image, n, ET_DYN, complaint, err);
+    kg_elf_view e;
+    int rc = kg_elf_open(&e, image, n, MACHINE, ET_DYN, ET_DYN, complaint, err);
     for (size_t i = 0; rc == KG_OK && i < e.head.e_shnum; i++) {
         Elf64_Shdr s;
-        if (!section(&e, i, &s))
-            return malformed(complaint, err, "a section lies outside");
+        if (!kg_elf_section(&e, i, &s))
+            return kg_elf_malformed(complaint, err, "a section lies outside");
         if (s.sh_type == SHT_INIT_ARRAY || s.sh_type == SHT_PREINIT_ARRAY)
-            return refuse(complaint, err, "the image has code that runs when it is loaded");
+            return kg_elf_refuse(complaint, err, "the image has code that runs when it is loaded");
         if ((s.sh_flags & SHF_EXECINSTR) && s.sh_type != SHT_NOBITS)
-            rc = check_opcodes(e.bytes + s.sh_offset, s.sh_size, section_name(&e, &s), complaint,
-                               err);
+            rc = check_opcodes(e.bytes + s.sh_offset, s.sh_size, kg_elf_section_name(&e, &s),
+                               complaint, err);
     }
     return rc;
 }

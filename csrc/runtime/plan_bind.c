@@ -55,7 +55,9 @@ static int check_device(const kg_plan *p, const kg_constants *c, const kg_call *
     if (p->min_arch == NULL)
         return KG_OK;
     int64_t needed = kg_arch_code(p->min_arch);
-    bool fits = needed == 0 ? c->arch == 0 : c->arch >= needed;
+    /* sm_90a: with features that no other architecture has, later ones neither. */
+    bool alone = p->target == KG_CUDA && p->min_arch[strlen(p->min_arch) - 1] == 'a';
+    bool fits = needed == 0 || alone ? c->arch == needed : c->arch >= needed;
     if (fits)
         return KG_OK;
     if (p->target == KG_CUDA)
@@ -158,6 +160,11 @@ static int check_cuda(binder *b, size_t i, const kg_launch *l) {
     if (blocks > 16)
         return kg_fail(b->err, KG_EINVAL, "launches[%zu].cluster: %lld blocks; 16 is the limit", i,
                        (long long)blocks);
+    if (blocks > 1 && b->s.constants->arch < 90)
+        return kg_fail(b->err, KG_EINVAL,
+                       "launches[%zu].cluster: %lld blocks; clusters need sm_90, this device is "
+                       "sm_%lld (min_arch)",
+                       i, (long long)blocks, (long long)b->s.constants->arch);
     for (size_t k = 0; k < 3; k++)
         if (l->grid[k] % l->cluster[k] != 0)
             return kg_fail(b->err, KG_EINVAL,
@@ -288,6 +295,10 @@ static int bind_map(binder *b, size_t i) {
     const kg_plan_map *m = &b->p->maps[i];
     kg_map *out = &b->inst->maps[i];
     int rc = KG_OK;
+    if (b->s.constants->arch < 90)
+        return kg_fail(b->err, KG_EINVAL,
+                       "tensor_maps.%s: tensor maps need sm_90, this device is sm_%lld (min_arch)",
+                       m->name, (long long)b->s.constants->arch);
     out->tensor = m->tensor;
     out->tensor_is_output = m->tensor_is_output;
     out->swizzle = m->swizzle;

@@ -7,15 +7,17 @@
 #include <string.h>
 
 #include "base/fs.h"
+#include "runtime/program.h"
 
 #define MAX_SOURCE ((size_t)16 << 20)
 
 typedef struct loaded {
     kg_hash128 key;
-    int status; /* KG_OK, or what building it came to */
+    int32_t device; /* index; a function belongs to one */
+    int status;     /* KG_OK, or what building it came to */
     char *why;
-    size_t nentries;
-    kg_entry entries[KG_MAX_LAUNCHES];
+    size_t nfunctions;
+    kg_function functions[KG_MAX_LAUNCHES];
     struct loaded *next;
 } loaded;
 
@@ -25,9 +27,9 @@ static loaded **bucket(kg_hash128 key) {
     return &images[key.lo % 1024];
 }
 
-static loaded *find_loaded(kg_hash128 key) {
+static loaded *find_loaded(kg_hash128 key, int32_t device) {
     loaded *l = *bucket(key);
-    while (l != NULL && (l->key.lo != key.lo || l->key.hi != key.hi))
+    while (l != NULL && (l->key.lo != key.lo || l->key.hi != key.hi || l->device != device))
         l = l->next;
     return l;
 }
@@ -65,6 +67,11 @@ static int explain_failure(const kg_ready_request *ask, int rc, const kg_buf *me
                            const kg_error *e, kg_error *err) {
     const char *text = telling_line(messages->len > 0 ? messages->data : e->msg);
     int line = (int)strcspn(text, "\n");
+    if (rc == KG_EENV && ask->call->device == KG_CUDA)
+        return kg_fail(err, rc,
+                       "%s is not built and cannot be here: run `kgen build` where NVRTC is and "
+                       "ship its cache (KGEN_CACHE), or: %.*s",
+                       ask->name, line < 300 ? line : 300, text);
     if (rc == KG_EENV)
         return kg_fail(err, rc,
                        "%s is not built and this machine has no C compiler: run `kgen build` where "
@@ -81,25 +88,42 @@ static int build_image(const kg_ready_request *ask, const kg_plan *plan, const k
     char label[96];
     kg_buf_init(&messages, 0);
     snprintf(label, sizeof(label), "%.60s-%.12s.c", ask->block->op->name, ask->kernel->id);
-    int rc = kg_launcher_of(ask->call->device)
-                 ->load(unit, label, ask->kernel->arch, plan->flags, plan->nlaunches, l->entries,
-                        &messages, &e);
-    if (rc != KG_OK)
+    kg_load_request load = {.plan = plan,
+                            .unit = unit,
+                            .label = label,
+                            .arch = ask->arch,
+                            .device_index = ask->call->device_index,
+                            .programs_bytes = kg_program_args_size(ask->call->program)};
+    int rc = kg_launcher_of(ask->call->device)->load(&load, l->functions, &messages, &e);
+    if (rc == KG_EDEVICE)
+        kg_fail(err, rc, "%s", e.msg);
+    else if (rc != KG_OK)
         explain_failure(ask, rc, &messages, &e, err);
     kg_buf_free(&messages);
-    l->nentries = plan->nlaunches;
+    l->nfunctions = plan->nlaunches;
     return rc;
 }
 
+static int not_while_recording(const kg_ready_request *ask, kg_error *err) {
+    return kg_fail(err, KG_EBUSY,
+                   "%s is not loaded for this call yet, and nothing can be built or loaded while a "
+                   "CUDA graph is captured: call kgen.warmup(model, inputs) before",
+                   ask->name);
+}
+
 static int get_image(const kg_ready_request *ask, const kg_plan *plan, const kg_buf *unit,
-                     kg_hash128 key, const kg_entry **out, kg_error *err) {
-    loaded *l = find_loaded(key);
+                     kg_hash128 key, const kg_function **out, kg_error *err) {
+    int32_t device = ask->call->device_index;
+    loaded *l = find_loaded(key, device);
     kg_error e;
+    if (l == NULL && ask->recording)
+        return not_while_recording(ask, err);
     if (l == NULL) {
         l = calloc(1, sizeof(*l));
         if (l == NULL)
             return kg_fail(err, KG_ENOMEM, "no memory for an image");
         l->key = key;
+        l->device = device;
         l->status = build_image(ask, plan, unit, l, &e);
         if (l->status != KG_OK)
             l->why = strdup(e.msg);
@@ -108,10 +132,10 @@ static int get_image(const kg_ready_request *ask, const kg_plan *plan, const kg_
     }
     if (l->status != KG_OK)
         return kg_fail(err, l->status, "%s", l->why != NULL ? l->why : "could not be built");
-    if (l->nentries != plan->nlaunches)
+    if (l->nfunctions != plan->nlaunches)
         return kg_fail(err, KG_ECORRUPT, "%s: its image has %zu launches, its plan %zu", ask->name,
-                       l->nentries, plan->nlaunches);
-    *out = l->entries;
+                       l->nfunctions, plan->nlaunches);
+    *out = l->functions;
     return KG_OK;
 }
 
@@ -142,7 +166,7 @@ static int build_unit(const kg_ready_request *ask, const kg_plan *plan, kg_buf *
 
 int kg_ready_build(const kg_ready_request *ask, kg_ready *out, kg_hash128 *image, kg_error *err) {
     const kg_plan *plan;
-    const kg_entry *entries = NULL;
+    const kg_function *functions = NULL;
     kg_instance *inst = NULL;
     kg_hash128 key = {0, 0};
     kg_error e;
@@ -157,11 +181,11 @@ int kg_ready_build(const kg_ready_request *ask, kg_ready *out, kg_hash128 *image
     kg_buf_init(&unit, 0);
     rc = build_unit(ask, plan, &unit, err);
     if (rc == KG_OK) {
-        key = image_key(&unit, ask->kernel->arch, plan->flags);
-        rc = get_image(ask, plan, &unit, key, &entries, err);
+        key = image_key(&unit, ask->arch, plan->flags);
+        rc = get_image(ask, plan, &unit, key, &functions, err);
     }
     if (rc == KG_OK)
-        rc = kg_ready_make(plan, inst, entries, ask->call, out, err);
+        rc = kg_ready_make(plan, inst, functions, ask->call, out, err);
     if (rc == KG_OK)
         *image = key;
     kg_instance_free(inst);

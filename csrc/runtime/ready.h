@@ -14,6 +14,8 @@ typedef struct kg_ready_request {
     const kg_call *call;
     const kg_dims *exact; /* NULL: nothing is specialised */
     kg_constants constants;
+    const char *arch; /* to build for */
+    bool recording;   /* nothing may be built or loaded: KG_EBUSY if it would have to be */
 } kg_ready_request;
 
 /* KG_ENOTFOUND: the plan's `require` does not hold. Every other failure is the Kernel's or the

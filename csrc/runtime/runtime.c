@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "runtime/process.h"
+#include "runtime/quarantine.h"
 #include "runtime/sample.h"
 
 /* 24 tensors of rank 8 with sizes and strides, 16 captured ones and 32 scalars take less. */
@@ -94,22 +95,134 @@ static void bump(_Atomic uint64_t *counter) {
     atomic_store_explicit(counter, n + 1, memory_order_relaxed);
 }
 
-/* The class, resolved by this thread or by the one that held the lock before. */
-static kg_class *resolve(const kg_rt_op *op, const kg_call *call, int threads,
-                         const unsigned char *signature, size_t n, uint64_t hash, kg_error *err) {
+/* Whether the call goes into a CUDA graph, when nothing may be built, loaded or waited for. */
+static int recording(const kg_call *call, bool *yes, kg_error *err) {
+    const kg_launcher *device = kg_launcher_of(call->device);
+    *yes = false;
+    return device->recording != NULL ? device->recording(call, kg_proc_state.host, yes, err)
+                                     : KG_OK;
+}
+
+/* The class, resolved by this thread or by the one that held the lock before; *out is NULL when no
+ * registry is open. */
+static int resolve(const kg_rt_op *op, const kg_call *call, int threads,
+                   const unsigned char *signature, size_t n, uint64_t hash, kg_class **out,
+                   kg_error *err) {
     kg_class *c = NULL;
+    bool captured = false;
+    int rc = KG_OK;
+    if (recording(call, &captured, err) == KG_EDEVICE)
+        return KG_EDEVICE;
     kg_writers_lock();
     const kg_snapshot *s = kg_snapshot_current();
     if (s != NULL)
         c = kg_snapshot_find(s, hash, signature, n);
-    if (s != NULL && c == NULL &&
-        kg_lookup(s, &kg_proc_state.here, op, call, threads, signature, n, hash, NULL, &c, err) ==
-            KG_OK) {
-        c = kg_snapshot_insert(c);
-        kg_proc_state.resolved++;
+    if (s != NULL && c == NULL) {
+        rc = kg_lookup(s, &kg_proc_state.here, op, call, threads, captured, signature, n, hash,
+                       NULL, &c, err);
+        if (rc == KG_OK) {
+            c = kg_snapshot_insert(c);
+            kg_proc_state.resolved++;
+        } else if (rc == KG_ENOMEM) {
+            rc = KG_OK; /* the reference may do with less */
+        }
     }
     kg_writers_unlock();
-    return c;
+    if (rc == KG_OK)
+        *out = c;
+    return rc;
+}
+
+/* ---- a lost device ---- */
+
+enum { MAX_DEVICES = 64 };
+
+/* The Kernel that was launched last on each CUDA device, by its place in the table of those that
+ * ever were: a fault comes to light at some later call, and this is the best suspect. */
+typedef struct kg_suspect {
+    char id[65], name[128];
+    struct kg_suspect *next;
+} suspect;
+static suspect *suspects; /* under the lock; never freed */
+static pthread_mutex_t suspect_lock = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic(suspect *) last_launched[MAX_DEVICES];
+
+static suspect *suspect_of(const kg_class *c) {
+    pthread_mutex_lock(&suspect_lock);
+    suspect *s = suspects;
+    while (s != NULL && strcmp(s->id, c->kernel->id) != 0)
+        s = s->next;
+    if (s == NULL && (s = calloc(1, sizeof(*s))) != NULL) {
+        snprintf(s->id, sizeof(s->id), "%s", c->kernel->id);
+        kg_kernel_name(c->block, c->kernel, s->name);
+        s->next = suspects;
+        suspects = s;
+    }
+    pthread_mutex_unlock(&suspect_lock);
+    return s;
+}
+
+/* Found once a class, for the sake of the calls after. */
+static suspect *launched_as(kg_class *c) {
+    suspect *s = atomic_load_explicit(&c->suspect, memory_order_relaxed);
+    if (s == NULL) {
+        s = suspect_of(c);
+        atomic_store_explicit(&c->suspect, s, memory_order_relaxed);
+    }
+    return s;
+}
+
+static bool has_suspects(const kg_call *call) {
+    return call->device == KG_CUDA && call->device_index >= 0 && call->device_index < MAX_DEVICES;
+}
+
+/* Says who it was, and keeps later processes from it. sure: it was waited for. */
+static int device_lost(const suspect *s, const kg_call *call, bool sure, kg_error *err) {
+    kg_place place;
+    char path[512], why[256];
+    kg_error e = {.msg = ""};
+    snprintf(why, sizeof(why), "%.255s", err != NULL ? err->msg : "");
+    if (s == NULL)
+        return kg_fail(err, KG_EDEVICE,
+                       "%s (it came to light in a call of kgen, before any Kernel of kgen ran on "
+                       "the device)",
+                       why);
+    int rc = kg_place_of(&kg_proc_state.here, call->device, call->device_index, &place, &e);
+    if (rc == KG_OK)
+        rc = kg_quarantine(s->id, s->name, place.device, why, path, &e);
+    const char *how = sure ? "" : ", the last Kernel of kgen that was launched on the device";
+    if (rc != KG_OK)
+        return kg_fail(err, KG_EDEVICE, "%.60s%s: %.200s (it could not be quarantined: %.100s)",
+                       s->name, how, why, e.msg);
+    return kg_fail(err, KG_EDEVICE,
+                   "%.60s%s: %.160s; it is quarantined: remove %.180s to serve it again", s->name,
+                   how, why, path);
+}
+
+static int lost(const kg_call *call, kg_error *err) {
+    suspect *s = has_suspects(call) ? atomic_load(&last_launched[call->device_index]) : NULL;
+    return device_lost(s, call, false, err);
+}
+
+/* ---- the first run of a class ---- */
+
+static void drop(const kg_class *c, void **handles) {
+    for (size_t i = 0; i < c->ready.noutputs; i++)
+        if (handles[i] != NULL)
+            kg_proc_state.host->release(handles[i]);
+}
+
+static int copy_from_device(void *ctx, void *to, const void *from, size_t n, kg_error *err) {
+    const kg_call *call = ctx;
+    return kg_launcher_of(call->device)->read(call, to, from, n, err);
+}
+
+static int sample(const kg_class *c, const kg_call *call, const kg_tensor *outs, kg_error *err) {
+    void *ctx;
+    memcpy(&ctx, &call, sizeof(ctx));
+    return kg_launcher_of(call->device)->read == NULL
+               ? kg_sample_attention(c->block->op, call, outs, err)
+               : kg_sample_attention_device(c->block->op, call, outs, copy_from_device, ctx, err);
 }
 
 /* The first call with a Program that the Kernel was not judged on. A wrong result never leaves. */
@@ -117,9 +230,7 @@ static int check_first(kg_class *c, const kg_call *call, void **handles, const k
                        kg_error *err) {
     char name[128];
     kg_error e;
-    int rc = kg_launcher_of(call->device)->on_host
-                 ? kg_sample_attention(c->block->op, call, outs, &e)
-                 : kg_fail(&e, KG_EUNSUPPORTED, "the device's memory cannot be read here");
+    int rc = sample(c, call, outs, &e);
     if (rc == KG_OK) {
         kg_writers_lock();
         if (atomic_exchange(&c->ready.trust, KG_TRUST_CHECKED) != KG_TRUST_CHECKED)
@@ -127,9 +238,7 @@ static int check_first(kg_class *c, const kg_call *call, void **handles, const k
         kg_writers_unlock();
         return KG_OK;
     }
-    for (size_t i = 0; i < c->ready.noutputs; i++)
-        if (handles[i] != NULL)
-            kg_proc_state.host->release(handles[i]);
+    drop(c, handles);
     atomic_store(&c->ready.trust, KG_TRUST_REFUSED);
     kg_kernel_name(c->block, c->kernel, name);
     kg_log_once(KG_LOG_WARNING,
@@ -138,23 +247,74 @@ static int check_first(kg_class *c, const kg_call *call, void **handles, const k
     return kg_fail(err, KG_EUNSUPPORTED, "%s: %.300s", name, e.msg);
 }
 
+/* Before a class' first run on a device: what others left behind is not put down to it. Nothing can
+ * be waited for in a capture; *wait says whether it may be. */
+static int before_first(const kg_class *c, const kg_call *call, int trust, bool *wait,
+                        kg_error *err) {
+    const kg_launcher *device = kg_launcher_of(call->device);
+    bool captured = false;
+    char name[128];
+    *wait = false;
+    if (device->settle == NULL)
+        return KG_OK;
+    int rc = recording(call, &captured, err);
+    if (rc == KG_OK && captured && trust == KG_TRUST_UNKNOWN) {
+        kg_kernel_name(c->block, c->kernel, name);
+        return kg_fail(err, KG_EBUSY,
+                       "%s must be compared on its first call with this Program, which cannot be "
+                       "while a CUDA graph is captured: call kgen.warmup(model, inputs) before",
+                       name);
+    }
+    *wait = rc == KG_OK && !captured;
+    return *wait ? device->settle(call, kg_proc_state.host, err) : rc;
+}
+
+static int after_first(kg_class *c, const kg_call *call, void **handles, kg_error *err) {
+    int rc = kg_launcher_of(call->device)->settle(call, kg_proc_state.host, err);
+    if (rc != KG_OK)
+        drop(c, handles);
+    if (rc == KG_EDEVICE)
+        return device_lost(suspect_of(c), call, true, err);
+    if (rc == KG_OK)
+        atomic_store(&c->proved, true);
+    return rc;
+}
+
+/* Any failure but a lost device's is the Kernel's, and the reference serves the call. */
+static int failed(const kg_class *c, const kg_call *call, int rc, kg_error *err) {
+    char name[128];
+    if (rc == KG_EDEVICE)
+        return lost(call, err);
+    if (rc == KG_EBUSY)
+        return rc;
+    kg_kernel_name(c->block, c->kernel, name);
+    kg_log_once(KG_LOG_WARNING, "%s could not be launched (%s); the reference serves the call",
+                name, err != NULL ? err->msg : "");
+    return KG_ENOTFOUND;
+}
+
 static int run_class(kg_class *c, const kg_call *call, void **handles, kg_error *err) {
     kg_tensor outs[KG_MAX_OUTPUTS];
+    bool wait = false;
     if (c->kind == KG_SERVED_FALLBACK)
         return kg_fail(err, KG_ENOTFOUND, "no Kernel serves it");
     int trust = atomic_load_explicit(&c->ready.trust, memory_order_relaxed);
     if (trust == KG_TRUST_REFUSED)
         return kg_fail(err, KG_ENOTFOUND, "its Kernel was wrong on this Program");
-    int rc =
-        kg_launcher_of(call->device)->run(&c->ready, call, kg_proc_state.host, handles, outs, err);
-    if (rc != KG_OK) {
-        char name[128];
-        kg_kernel_name(c->block, c->kernel, name);
-        kg_log_once(KG_LOG_WARNING, "%s could not be launched (%s); the reference serves the call",
-                    name, err != NULL ? err->msg : "");
-        return KG_ENOTFOUND;
-    }
-    return trust == KG_TRUST_UNKNOWN ? check_first(c, call, handles, outs, err) : KG_OK;
+    int rc = KG_OK;
+    if (!atomic_load_explicit(&c->proved, memory_order_relaxed))
+        rc = before_first(c, call, trust, &wait, err);
+    if (rc == KG_OK)
+        rc = kg_launcher_of(call->device)
+                 ->run(&c->ready, call, kg_proc_state.host, handles, outs, err);
+    if (rc != KG_OK)
+        return failed(c, call, rc, err);
+    if (has_suspects(call))
+        atomic_store_explicit(&last_launched[call->device_index], launched_as(c),
+                              memory_order_relaxed);
+    if (wait)
+        rc = after_first(c, call, handles, err);
+    return rc == KG_OK && trust == KG_TRUST_UNKNOWN ? check_first(c, call, handles, outs, err) : rc;
 }
 
 int kg_rt_run(const kg_rt_op *op, kg_call *call, void *handles[KG_MAX_OUTPUTS], kg_error *err) {
@@ -171,9 +331,13 @@ int kg_rt_run(const kg_rt_op *op, kg_call *call, void *handles[KG_MAX_OUTPUTS], 
     uint64_t hash = kg_xxh64(signature, n);
     const kg_snapshot *s = kg_snapshot_current();
     kg_class *c = s != NULL ? kg_snapshot_find(s, hash, signature, n) : NULL;
+    int rc = KG_OK;
     if (c == NULL)
-        c = resolve(op, call, threads, signature, n, hash, err);
-    int rc = c != NULL ? run_class(c, call, handles, err)
+        rc = resolve(op, call, threads, signature, n, hash, &c, err);
+    if (rc == KG_EDEVICE)
+        rc = lost(call, err);
+    else if (rc == KG_OK)
+        rc = c != NULL ? run_class(c, call, handles, err)
                        : kg_fail(err, KG_ENOTFOUND, "no registry is open");
     if (kg_rt_explaining())
         kg_explain_call(op, call, threads, c, rc);

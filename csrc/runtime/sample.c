@@ -7,11 +7,13 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "runtime/program.h"
 
 enum { QUERY, KEY, VALUE, SCALE = 6, GQA = 7 };
 enum { OUTPUT, LSE };
+enum { MAX_COPIED = 512 << 20, FEWEST_ROWS = 4 };
 
 typedef struct rows {
     const kg_op *op;
@@ -154,30 +156,216 @@ static double tolerance_of(int dtype) {
     return dtype == KG_F32 ? 1e-3 : dtype == KG_F16 ? 1e-2 : 4e-2;
 }
 
+static int64_t total_rows(const rows *r) {
+    return r->q->size[0] * r->q->size[1] * r->q->size[2];
+}
+
+/* Row i of n as batch, head and position. */
+static void row_at(const rows *r, int64_t i, int64_t n, int64_t *b, int64_t *h, int64_t *q) {
+    int64_t heads = r->q->size[1], length = r->q->size[2], at = pick(i, n, total_rows(r));
+    *b = at / (heads * length);
+    *h = at / length % heads;
+    *q = at % length;
+}
+
+static bool rows_of(rows *r, const kg_op *op, const kg_call *call, const kg_tensor *outs) {
+    *r = (rows){.op = op,
+                .call = call,
+                .q = &call->args[QUERY].u.t,
+                .k = &call->args[KEY].u.t,
+                .v = &call->args[VALUE].u.t,
+                .outs = outs};
+    if (total_rows(r) == 0 || r->k->size[2] == 0)
+        return false;
+    r->group = r->q->size[1] / r->k->size[1];
+    r->scale = call->args[SCALE].present ? call->args[SCALE].u.f : 1 / sqrt((double)r->q->size[3]);
+    r->tolerance = tolerance_of(r->q->dtype);
+    return true;
+}
+
+static int check_rows(rows *r, int64_t n, kg_error *err) {
+    int rc = KG_OK;
+    r->weights = malloc((size_t)r->k->size[2] * sizeof(double));
+    if (r->weights == NULL)
+        return kg_fail(err, KG_ENOMEM, "no memory for a row of %lld weights",
+                       (long long)r->k->size[2]);
+    for (int64_t i = 0; rc == KG_OK && i < n; i++) {
+        int64_t b, h, q;
+        row_at(r, i, n, &b, &h, &q);
+        rc = check_row(r, b, h, q, err);
+    }
+    free(r->weights);
+    return rc;
+}
+
 int kg_sample_attention(const kg_op *op, const kg_call *call, const kg_tensor *outs,
                         kg_error *err) {
-    rows r = {.op = op,
-              .call = call,
-              .q = &call->args[QUERY].u.t,
-              .k = &call->args[KEY].u.t,
-              .v = &call->args[VALUE].u.t,
-              .outs = outs};
-    int64_t heads = r.q->size[1], length = r.q->size[2], total = r.q->size[0] * heads * length;
-    if (total == 0 || r.k->size[2] == 0)
+    rows r;
+    if (!rows_of(&r, op, call, outs))
         return KG_OK;
-    r.group = heads / r.k->size[1];
-    r.scale = call->args[SCALE].present ? call->args[SCALE].u.f : 1 / sqrt((double)r.q->size[3]);
-    r.tolerance = tolerance_of(r.q->dtype);
-    r.weights = malloc((size_t)r.k->size[2] * sizeof(double));
-    if (r.weights == NULL)
-        return kg_fail(err, KG_ENOMEM, "no memory for a row of %lld weights",
-                       (long long)r.k->size[2]);
-    int64_t n = total < KG_SAMPLE_ROWS ? total : KG_SAMPLE_ROWS;
+    int64_t total = total_rows(&r);
+    return check_rows(&r, total < KG_SAMPLE_ROWS ? total : KG_SAMPLE_ROWS, err);
+}
+
+/* ---- tensors of a device ---- */
+
+/* A mirror is address space as large as the tensor; pages come with what is copied. */
+typedef struct mirror {
+    const kg_tensor *of;
+    size_t bytes; /* mapped; 0: none */
+    kg_tensor view;
+} mirror;
+
+typedef struct device_sample {
+    kg_sample_copy copy;
+    void *ctx;
+    mirror q, k, v, out, lse, captured[KG_MAX_CAPTURED];
+} device_sample;
+
+static size_t extent(const kg_tensor *t) {
+    int64_t last = 0;
+    for (int32_t i = 0; i < t->ndim; i++)
+        last += t->size[i] > 0 ? (t->size[i] - 1) * t->stride[i] : 0;
+    return (size_t)(last + 1) * kg_dtype_size(t->dtype);
+}
+
+static int mirror_open(mirror *m, const kg_tensor *t, kg_error *err) {
+    size_t bytes = extent(t);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+    if (p == MAP_FAILED)
+        return kg_fail(err, KG_ENOMEM, "no address space for a copy of %zu bytes", bytes);
+    *m = (mirror){.of = t, .bytes = bytes, .view = *t};
+    m->view.data = p;
+    return KG_OK;
+}
+
+static void mirror_close(mirror *m) {
+    if (m->bytes > 0)
+        munmap(m->view.data, m->bytes);
+    m->bytes = 0;
+}
+
+static int mirror_fetch(device_sample *s, mirror *m, int64_t first, int64_t last, kg_error *err) {
+    size_t item = kg_dtype_size(m->of->dtype);
+    size_t at = (size_t)first * item, n = (size_t)(last - first + 1) * item;
+    return s->copy(s->ctx, (char *)m->view.data + at, (const char *)m->of->data + at, n, err);
+}
+
+/* Elements from the first to the last of a head's rows [0, n) of t. */
+static int64_t head_span(const kg_tensor *t, int64_t n) {
+    return (n - 1) * t->stride[2] + (t->size[3] - 1) * t->stride[3];
+}
+
+static int fetch_head(device_sample *s, mirror *m, int64_t b, int64_t h, kg_error *err) {
+    int64_t first = place(m->of, b, h, 0);
+    return mirror_fetch(s, m, first, first + head_span(m->of, m->of->size[2]), err);
+}
+
+static int fetch_row(device_sample *s, mirror *m, int64_t b, int64_t h, int64_t q, kg_error *err) {
+    int64_t first = place(m->of, b, h, q);
+    return mirror_fetch(s, m, first, first + head_span(m->of, 1), err);
+}
+
+static int fetch(device_sample *s, const rows *r, int64_t n, kg_error *err) {
+    int64_t b, h, q, seen_b = -1, seen_h = -1;
     int rc = KG_OK;
     for (int64_t i = 0; rc == KG_OK && i < n; i++) {
-        int64_t at = pick(i, n, total);
-        rc = check_row(&r, at / (heads * length), at / length % heads, at % length, err);
+        row_at(r, i, n, &b, &h, &q);
+        if (b != seen_b || h / r->group != seen_h) {
+            rc = fetch_head(s, &s->k, b, h / r->group, err);
+            if (rc == KG_OK)
+                rc = fetch_head(s, &s->v, b, h / r->group, err);
+            seen_b = b;
+            seen_h = h / r->group;
+        }
+        if (rc == KG_OK)
+            rc = fetch_row(s, &s->q, b, h, q, err);
+        if (rc == KG_OK)
+            rc = fetch_row(s, &s->out, b, h, q, err);
+        if (rc == KG_OK && s->lse.bytes > 0) {
+            int64_t at = place(s->lse.of, b, h, q);
+            rc = mirror_fetch(s, &s->lse, at, at, err);
+        }
     }
-    free(r.weights);
+    return rc;
+}
+
+static int open_mirrors(device_sample *s, const rows *r, kg_error *err) {
+    int rc = mirror_open(&s->q, r->q, err);
+    if (rc == KG_OK)
+        rc = mirror_open(&s->k, r->k, err);
+    if (rc == KG_OK)
+        rc = mirror_open(&s->v, r->v, err);
+    if (rc == KG_OK)
+        rc = mirror_open(&s->out, &r->outs[OUTPUT], err);
+    if (rc == KG_OK && r->outs[LSE].data != NULL)
+        rc = mirror_open(&s->lse, &r->outs[LSE], err);
+    for (size_t i = 0; rc == KG_OK && i < r->call->ncaptured; i++) {
+        mirror *m = &s->captured[i];
+        rc = mirror_open(m, &r->call->captured[i], err);
+        if (rc == KG_OK)
+            rc = s->copy(s->ctx, m->view.data, m->of->data, m->bytes, err);
+    }
+    return rc;
+}
+
+static void close_mirrors(device_sample *s) {
+    mirror *const all[] = {&s->q, &s->k, &s->v, &s->out, &s->lse};
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        mirror_close(all[i]);
+    for (size_t i = 0; i < KG_MAX_CAPTURED; i++)
+        mirror_close(&s->captured[i]);
+}
+
+/* Rows whose keys and values, each in a head of its own at worst, stay within the limit. */
+static int affordable_rows(const rows *r, int64_t *n, kg_error *err) {
+    size_t item = kg_dtype_size(r->k->dtype), fixed = 0;
+    size_t head = (size_t)(head_span(r->k, r->k->size[2]) + head_span(r->v, r->v->size[2])) * item;
+    for (size_t i = 0; i < r->call->ncaptured; i++)
+        fixed += extent(&r->call->captured[i]);
+    size_t left = fixed < MAX_COPIED ? MAX_COPIED - fixed : 0;
+    int64_t total = total_rows(r), fit = (int64_t)(left / (head > 0 ? head : 1));
+    *n = total < KG_SAMPLE_ROWS ? total : KG_SAMPLE_ROWS;
+    *n = fit < *n ? fit : *n;
+    if (*n >= FEWEST_ROWS || *n == total)
+        return KG_OK;
+    return kg_fail(err, KG_EUNSUPPORTED,
+                   "the rows to compare would take more than %zu MiB of copies",
+                   (size_t)MAX_COPIED >> 20);
+}
+
+int kg_sample_attention_device(const kg_op *op, const kg_call *call, const kg_tensor *outs,
+                               kg_sample_copy copy, void *ctx, kg_error *err) {
+    device_sample s = {.copy = copy, .ctx = ctx};
+    kg_tensor results[2] = {outs[OUTPUT], outs[LSE]};
+    int64_t n = 0;
+    rows r;
+    if (!rows_of(&r, op, call, outs))
+        return KG_OK;
+    int rc = affordable_rows(&r, &n, err);
+    if (rc != KG_OK)
+        return rc;
+    kg_call *local = malloc(sizeof(*local));
+    if (local == NULL)
+        return kg_fail(err, KG_ENOMEM, "no memory for a call");
+    rc = open_mirrors(&s, &r, err);
+    if (rc == KG_OK)
+        rc = fetch(&s, &r, n, err);
+    if (rc == KG_OK) {
+        *local = *call;
+        local->args[QUERY].u.t = s.q.view;
+        local->args[KEY].u.t = s.k.view;
+        local->args[VALUE].u.t = s.v.view;
+        for (size_t i = 0; i < call->ncaptured; i++)
+            local->captured[i] = s.captured[i].view;
+        results[OUTPUT] = s.out.view;
+        if (s.lse.bytes > 0)
+            results[LSE] = s.lse.view;
+        rows_of(&r, op, local, results);
+        rc = check_rows(&r, n, err);
+    }
+    close_mirrors(&s);
+    free(local);
     return rc;
 }

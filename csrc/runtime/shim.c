@@ -115,11 +115,22 @@ static int host_threads(void) {
     return kg_th.torch_get_num_threads(&n) ? 1 : (int)n;
 }
 
+static int host_stream(int32_t index, kg_cu_stream *out, kg_error *err) {
+    void *stream = NULL;
+    if (kg_th.aoti_torch_get_current_cuda_stream == NULL)
+        return kg_fail(err, KG_EUNSUPPORTED, "this torch was built without CUDA");
+    if (kg_th.aoti_torch_get_current_cuda_stream(index, &stream))
+        return kg_torch_failed("torch's current CUDA stream", err);
+    *out = stream;
+    return KG_OK;
+}
+
 const kg_host kg_torch_host = {
     .empty = host_empty,
     .release = host_release,
     .parallel = host_parallel,
     .threads = host_threads,
+    .stream = host_stream,
 };
 
 /* ---- softmax ---- */

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "runtime/shim.h"
 #include "runtime/snapshot.h"
+#include "sys/nvrtc.h"
 
 static int give(int rc, const kg_error *e, char *err, size_t nerr) {
     if (rc != KG_OK && err != NULL && nerr > 0)
@@ -66,6 +67,21 @@ void kgen_rt_free(void *p) {
     free(p);
 }
 
+/* torch/lib/libtorch_cpu.so lies in the folder of the packages that hold NVRTC. */
+static void search_packages(const char *libtorch_cpu) {
+    char folder[4096];
+    if (libtorch_cpu == NULL ||
+        snprintf(folder, sizeof(folder), "%s", libtorch_cpu) >= (int)sizeof(folder))
+        return;
+    for (int up = 0; up < 3; up++) {
+        char *slash = strrchr(folder, '/');
+        if (slash == NULL || slash == folder)
+            return;
+        *slash = '\0';
+    }
+    kg_nvrtc_search(folder);
+}
+
 int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err, size_t nerr) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static bool started;
@@ -77,6 +93,7 @@ int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err
         void *ctx;
         memcpy(&ctx, &host, sizeof(ctx));
         kg_log_set_sink(kg_deferred_sink, ctx);
+        search_packages(libtorch_cpu);
         rc = kg_rt_start(&kg_torch_host, torch_version, &e);
         if (rc == KG_OK)
             rc = kg_shim_define("_fallback(Tensor[] inputs, int call) -> Tensor[]", &e);

@@ -28,6 +28,15 @@ static void put_int(kg_buf *out, int64_t v) {
         kg_buf_printf(out, v < 0 ? "(%lld)" : "%lld", (long long)v);
 }
 
+/* NVRTC has no stdint.h of its own; these are the ABI's types of its host. */
+static const char CUDA_INTEGERS[] = "typedef signed char int8_t;\ntypedef short int16_t;\n"
+                                    "typedef int int32_t;\ntypedef long int64_t;\n"
+                                    "typedef unsigned char uint8_t;\n"
+                                    "typedef unsigned short uint16_t;\n"
+                                    "typedef unsigned int uint32_t;\n"
+                                    "typedef unsigned long uint64_t;\n"
+                                    "typedef unsigned long uintptr_t;\n";
+
 static void put_constants(const source *s) {
 #define KG_X(NAME, value, text, bytes, type)                                                       \
     kg_buf_puts(s->out, "#define KG_" #NAME " " #value "\n");
@@ -35,6 +44,7 @@ static void put_constants(const source *s) {
 #undef KG_X
     if (s->p->target == KG_CUDA) {
         kg_buf_puts(s->out, "#define KG_ARCH (__CUDA_ARCH__ / 10)\n");
+        kg_buf_puts(s->out, CUDA_INTEGERS);
         return;
     }
     /* From the compiler, not from us: the same text serves every -march. */

@@ -26,21 +26,33 @@
 enum { BLOCK = 1024 };
 
 typedef struct format {
-    double roundoff, accumulator, subnormal, largest;
-    double close; /* KernelBench's absolute and relative tolerance */
+    double roundoff, accumulator, subnormal;
 } format;
 
 static format format_of(int dtype) {
     const double f32 = 0x1p-24;
     switch (dtype) {
     case KG_F32:
-        return (format){f32, f32, 0x1p-149, FLT_MAX, 1e-4};
+        return (format){f32, f32, 0x1p-149};
     case KG_F16:
-        return (format){0x1p-11, f32, 0x1p-24, 65504, 1e-2};
+        return (format){0x1p-11, f32, 0x1p-24};
     case KG_BF16:
-        return (format){0x1p-8, f32, 0x1p-133, 0x1.fep127, 1e-2};
+        return (format){0x1p-8, f32, 0x1p-133};
     default:
-        return (format){0x1p-53, 0x1p-53, 0x1p-1074, DBL_MAX, 1e-8};
+        return (format){0x1p-53, 0x1p-53, 0x1p-1074};
+    }
+}
+
+kg_range kg_range_of(int dtype) {
+    switch (dtype) {
+    case KG_F32:
+        return (kg_range){FLT_MAX, 1e-4};
+    case KG_F16:
+        return (kg_range){65504, 1e-2};
+    case KG_BF16:
+        return (kg_range){0x1.fep127, 1e-2};
+    default:
+        return (kg_range){DBL_MAX, 1e-8};
     }
 }
 
@@ -89,20 +101,9 @@ static uint64_t bits_of(int dtype, const void *data, size_t i) {
     return bits;
 }
 
-static uint64_t low_bytes(int dtype, uint64_t pattern) {
+uint64_t kg_low_bytes(int dtype, uint64_t pattern) {
     size_t size = kg_dtype_size(dtype);
     return size >= 8 ? pattern : pattern & ((UINT64_C(1) << (8 * size)) - 1);
-}
-
-static double half_value(uint32_t h) {
-    uint32_t bits = (h & 0x7fffu) << 13;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    f *= 0x1p112f;
-    memcpy(&bits, &f, sizeof f);
-    bits |= (h & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0;
-    memcpy(&f, &bits, sizeof f);
-    return h & 0x8000u ? -(double)f : (double)f;
 }
 
 static int64_t integer(int dtype, const void *data, size_t i) {
@@ -121,22 +122,15 @@ static int64_t integer(int dtype, const void *data, size_t i) {
 
 double kg_element(int dtype, const void *data, size_t i) {
     uint64_t bits = bits_of(dtype, data, i);
-    uint32_t word = (uint32_t)bits;
-    float f;
-    double d;
     switch (dtype) {
     case KG_F64:
-        memcpy(&d, &bits, sizeof d);
-        return d;
+        return kg_bits_double(bits);
     case KG_F16:
-        return half_value(word);
+        return kg_value_f16((uint32_t)bits);
     case KG_BF16:
-        word <<= 16;
-        memcpy(&f, &word, sizeof f);
-        return (double)f;
+        return kg_value_bf16((uint32_t)bits);
     case KG_F32:
-        memcpy(&f, &word, sizeof f);
-        return (double)f;
+        return kg_value_f32((uint32_t)bits);
     default:
         return (double)integer(dtype, data, i);
     }
@@ -152,28 +146,8 @@ void kg_element_text(int dtype, const void *data, size_t i, char out[40]) {
         snprintf(out, 40, "%" PRId64, integer(dtype, data, i));
 }
 
-typedef enum fit { FIT_BOTH_FINITE, FIT_SAME, FIT_NONFINITE, FIT_MISPLACED } fit;
-
-/* A finite oracle beyond the dtype's range is what the dtype calls infinite; close to its end both
- * will do. */
-static fit fit_of(double x, double r, double largest) {
-    if (isnan(r))
-        return isnan(x) ? FIT_SAME : FIT_MISPLACED;
-    if (fabs(r) > largest * (1 - 0x1p-9)) {
-        double along = r > 0 ? x : -x;
-        if (isnan(x) || along == -INFINITY)
-            return FIT_NONFINITE;
-        if (along >= largest * (1 - 0x1p-8) && (along == INFINITY || !isinf(r)))
-            return FIT_SAME;
-        if (isinf(r))
-            return FIT_MISPLACED;
-    }
-    return isfinite(x) ? FIT_BOTH_FINITE : FIT_NONFINITE;
-}
-
 typedef struct part_result {
-    kg_block sums;
-    size_t unwritten, nonfinite, misplaced, unequal;
+    kg_sums sums;
     char pad[64]; /* threads write their own lines */
 } part_result;
 
@@ -182,80 +156,63 @@ typedef struct compare_job {
     const char *out;
     const void *oracle;
     uint64_t poison;
-    format f;
+    kg_range range;
     size_t size;
     kg_block_loop loop;
     part_result parts[KG_MAX_PARTS];
 } compare_job;
 
-static void one_by_one(const compare_job *j, size_t begin, size_t end, part_result *p) {
+static void one_by_one(const compare_job *j, size_t begin, size_t end, kg_sums *s) {
     const double *oracle = j->oracle;
-    for (size_t i = begin; i < end; i++) {
-        double x = kg_element(j->dtype, j->out, i), r = oracle[i];
-        if (bits_of(j->dtype, j->out, i) == j->poison) {
-            p->unwritten++;
-            continue;
-        }
-        fit f = fit_of(x, r, j->f.largest);
-        p->nonfinite += f == FIT_NONFINITE;
-        p->misplaced += f == FIT_MISPLACED;
-        if (f != FIT_BOTH_FINITE) {
-            p->sums.far += f != FIT_SAME;
-            continue;
-        }
-        double d = fabs(x - r), ar = fabs(r);
-        p->sums.d2 += d * d;
-        p->sums.r2 += r * r;
-        p->sums.worst = d > p->sums.worst ? d : p->sums.worst;
-        p->sums.scale = ar > p->sums.scale ? ar : p->sums.scale;
-        p->sums.far += d > j->f.close + j->f.close * ar;
-    }
+    for (size_t i = begin; i < end; i++)
+        kg_add_float(s, kg_element(j->dtype, j->out, i), oracle[i],
+                     bits_of(j->dtype, j->out, i) == j->poison, j->range);
 }
 
-static void add_block(kg_block *to, const kg_block *b) {
-    to->d2 += b->d2;
-    to->r2 += b->r2;
-    to->worst = b->worst > to->worst ? b->worst : to->worst;
-    to->scale = b->scale > to->scale ? b->scale : to->scale;
-    to->far += b->far;
+static void add_block(kg_sums *to, const kg_block *b) {
+    kg_sums s = {.d2 = b->d2, .r2 = b->r2, .worst = b->worst, .scale = b->scale, .far = b->far};
+    kg_add_sums(to, &s);
 }
 
 static void compare_floats(size_t part, size_t begin, size_t end, void *ctx) {
     compare_job *j = ctx;
-    part_result *p = &j->parts[part];
+    kg_sums *s = &j->parts[part].sums;
     for (size_t i = begin; i < end; i += BLOCK) {
         size_t n = end - i < BLOCK ? end - i : BLOCK, whole = n / 8 * 8;
         kg_block b = {0};
-        j->loop(j->out + i * j->size, (const double *)j->oracle + i, whole, j->f.close, &b);
-        if (b.odd)
-            one_by_one(j, i, i + whole, p);
+        j->loop(j->out + i * j->size, (const double *)j->oracle + i, whole, j->range.close, &b);
+        if (b.odd || b.scale > j->range.largest)
+            one_by_one(j, i, i + whole, s);
         else
-            add_block(&p->sums, &b);
-        one_by_one(j, i + whole, i + n, p);
+            add_block(s, &b);
+        one_by_one(j, i + whole, i + n, s);
     }
 }
 
 static void compare_integers(size_t part, size_t begin, size_t end, void *ctx) {
     compare_job *j = ctx;
-    part_result *p = &j->parts[part];
     const int64_t *oracle = j->oracle;
-    for (size_t i = begin; i < end; i++) {
-        int64_t x = integer(j->dtype, j->out, i), r = oracle[i];
-        double ar = fabs((double)r), d = fabs((double)x - (double)r);
-        p->sums.scale = ar > p->sums.scale ? ar : p->sums.scale;
-        p->sums.r2 += ar * ar;
-        if (x == r)
-            continue;
-        p->unwritten += bits_of(j->dtype, j->out, i) == j->poison;
-        p->unequal++;
-        p->sums.d2 += d * d;
-        p->sums.worst = d > p->sums.worst ? d : p->sums.worst;
-    }
+    for (size_t i = begin; i < end; i++)
+        kg_add_integer(&j->parts[part].sums, integer(j->dtype, j->out, i), oracle[i],
+                       bits_of(j->dtype, j->out, i) == j->poison);
 }
 
 /* In units of scale; an oracle of zeros has the scale 1. */
 static double relative(double error, double scale) {
     return error == 0 ? 0 : error / (scale > 0 ? scale : 1);
+}
+
+kg_comparison kg_comparison_of(int dtype, size_t n, const kg_sums *s) {
+    return (kg_comparison){
+        .n = n,
+        .norm_err = relative(sqrt(s->d2), sqrt(s->r2)),
+        .max_err = relative(s->worst, s->scale),
+        .scale = s->scale,
+        .unwritten = (size_t)s->unwritten,
+        .nonfinite = (size_t)s->nonfinite,
+        .misplaced = (size_t)s->misplaced,
+        .unequal = (size_t)s->unequal,
+        .not_close = (size_t)(s->far + s->unwritten + (is_float(dtype) ? 0 : s->unequal))};
 }
 
 static kg_block_loop loop_of(int dtype) {
@@ -280,27 +237,17 @@ int kg_compare(int dtype, const void *out, const void *oracle, size_t n, uint64_
     compare_job j = {.dtype = dtype,
                      .out = out,
                      .oracle = oracle,
-                     .poison = low_bytes(dtype, poison),
-                     .f = format_of(dtype),
+                     .poison = kg_low_bytes(dtype, poison),
+                     .range = kg_range_of(dtype),
                      .size = kg_dtype_size(dtype)};
     if (floats)
         j.loop = loop_of(dtype);
     /* A thread costs 20 us, what a block of this size does too. */
     kg_parallel(n, 64 * (size_t)BLOCK, threads, floats ? compare_floats : compare_integers, &j);
-    kg_comparison c = {.n = n};
-    kg_block all = {0};
-    for (size_t i = 0; i < KG_MAX_PARTS; i++) {
-        add_block(&all, &j.parts[i].sums);
-        c.unwritten += j.parts[i].unwritten;
-        c.nonfinite += j.parts[i].nonfinite;
-        c.misplaced += j.parts[i].misplaced;
-        c.unequal += j.parts[i].unequal;
-    }
-    c.scale = all.scale;
-    c.norm_err = relative(sqrt(all.d2), sqrt(all.r2));
-    c.max_err = relative(all.worst, all.scale);
-    c.not_close = all.far + c.unwritten + (floats ? 0 : c.unequal);
-    *result = c;
+    kg_sums all = {0};
+    for (size_t i = 0; i < KG_MAX_PARTS; i++)
+        kg_add_sums(&all, &j.parts[i].sums);
+    *result = kg_comparison_of(dtype, n, &all);
     return KG_OK;
 }
 
@@ -308,11 +255,11 @@ bool kg_element_wrong(int dtype, const void *out, const void *oracle, size_t i, 
                       double limit) {
     if (!is_float(dtype))
         return integer(dtype, out, i) != ((const int64_t *)oracle)[i];
-    if (bits_of(dtype, out, i) == low_bytes(dtype, poison))
+    if (bits_of(dtype, out, i) == kg_low_bytes(dtype, poison))
         return true;
     double x = kg_element(dtype, out, i), r = ((const double *)oracle)[i];
-    fit f = fit_of(x, r, format_of(dtype).largest);
-    return f == FIT_BOTH_FINITE ? fabs(x - r) > limit : f != FIT_SAME;
+    kg_fit f = kg_fit_of(x, r, kg_range_of(dtype).largest);
+    return f == KG_FIT_FINITE ? fabs(x - r) > limit : f != KG_FIT_SAME;
 }
 
 void kg_index_of(const kg_tensor *shape, size_t at, int64_t index[KG_MAX_RANK]) {
@@ -322,31 +269,31 @@ void kg_index_of(const kg_tensor *shape, size_t at, int64_t index[KG_MAX_RANK]) 
     }
 }
 
-void kg_find_mismatches(const kg_tensor *shape, const void *out, const void *oracle,
-                        uint64_t poison, double limit, kg_mismatches *found) {
+void kg_find_more(const kg_tensor *shape, const void *out, const void *oracle, size_t first,
+                  size_t n, uint64_t poison, double limit, kg_mismatches *found) {
     /* After that many, every 61st element tells where they lie well enough. */
     enum { EXACT = 1 << 20, STEP = 61 };
-    kg_mismatches m = {.count = 0};
-    size_t n = (size_t)kg_tensor_numel(shape), step = 1;
+    kg_mismatches *m = found;
+    size_t step = m->count > EXACT ? STEP : 1;
     for (size_t i = 0; i < n; i += step) {
         if (!kg_element_wrong(shape->dtype, out, oracle, i, poison, limit))
             continue;
         int64_t index[KG_MAX_RANK];
-        kg_index_of(shape, i, index);
+        kg_index_of(shape, first + i, index);
         for (int32_t d = 0; d < shape->ndim; d++) {
-            if (m.count == 0 || index[d] < m.low[d])
-                m.low[d] = index[d];
-            if (m.count == 0 || index[d] > m.high[d])
-                m.high[d] = index[d];
+            if (m->count == 0 || index[d] < m->low[d])
+                m->low[d] = index[d];
+            if (m->count == 0 || index[d] > m->high[d])
+                m->high[d] = index[d];
         }
-        if (m.shown < KG_MAX_MISMATCHES) {
-            m.at[m.shown] = i;
-            memcpy(m.index[m.shown++], index, sizeof index);
+        if (m->shown < KG_MAX_MISMATCHES) {
+            m->got[m->shown] = bits_of(shape->dtype, out, i);
+            m->expected[m->shown] = ((const uint64_t *)oracle)[i];
+            memcpy(m->index[m->shown++], index, sizeof index);
         }
-        m.count += step;
-        step = m.count > EXACT ? STEP : 1;
+        m->count += step;
+        step = m->count > EXACT ? STEP : 1;
     }
-    *found = m;
 }
 
 typedef struct bulk {

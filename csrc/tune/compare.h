@@ -5,12 +5,15 @@
 #ifndef KG_TUNE_COMPARE_H
 #define KG_TUNE_COMPARE_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/buf.h"
 #include "runtime/types.h"
+#include "tune/check_core.h"
 
 /* What an output may differ by, in units of its scale: the largest magnitude of the oracle for max,
  * its norm for norm. */
@@ -45,6 +48,12 @@ kg_tolerance kg_tolerance_of(int dtype, int precision, int64_t reduction, kg_err
 int kg_compare(int dtype, const void *out, const void *oracle, size_t n, uint64_t poison,
                size_t threads, kg_comparison *result, kg_error *err);
 
+/* The same from what elements added up to, wherever they were gone through. */
+kg_comparison kg_comparison_of(int dtype, size_t n, const kg_sums *sums);
+kg_range kg_range_of(int dtype);
+/* The bits of a pattern that an element holds. */
+uint64_t kg_low_bytes(int dtype, uint64_t pattern);
+
 /* One element as a double or an integer, and as text, for messages. */
 double kg_element(int dtype, const void *data, size_t i);
 void kg_element_text(int dtype, const void *data, size_t i, char out[40]);
@@ -58,14 +67,15 @@ bool kg_element_wrong(int dtype, const void *out, const void *oracle, size_t i, 
 /* The first wrong elements, and the box that holds all of them. */
 typedef struct kg_mismatches {
     size_t count, shown;
-    size_t at[KG_MAX_MISMATCHES]; /* flat positions */
+    uint64_t got[KG_MAX_MISMATCHES], expected[KG_MAX_MISMATCHES]; /* bits, as kg_element reads */
     int64_t index[KG_MAX_MISMATCHES][KG_MAX_RANK];
     int64_t low[KG_MAX_RANK], high[KG_MAX_RANK]; /* inclusive */
 } kg_mismatches;
 
-/* shape gives sizes and strides of the output, which is dense. */
-void kg_find_mismatches(const kg_tensor *shape, const void *out, const void *oracle,
-                        uint64_t poison, double limit, kg_mismatches *found);
+/* Adds what is wrong of n elements, of which the first lies at flat position `first` of the output;
+ * found starts as {0}. shape gives sizes and strides of the output, which is dense. */
+void kg_find_more(const kg_tensor *shape, const void *out, const void *oracle, size_t first,
+                  size_t n, uint64_t poison, double limit, kg_mismatches *found);
 
 /* Flat memory position to index. */
 void kg_index_of(const kg_tensor *shape, size_t at, int64_t index[KG_MAX_RANK]);

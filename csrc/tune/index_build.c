@@ -212,7 +212,8 @@ static int read_kernel(draft *d, const char *arch, const char *id, const char *d
     if (!rc) {
         const kg_json *env = kg_json_get(record, "environment");
         k.env = (kg_index_env){env_text(env, "device"), env_text(env, "torch"),
-                               env_text(env, "compiler"), env_text(env, "kgen")};
+                               env_text(env, "compiler"), env_text(env, "kgen"),
+                               env_text(env, "driver")};
         k.id = rid;
         k.version = (int32_t)version;
         char *own = strdup(arch);

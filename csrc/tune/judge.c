@@ -5,66 +5,28 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <sched.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "runtime/scope.h"
-#include "sys/cc.h"
 #include "tune/judge_internal.h"
 
 enum { NONE_RESIDENT = -1 };
 
-static size_t allowed_cpus(void) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) != 0)
-        return 1;
-    int n = CPU_COUNT(&set);
-    return n > 0 ? (size_t)n : 1;
-}
-
-/* What the kernel says that new processes could get. */
-int kg_judge_bytes_free(int64_t *bytes) {
-    FILE *f = fopen("/proc/meminfo", "r");
-    char line[128];
-    *bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) / 2;
-    while (f && fgets(line, sizeof line, f))
-        if (strncmp(line, "MemAvailable:", 13) == 0)
-            *bytes = (int64_t)strtoll(line + 13, NULL, 10) * 1024;
-    if (f)
-        fclose(f);
-    return KG_OK;
-}
+static const kg_judge_device *const devices[] = {
+    [KG_CPU] = &kg_judge_cpu, [KG_CUDA] = &kg_judge_cuda};
 
 static int settle_options(kg_judge *j, const kg_judge_options *asked, kg_error *err) {
-    kg_judge_options o = asked ? *asked : (kg_judge_options){0};
-    j->threads = allowed_cpus();
-    if (o.threads == 0)
-        o.threads = (uint32_t)j->threads;
-    if (o.threads > 256)
-        return kg_fail(err, KG_EINVAL, "threads: %u; a worker has at most 256", o.threads);
-    if (o.timeout_ms < 0 || o.memory < 0)
+    j->options = asked ? *asked : (kg_judge_options){0};
+    if (j->options.device != KG_CPU && j->options.device != KG_CUDA)
+        return kg_fail(err, KG_EINVAL, "device: %d is none", j->options.device);
+    if (j->options.timeout_ms < 0 || j->options.memory < 0)
         return kg_fail(err, KG_EINVAL, "timeout_ms and memory must not be negative");
-    int level = kg_cpu_level();
-    if (!o.arch[0] && level > 0)
-        snprintf(o.arch, sizeof o.arch, "x86-64-v%d", level);
-    else if (!o.arch[0])
-        snprintf(o.arch, sizeof o.arch, "aarch64");
-    int64_t code = kg_arch_code(o.arch);
-    if (code < 0 || code > 4 || code > level)
-        return kg_fail(err, KG_EINVAL, "arch: %s does not run on this machine, which is x86-64-v%d",
-                       o.arch, level);
-    if (o.memory == 0) {
-        kg_judge_bytes_free(&o.memory);
-        o.memory /= 2;
-    }
-    j->options = o;
-    j->constants =
-        (kg_constants){.num_threads = o.threads, .arch = code, .has_amx = kg_cpu_has_amx()};
-    return KG_OK;
+    j->device = devices[j->options.device];
+    int rc = j->device->open(j, err);
+    if (rc != KG_OK)
+        j->device = NULL; /* nothing of it is open */
+    return rc;
 }
 
 /* Functions of torch read what they are given. */
@@ -119,6 +81,8 @@ void kg_judge_clear_sets(kg_judge *j, size_t index) {
     jc->skip_known = false;
     if (j->resident_case == index)
         j->resident_case = (size_t)NONE_RESIDENT;
+    if (j->device && j->device->forget)
+        j->device->forget(j);
 }
 
 void kg_judge_close(kg_judge *j) {
@@ -129,14 +93,16 @@ void kg_judge_close(kg_judge *j) {
         kg_case_free(j->cases[i].c);
     }
     free(j->cases);
-    for (size_t i = 0; i < KG_MAX_INPUTS; i++)
-        kg_slot_close(&j->inputs[i]);
-    for (size_t i = 0; i < KG_MAX_OUTPUTS; i++) {
-        kg_slot_close(&j->outputs[0][i]);
-        kg_slot_close(&j->outputs[1][i]);
+    for (size_t i = 0; j->device && i < KG_MAX_INPUTS; i++)
+        j->device->drop(j, &j->inputs[i]);
+    for (size_t i = 0; j->device && i < KG_MAX_OUTPUTS; i++) {
+        j->device->drop(j, &j->outputs[0][i]);
+        j->device->drop(j, &j->outputs[1][i]);
     }
-    for (size_t i = 0; i < KG_MAX_WORKSPACE; i++)
-        kg_slot_close(&j->workspace[i]);
+    for (size_t i = 0; j->device && i < KG_MAX_WORKSPACE; i++)
+        j->device->drop(j, &j->workspace[i]);
+    if (j->device)
+        j->device->close(j);
     kg_op_free(j->op);
     free(j);
 }
@@ -235,6 +201,7 @@ static void count_bytes(const kg_judge *j, kg_judged_case *jc) {
             outputs +=
                 kg_tensor_numel(&jc->outputs[i]) * (int64_t)kg_dtype_size(jc->outputs[i].dtype);
     jc->footprint = inputs + outputs;
+    jc->output_bytes = outputs;
     if (!jc->bytes_given)
         jc->bytes = outputs + (j->reads_all && !(p && kg_program_has(p, "MASK")) ? inputs : 0);
 }
@@ -267,8 +234,9 @@ int kg_judge_add_case(kg_judge *j, const char *case_json, size_t n, const char *
     kg_judged_case *jc = &j->cases[j->ncases];
     memset(jc, 0, sizeof *jc);
     int rc = kg_case_from_json(case_json, n, what, j->op, &jc->c, err);
-    if (rc == KG_OK && jc->c->call.device != KG_CPU)
-        rc = kg_fail(err, KG_EUNSUPPORTED, "%s: the judge runs Cases of the CPU", what);
+    if (rc == KG_OK && jc->c->call.device != j->device->target)
+        rc = kg_fail(err, KG_EUNSUPPORTED, "%s: device: the judge was opened for %s", what,
+                     j->device->target == KG_CPU ? "cpu" : "cuda");
     if (rc == KG_OK)
         rc = fill_case(j, jc, err);
     if (rc != KG_OK) {
@@ -368,19 +336,48 @@ static int check_set(const kg_judge *j, kg_judged_case *jc, const kg_judge_set *
     return KG_OK;
 }
 
+typedef struct captured_values {
+    void *scratch[KG_MAX_CAPTURED];
+    kg_call call;
+} captured_values;
+
+/* Values of captured tensors as the host reads them. */
+static int view_captured(const kg_judge *j, const kg_judged_case *jc, const kg_judge_set *set,
+                         captured_values *v, kg_error *err) {
+    v->call.device = KG_CPU;
+    for (size_t i = 0; i < jc->ninputs; i++) {
+        int at = jc->inputs[i].captured;
+        const void *values = set->inputs[i];
+        if (at < 0)
+            continue;
+        v->scratch[at] = malloc(jc->inputs[i].bytes + 1);
+        if (!v->scratch[at])
+            return kg_fail(err, KG_ENOMEM, "a captured tensor: out of memory");
+        int rc =
+            j->device->view(j, set->inputs[i], jc->inputs[i].bytes, v->scratch[at], &values, err);
+        if (rc != KG_OK)
+            return rc;
+        v->call.captured[at].data = (void *)(uintptr_t)values;
+    }
+    return KG_OK;
+}
+
 /* Out-of-range values of captured tensors are the set's fault. */
-static int check_program(kg_judged_case *jc, const kg_judge_set *set, kg_error *err) {
-    kg_call call = jc->c->call;
+static int check_program(const kg_judge *j, kg_judged_case *jc, const kg_judge_set *set,
+                         kg_error *err) {
     char bytes[KG_W_MAX_PROGRAMS];
-    size_t n = call.program ? kg_program_args_size(call.program) : 0;
+    captured_values v = {.call = jc->c->call};
+    size_t n = v.call.program ? kg_program_args_size(v.call.program) : 0;
     if (n == 0)
         return KG_OK;
     if (n > sizeof bytes)
         return kg_fail(err, KG_EOVERFLOW, "the Program's arguments take %zu bytes", n);
-    for (size_t i = 0; i < jc->ninputs; i++)
-        if (jc->inputs[i].captured >= 0)
-            call.captured[jc->inputs[i].captured].data = (void *)(uintptr_t)set->inputs[i];
-    return kg_program_args(call.program, &call, bytes, n, err);
+    int rc = view_captured(j, jc, set, &v, err);
+    if (rc == KG_OK)
+        rc = kg_program_args(v.call.program, &v.call, bytes, n, err);
+    for (size_t i = 0; i < KG_MAX_CAPTURED; i++)
+        free(v.scratch[i]);
+    return rc;
 }
 
 int kg_judge_add_set(kg_judge *j, size_t index, const kg_judge_set *set, kg_error *err) {
@@ -390,7 +387,7 @@ int kg_judge_add_set(kg_judge *j, size_t index, const kg_judge_set *set, kg_erro
     kg_judged_case *jc = &j->cases[index];
     rc = check_set(j, jc, set, err);
     if (rc == KG_OK)
-        rc = check_program(jc, set, err);
+        rc = check_program(j, jc, set, err);
     if (rc != KG_OK)
         return kg_fail_prefix(err, rc, "set %zu of Case %zu", jc->nsets, index);
     if (jc->nsets == jc->sets_cap) {
@@ -414,4 +411,10 @@ int kg_judge_add_set(kg_judge *j, size_t index, const kg_judge_set *set, kg_erro
     count_bytes(j, jc);
     jc->nsets++;
     return KG_OK;
+}
+
+int kg_judge_errors(kg_judge *j, int dtype, const void *out, const void *oracle, size_t n,
+                    kg_comparison *result, kg_error *err) {
+    /* There was no poison; a secret pattern is as good as none. */
+    return j->device->compare(j, dtype, out, oracle, n, kg_poison(dtype, kg_random()), result, err);
 }

@@ -16,12 +16,14 @@
 typedef struct kg_judge kg_judge;
 
 typedef struct kg_judge_options {
-    uint32_t threads;   /* of the worker; 0: the CPUs that this process may use */
-    char arch[24];      /* "x86-64-v3"; empty: the machine's own */
+    int device;         /* kg_device; Cases and Candidates must be of it */
+    int index;          /* of the GPU, as torch counts them */
+    uint32_t threads;   /* of a CPU's worker; 0: the CPUs that this process may use */
+    char arch[24];      /* "x86-64-v3"; empty: the device's own, which a GPU's must be */
     char worker[512];   /* kgen-worker; empty: $KGEN_WORKER, else beside this library */
     int64_t timeout_ms; /* the most that one call may take; 0: 10 s, or more where the baseline is
                            slow */
-    int64_t memory; /* bytes of outputs and workspace of one call; 0: half of what the machine has
+    int64_t memory; /* bytes of outputs and workspace of one call; 0: half of what the device has
                        free */
 } kg_judge_options;
 
@@ -45,7 +47,8 @@ int kg_judge_set_limits(kg_judge *j, size_t index, double slowest_baseline_ns, i
                         kg_error *err);
 
 /* One input set with its oracle. Everything is borrowed until the sets are cleared or the judge is
- * closed. */
+ * closed. A GPU's judge takes addresses of the host and of its own device, which must be written
+ * out (synchronised) before they come here. */
 typedef struct kg_judge_set {
     const char *name; /* "uniform"; copied */
     /* One for each tensor argument of the contract in order (NULL: absent), then one for each
@@ -97,5 +100,9 @@ int kg_judge_prepare(const kg_judge *j, const kg_judge_request *request, kg_erro
 /* Trivial answers that would pass on some input set of a Case: a JSON list of objects {"answer",
  * "output", "set"}. When it is not empty, the Task is degenerate. */
 int kg_judge_trivial(const kg_judge *j, size_t index, kg_json **out, kg_error *err);
+
+/* How far n elements are from their oracle, measured where the judge's device reaches both. */
+int kg_judge_errors(kg_judge *j, int dtype, const void *out, const void *oracle, size_t n,
+                    kg_comparison *result, kg_error *err);
 
 #endif

@@ -1,12 +1,9 @@
-/* From a Candidate's text to images: plan, binding, the look at the text, compiling. Changes
- * nothing of the judge, so that several threads may compile ahead. */
+/* From a Candidate's text to images: plan, binding, and (by the device) compiling. Changes nothing
+ * of the judge, so that several threads may compile ahead. */
 #include <string.h>
 
-#include "runtime/image.h"
-#include "tune/exclusive.h"
 #include "tune/judge_internal.h"
 #include "tune/propose.h"
-#include "tune/text_inspect.h"
 
 static int read_tunables(const kg_judge_request *r, kg_candidate *c, kg_error *err) {
     if (r->tuning) {
@@ -30,9 +27,10 @@ int kg_candidate_read(const kg_judge *j, const kg_judge_request *r, kg_candidate
     int rc = kg_plan_from_source(r->text, r->n, r->name, j->op, &c.plan, err);
     if (rc == KG_OK)
         rc = read_tunables(r, &c, err);
-    if (rc == KG_OK && c.plan->target != KG_CPU)
-        rc = kg_fail(err, KG_EFORMAT, "%s: target: this judge has a CPU and no CUDA device",
-                     r->name);
+    if (rc == KG_OK && c.plan->target != j->device->target)
+        rc = kg_fail(err, KG_EFORMAT, "%s: target: this judge has a %s", r->name,
+                     j->device->target == KG_CPU ? "CPU and no CUDA device"
+                                                 : "CUDA device and no CPU");
     if (rc != KG_OK) {
         kg_plan_free(c.plan);
         return rc;
@@ -53,26 +51,6 @@ int kg_candidate_bind(const kg_judge *j, const kg_candidate *c, const kg_judged_
     return kg_plan_bind(c->plan, j->op, &c->tuning, &j->constants, &call, out, err);
 }
 
-int kg_candidate_image(const kg_judge *j, const kg_candidate *c, const kg_judged_case *jc,
-                       const kg_instance *inst, kg_buf *image, kg_buf *messages, kg_error *err) {
-    const kg_judge_request *r = c->request;
-    int rc = kg_text_inspect(r->text, r->n, r->name, messages, err);
-    if (rc != KG_OK)
-        return rc;
-    kg_buf unit;
-    kg_buf_init(&unit, 64 << 20);
-    rc = kg_source_build(c->plan, j->op, &c->tuning, &jc->c->call, r->any_size ? NULL : &inst->dims,
-                         r->text, r->n, KG_UNIT_NAME, &unit, err);
-    if (rc == KG_OK) {
-        kg_busy_begin();
-        rc = kg_image_cpu(unit.data, unit.len, r->name, j->options.arch, c->plan->flags, image,
-                          messages, NULL, err);
-        kg_busy_end();
-    }
-    kg_buf_free(&unit);
-    return rc;
-}
-
 int kg_judge_prepare(const kg_judge *j, const kg_judge_request *request, kg_error *err) {
     kg_candidate c;
     size_t fitting = 0;
@@ -90,7 +68,7 @@ int kg_judge_prepare(const kg_judge *j, const kg_judge_request *request, kg_erro
             continue;
         kg_buf_init(&image, 0);
         kg_buf_init(&messages, 1 << 20);
-        rc = kg_candidate_image(j, &c, &j->cases[i], inst, &image, &messages, err);
+        rc = j->device->image(j, &c, &j->cases[i], inst, &image, &messages, err);
         kg_buf_free(&image);
         kg_buf_free(&messages);
         kg_instance_free(inst);

@@ -3,6 +3,7 @@
 #define KG_TUNE_JUDGE_INTERNAL_H
 
 #include "tune/judge.h"
+#include "tune/judge_device.h"
 #include "tune/slots.h"
 #include "tune/worker_client.h"
 
@@ -39,6 +40,7 @@ typedef struct kg_judged_case {
     bool skip_known;                   /* call.skip_outputs is settled by the first set */
     int64_t reduction, bytes;          /* of the Case; bytes that must move */
     int64_t footprint;                 /* bytes of all inputs and outputs */
+    int64_t output_bytes;              /* of the outputs that are wanted */
     bool bytes_given;                  /* by kg_judge_set_limits */
     double flops;                      /* 0: not stated */
     double slowest_baseline_ns;
@@ -48,6 +50,8 @@ typedef struct kg_judged_case {
 } kg_judged_case;
 
 struct kg_judge {
+    const kg_judge_device *device;
+    void *state; /* the device's own */
     kg_op *op;
     kg_judge_options options;
     kg_constants constants;
@@ -58,8 +62,9 @@ struct kg_judge {
     kg_slot inputs[KG_MAX_INPUTS];
     kg_slot outputs[2][KG_MAX_OUTPUTS]; /* two, so that two runs can be compared */
     kg_slot workspace[KG_MAX_WORKSPACE];
-    /* What the input slots hold now. */
+    /* What the input slots hold now, and its hashes where the device takes any. */
     size_t resident_case, resident_set;
+    kg_hash128 resident_hash[KG_MAX_INPUTS];
 };
 
 typedef struct kg_case_report {
@@ -71,7 +76,9 @@ typedef struct kg_case_report {
     bool allclose, timed;
     size_t sets;
     kg_summary time;
-    double floor_ns; /* 0: too small to have one */
+    kg_summary warm;  /* with what the call before left in the caches; n 0: not measured */
+    kg_json *measure; /* what its kernels use and how it was timed; NULL: nothing to tell */
+    double floor_ns;  /* 0: too small to have one */
     kg_hash128 image;
 } kg_case_report;
 
@@ -113,15 +120,26 @@ typedef struct kg_bench {
     uint64_t poison[2][KG_MAX_OUTPUTS], workspace_poison;
     char programs[KG_W_MAX_PROGRAMS];
     size_t programs_bytes;
-    int64_t limit_ms; /* one call is killed after it */
-    double slow_ns;   /* and is too slow after this */
-    size_t set;       /* the one that runs, for messages */
+    int64_t limit_ms;     /* one call is killed after it */
+    double slow_ns;       /* and is too slow after this */
+    size_t set;           /* the one that runs, for messages */
+    const kg_buf *loaded; /* the image that the worker has, where it may be needed again */
+    bool diagnosing;      /* a second run after a death: only what it shows counts */
+    double least_ns;      /* what no time is believed below 0.9 of */
+    bool floor_counts;    /* it is large enough to hold a time against */
     kg_judge_report *report;
     kg_case_report *cr;
 } kg_bench;
 
+/* How a call is made. */
+typedef struct kg_mode {
+    uint32_t split; /* KG_SPLIT_* */
+    uint32_t warm;  /* untimed calls before the timed one */
+    bool cold;      /* the device's caches are emptied before it */
+    bool graph;     /* the timed call is a replay of a graph */
+} kg_mode;
+
 /* --- judge.c --- */
-int kg_judge_bytes_free(int64_t *bytes);
 void kg_fake_addresses(const kg_judged_case *jc, kg_call *call);
 
 /* --- judge_candidate.c: from a source to images --- */
@@ -131,33 +149,36 @@ void kg_candidate_clear(kg_candidate *c);
 /* KG_ENOTFOUND: the plan is not for this Case. */
 int kg_candidate_bind(const kg_judge *j, const kg_candidate *c, const kg_judged_case *jc,
                       kg_instance **out, kg_error *err);
-int kg_candidate_image(const kg_judge *j, const kg_candidate *c, const kg_judged_case *jc,
-                       const kg_instance *inst, kg_buf *image, kg_buf *messages, kg_error *err);
 
 /* --- judge_bench.c: buffers, worker, runs. A negative status is ours; otherwise *ok says whether
  * the Candidate is still in, and when not its verdict is in the report --- */
 int kg_bench_open(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err);
 void kg_bench_close(kg_bench *b);
 /* Puts the set's inputs into the buffers. */
-void kg_bench_inputs(kg_bench *b, size_t set);
+int kg_bench_inputs(kg_bench *b, size_t set, kg_error *err);
 /* Poisons outputs `side` and the workspace, runs, looks for death and for broken guards. */
-int kg_bench_run(kg_bench *b, int side, uint32_t split, uint32_t warm, uint64_t *ns, bool *ok,
+int kg_bench_run(kg_bench *b, int side, const kg_mode *mode, kg_call_time *time, bool *ok,
                  kg_error *err);
 /* Compares outputs `side` with the oracle of the present set. */
 int kg_bench_compare(kg_bench *b, int side, bool *ok, kg_error *err);
 /* Both sides hold outputs of the same inputs. */
 int kg_bench_same(kg_bench *b, bool *ok, kg_error *err);
 
-/* --- judge_time.c --- */
+/* --- judge_time.c: what timing has in common --- */
+enum { KG_MAX_REPS = 1024 };
+/* n timed calls, each on a set at random, each compared as a whole. */
+int kg_time_calls(kg_bench *b, const kg_mode *mode, kg_call_time *times, size_t n, bool *ok,
+                  kg_error *err);
+/* Whether the time can be true: no floor that counts, or at least 0.9 of it. */
+bool kg_time_plausible(const kg_bench *b);
 int kg_bench_time(kg_bench *b, bool *ok, kg_error *err);
 
 /* --- judge_verdict.c: words --- */
 /* Sets the report's verdict and message: "case 0, set 1 (uniform): " and the text. */
 void kg_condemn(kg_bench *b, kg_verdict v, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-void kg_condemn_death(kg_bench *b);
-void kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const kg_comparison *c,
-                       kg_tolerance t, const char *what);
+int kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const kg_comparison *c,
+                      kg_tolerance t, const char *what, kg_error *err);
 const char *kg_set_label(const kg_bench *b, char *out, size_t n);
 
 #endif

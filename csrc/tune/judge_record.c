@@ -5,7 +5,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "sys/cc.h"
 #include "tune/judge_internal.h"
 
 static kg_json *time_json(const kg_summary *s) {
@@ -17,9 +16,8 @@ static kg_json *time_json(const kg_summary *s) {
     return o;
 }
 
-static kg_json *case_json(const kg_judge *j, const kg_case_report *cr, const kg_judged_case *jc) {
+static kg_json *case_json(const kg_case_report *cr, const kg_judged_case *jc) {
     kg_json *o = kg_json_new_object();
-    (void)j;
     kg_json_set_str(o, "case", jc->c->hash);
     kg_json_set_str(o, "verdict", kg_verdict_name((int)cr->verdict));
     kg_json_set_double(o, "norm_err", cr->norm_err);
@@ -31,6 +29,8 @@ static kg_json *case_json(const kg_judge *j, const kg_case_report *cr, const kg_
     kg_json_set_int(o, "programs", jc->c->program ? 1 : 0);
     if (cr->verdict == KG_VERDICT_PASS && cr->timed) {
         kg_json_set(o, "time_ns", time_json(&cr->time));
+        if (cr->warm.n)
+            kg_json_set(o, "warm_ns", time_json(&cr->warm));
         kg_json_set_int(o, "floor_ns", (int64_t)(cr->floor_ns + 0.5));
     }
     return o;
@@ -58,33 +58,11 @@ static kg_json *programs_json(const kg_judge_report *r) {
     return list;
 }
 
-static void cpu_name(char out[128]) {
-    char line[256];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    snprintf(out, 128, "CPU");
-    while (f && fgets(line, sizeof line, f)) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || !colon)
-            continue;
-        snprintf(out, 128, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
-        break;
-    }
-    if (f)
-        fclose(f);
-}
-
 static kg_json *environment_json(const kg_judge_report *r) {
-    char text[1024], hex[33];
-    const kg_cc *cc = NULL;
+    char hex[33];
     kg_json *o = kg_json_new_object();
-    cpu_name(text);
-    kg_json_set_str(o, "device", text);
     kg_json_set_str(o, "arch", r->arch);
-    kg_json_set_int(o, "threads", r->judge->options.threads);
-    kg_json_set_str(o, "driver", NULL);
-    if (kg_cc_find(&cc, NULL) == KG_OK)
-        kg_json_set_str(o, "compiler", cc->version);
-    kg_json_set_str(o, "flags", kg_cc_flags(r->arch, r->flags, text, sizeof text));
+    r->judge->device->environment(r->judge, r->flags, o);
     for (size_t i = 0; i < r->ncases; i++) {
         if (r->cases[i].image.lo == 0 && r->cases[i].image.hi == 0)
             continue;
@@ -121,6 +99,21 @@ static kg_json *skipped_json(const kg_judge_report *r) {
     return list;
 }
 
+/* How each Case was timed and what its kernels use; NULL when there is nothing to tell. */
+static kg_json *measures_json(const kg_judge_report *r) {
+    kg_json *list = NULL;
+    for (size_t i = 0; i < r->ncases; i++) {
+        if (!r->cases[i].measure)
+            continue;
+        if (!list)
+            list = kg_json_new_array();
+        kg_json *one = kg_json_copy(r->cases[i].measure);
+        kg_json_set_str(one, "case", r->judge->cases[i].c->hash);
+        kg_json_push(list, one);
+    }
+    return list;
+}
+
 int kg_judge_record(const kg_judge_report *r, kg_json **out, kg_error *err) {
     kg_json *o = kg_json_new_object(), *cases = kg_json_new_array();
     kg_json_set_int(o, "format", 1);
@@ -129,13 +122,13 @@ int kg_judge_record(const kg_judge_report *r, kg_json **out, kg_error *err) {
     kg_json_set_str(o, "arch", r->arch);
     kg_json_set_int(o, "version", 0);
     kg_json_set_str(o, "kind", "kernel");
-    kg_json_set_str(o, "source", "kernel.c");
+    kg_json_set_str(o, "source", r->judge->device->source);
     kg_json_set(o, "tunables", r->tunables ? kg_json_copy(r->tunables) : kg_json_new_object());
     kg_json_set_str(o, "verdict", kg_verdict_name((int)r->verdict));
     kg_json_set_str(o, "message", kg_judge_message(r));
     for (size_t i = 0; i < r->ncases; i++)
         if (r->cases[i].judged)
-            kg_json_push(cases, case_json(r->judge, &r->cases[i], &r->judge->cases[i]));
+            kg_json_push(cases, case_json(&r->cases[i], &r->judge->cases[i]));
     kg_json_set(o, "cases", cases);
     kg_json_set(o, "programs", programs_json(r));
     kg_json_set(o, "environment", environment_json(r));
@@ -145,6 +138,9 @@ int kg_judge_record(const kg_judge_report *r, kg_json **out, kg_error *err) {
     double load[1];
     if (getloadavg(load, 1) == 1) /* more than the threads: somebody else was there */
         kg_json_set_double(details, "load", load[0]);
+    kg_json *measures = measures_json(r);
+    if (measures)
+        kg_json_set(details, "device", measures);
     kg_json *skipped = skipped_json(r);
     if (skipped)
         kg_json_set(details, "skipped", skipped);

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "sys/cc.h"
 #include "sys/proc.h"
 #include "tune/judge_internal.h"
 #include "tune/propose.h"
@@ -42,8 +41,10 @@ static int new_report(const kg_judge *j, const kg_judge_request *request, kg_jud
 void kg_judge_report_free(kg_judge_report *r) {
     if (!r)
         return;
-    for (size_t i = 0; i < r->ncases; i++)
+    for (size_t i = 0; i < r->ncases; i++) {
         free(r->cases[i].why);
+        kg_json_free(r->cases[i].measure);
+    }
     free(r->cases);
     kg_json_free(r->details);
     kg_json_free(r->tunables);
@@ -69,24 +70,33 @@ static bool plan_fault(int rc) {
            rc == KG_ENOTFOUND || rc == KG_EUNSUPPORTED;
 }
 
+/* Once more with the same inputs, in another way: the same bits must come out. */
+static int judge_again(kg_bench *b, bool *ok, kg_error *err) {
+    static const kg_mode again = {.split = KG_SPLIT_ODD, .cold = true};
+    kg_call_time time;
+    int rc = kg_bench_run(b, 1, &again, &time, ok, err);
+    if (rc == KG_OK && *ok)
+        rc = kg_bench_same(b, ok, err);
+    /* What was left unwritten differs by its poison, which says more than "differs". */
+    if (rc == KG_OK && !*ok && b->report->verdict == KG_VERDICT_NONDETERMINISTIC) {
+        bool whole;
+        rc = kg_bench_compare(b, 1, &whole, err);
+    }
+    return rc;
+}
+
 static int judge_sets(kg_bench *b, bool *ok, kg_error *err) {
-    uint64_t ns;
+    static const kg_mode first = {.split = KG_SPLIT_SERVED};
     size_t n = b->cand->request->all_sets ? b->jc->nsets : 1;
     for (size_t set = 0; set < n; set++) {
-        kg_bench_inputs(b, set);
-        int rc = kg_bench_run(b, 0, KG_SPLIT_SERVED, 0, &ns, ok, err);
+        kg_call_time time;
+        int rc = kg_bench_inputs(b, set, err);
+        if (rc == KG_OK)
+            rc = kg_bench_run(b, 0, &first, &time, ok, err);
         if (rc == KG_OK && *ok)
             rc = kg_bench_compare(b, 0, ok, err);
-        if (rc == KG_OK && *ok && set == 0) {
-            rc = kg_bench_run(b, 1, KG_SPLIT_ODD, 0, &ns, ok, err);
-            if (rc == KG_OK && *ok)
-                rc = kg_bench_same(b, ok, err);
-            /* What was left unwritten differs by its poison, which says more than "differs". */
-            if (rc == KG_OK && !*ok && b->report->verdict == KG_VERDICT_NONDETERMINISTIC) {
-                bool whole;
-                rc = kg_bench_compare(b, 1, &whole, err);
-            }
-        }
+        if (rc == KG_OK && *ok && set == 0)
+            rc = judge_again(b, ok, err);
         if (rc != KG_OK || !*ok)
             return rc;
         b->cr->sets++;
@@ -100,6 +110,24 @@ static void set_compile_verdict(kg_bench *b, int rc, const kg_buf *messages, con
     settle(b->report, b->cr->verdict, text);
 }
 
+/* What runs, with the device to ourselves. */
+static int judge_image(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err) {
+    int rc = b->j->device->begin(b->j, err);
+    if (rc != KG_OK)
+        return rc;
+    int64_t start = kg_now_ns();
+    b->cr->image = kg_xxh128(image->data, image->len);
+    rc = kg_bench_open(b, image, ok, err);
+    if (rc == KG_OK && *ok)
+        rc = judge_sets(b, ok, err);
+    if (rc == KG_OK && *ok && b->cand->request->reps > 0)
+        rc = kg_bench_time(b, ok, err);
+    kg_bench_close(b);
+    b->j->device->end(b->j);
+    b->report->run_ms += ms_since(start);
+    return rc;
+}
+
 /* The instance is bound; *ok says whether the Candidate is still in. */
 static int judge_bound(kg_bench *b, bool *ok, kg_error *err) {
     kg_buf image, messages;
@@ -107,26 +135,16 @@ static int judge_bound(kg_bench *b, bool *ok, kg_error *err) {
     kg_buf_init(&messages, 32 << 10);
     kg_error why = {0};
     int64_t start = kg_now_ns();
-    int rc = kg_candidate_image(b->j, b->cand, b->jc, b->inst, &image, &messages, &why);
+    int rc = b->j->device->image(b->j, b->cand, b->jc, b->inst, &image, &messages, &why);
     b->report->compile_ms += ms_since(start);
     *ok = rc == KG_OK;
-    if (rc == KG_ECOMPILE || rc == KG_EUNSUPPORTED) {
+    if (rc == KG_OK)
+        rc = judge_image(b, &image, ok, err);
+    else if (rc == KG_ECOMPILE || rc == KG_EUNSUPPORTED) {
         set_compile_verdict(b, rc, &messages, &why);
         rc = KG_OK;
-    } else if (rc != KG_OK) {
+    } else
         kg_fail(err, rc, "%s", why.msg);
-    }
-    start = kg_now_ns();
-    if (rc == KG_OK && *ok) {
-        b->cr->image = kg_xxh128(image.data, image.len);
-        rc = kg_bench_open(b, &image, ok, err);
-    }
-    if (rc == KG_OK && *ok)
-        rc = judge_sets(b, ok, err);
-    if (rc == KG_OK && *ok && b->cand->request->reps > 0)
-        rc = kg_bench_time(b, ok, err);
-    kg_bench_close(b);
-    b->report->run_ms += ms_since(start);
     kg_buf_free(&image);
     kg_buf_free(&messages);
     return rc;
@@ -192,8 +210,9 @@ static int judge_cases(kg_judge *j, const kg_candidate *c, kg_judge_report *r, k
     snprintf(text, sizeof text, "the plan is for none of the Cases; for the first: %s",
              r->cases[0].why ? r->cases[0].why : "?");
     settle(r,
-           kg_arch_fits(c->plan->min_arch, KG_CPU, &j->constants) ? KG_VERDICT_PLAN_ERROR
-                                                                  : KG_VERDICT_LAUNCH_ERROR,
+           kg_arch_fits(c->plan->min_arch, j->device->target, &j->constants)
+               ? KG_VERDICT_PLAN_ERROR
+               : KG_VERDICT_LAUNCH_ERROR,
            text);
     return KG_OK;
 }
@@ -202,10 +221,9 @@ int kg_judge_run(kg_judge *j, const kg_judge_request *request, kg_judge_report *
                  kg_error *err) {
     kg_judge_report *r = NULL;
     kg_candidate c = {0};
-    const kg_cc *cc;
     int rc = check_ready(j, err);
     if (rc == KG_OK)
-        rc = kg_cc_find(&cc, err);
+        rc = j->device->ready(j, err);
     if (rc == KG_OK)
         rc = new_report(j, request, &r, err);
     if (rc != KG_OK)

@@ -15,6 +15,9 @@ typedef struct trial {
     size_t set, output, n;
     double *answer;
     int64_t *whole; /* the same for integer outputs */
+    /* For the host to read: oracles of this set and of another, an input. Scratch is kept. */
+    const void *oracle, *other, *input;
+    void *scratch[3];
     kg_json *found;
 } trial;
 
@@ -22,13 +25,9 @@ static bool floats(int dtype) {
     return dtype == KG_F32 || dtype == KG_F64 || dtype == KG_F16 || dtype == KG_BF16;
 }
 
-static const double *oracle_floats(const trial *t, size_t set) {
-    return t->jc->sets[set].oracles[t->output];
-}
-
-static double oracle_at(const trial *t, size_t set, size_t i) {
+static double oracle_at(const trial *t, const void *oracle, size_t i) {
     int dtype = t->jc->outputs[t->output].dtype;
-    return kg_element(floats(dtype) ? KG_F64 : KG_I64, oracle_floats(t, set), i);
+    return kg_element(floats(dtype) ? KG_F64 : KG_I64, oracle, i);
 }
 
 /* Whether the answer would pass for this output and set. */
@@ -39,10 +38,10 @@ static bool passes(const trial *t) {
     if (!floats(shape->dtype)) {
         for (size_t i = 0; i < t->n; i++)
             t->whole[i] = (int64_t)t->answer[i];
-        return memcmp(t->whole, set->oracles[t->output], t->n * sizeof *t->whole) == 0;
+        return memcmp(t->whole, t->oracle, t->n * sizeof *t->whole) == 0;
     }
-    if (kg_compare(KG_F64, t->answer, set->oracles[t->output], t->n, kg_poison(KG_F64, 1),
-                   t->j->threads, &c, NULL) != KG_OK)
+    if (kg_compare(KG_F64, t->answer, t->oracle, t->n, kg_poison(KG_F64, 1), t->j->threads, &c,
+                   NULL) != KG_OK)
         return false;
     kg_tolerance tol = kg_tolerance_of(shape->dtype, t->jc->c->call.precision, t->jc->reduction,
                                        set->torch_errors[t->output], c.scale);
@@ -53,7 +52,7 @@ static bool passes(const trial *t) {
 static double mean(const trial *t) {
     double sum = 0;
     for (size_t i = 0; i < t->n; i++) {
-        double x = oracle_at(t, t->set, i);
+        double x = oracle_at(t, t->oracle, i);
         sum += isfinite(x) ? x : 0;
     }
     double m = sum / (double)t->n;
@@ -80,26 +79,48 @@ static bool make(trial *t, size_t kind) {
     if ((kind == OTHER_SET && other == t->set) || (kind == SHUFFLED && t->n < 2))
         return false;
     for (size_t i = 0; i < t->n; i++)
-        t->answer[i] =
-            kind == ZEROS      ? 0
-            : kind == ONES     ? 1
-            : kind == MEAN     ? m
-            : kind == SHUFFLED ? oracle_at(t, t->set, (i + t->n / 2) % t->n)
-            : kind == OTHER_SET
-                ? oracle_at(t, other, i)
-                : kg_element(in->shape.dtype, t->jc->sets[t->set].inputs[kind - FIRST_INPUT], i);
+        t->answer[i] = kind == ZEROS       ? 0
+                       : kind == ONES      ? 1
+                       : kind == MEAN      ? m
+                       : kind == SHUFFLED  ? oracle_at(t, t->oracle, (i + t->n / 2) % t->n)
+                       : kind == OTHER_SET ? oracle_at(t, t->other, i)
+                                           : kg_element(in->shape.dtype, t->input, i);
     return true;
 }
 
+static int view(trial *t, size_t which, const void *from, size_t bytes, const void **out,
+                kg_error *err) {
+    const void *at = NULL;
+    int rc = from ? t->j->device->view(t->j, from, bytes, t->scratch[which], &at, err) : KG_OK;
+    *out = at;
+    return rc;
+}
+
+/* What an answer of this kind is made of, and held against. */
+static int look(trial *t, size_t kind, kg_error *err) {
+    const kg_set *sets = t->jc->sets;
+    size_t bytes = t->n * sizeof(double), i = kind - FIRST_INPUT;
+    int rc = view(t, 0, sets[t->set].oracles[t->output], bytes, &t->oracle, err);
+    if (rc == KG_OK && kind == OTHER_SET)
+        rc =
+            view(t, 1, sets[(t->set + 1) % t->jc->nsets].oracles[t->output], bytes, &t->other, err);
+    if (rc == KG_OK && kind >= FIRST_INPUT && t->jc->inputs[i].bytes <= bytes)
+        rc = view(t, 2, sets[t->set].inputs[i], t->jc->inputs[i].bytes, &t->input, err);
+    return rc;
+}
+
 /* A Candidate must pass on every set, so must an answer to count. */
-static void try_answer(trial *t, size_t kind) {
-    for (t->set = 0; t->set < t->jc->nsets; t->set++)
-        if (!make(t, kind) || !passes(t))
-            return;
+static int try_answer(trial *t, size_t kind, kg_error *err) {
+    for (t->set = 0; t->set < t->jc->nsets; t->set++) {
+        int rc = look(t, kind, err);
+        if (rc != KG_OK || !make(t, kind) || !passes(t))
+            return rc;
+    }
     kg_json *one = kg_json_new_object();
     kg_json_set_str(one, "answer", answer_name(t, kind));
     kg_json_set_str(one, "output", t->j->op->outputs[t->output].name);
     kg_json_push(t->found, one);
+    return KG_OK;
 }
 
 static int try_output(trial *t, kg_error *err) {
@@ -109,11 +130,18 @@ static int try_output(trial *t, kg_error *err) {
     t->answer = malloc(t->n * sizeof *t->answer);
     t->whole = malloc(t->n * sizeof *t->whole);
     bool made = t->answer && t->whole;
-    for (size_t kind = 0; made && kind < FIRST_INPUT + t->jc->ninputs; kind++)
-        try_answer(t, kind);
+    for (size_t i = 0; t->j->device->target != KG_CPU && i < 3; i++)
+        made = (t->scratch[i] = malloc(t->n * sizeof(double))) && made;
+    int rc = made ? KG_OK : kg_fail(err, KG_ENOMEM, "%zu elements: out of memory", t->n);
+    for (size_t kind = 0; rc == KG_OK && kind < FIRST_INPUT + t->jc->ninputs; kind++)
+        rc = try_answer(t, kind, err);
     free(t->answer);
     free(t->whole);
-    return made ? KG_OK : kg_fail(err, KG_ENOMEM, "%zu elements: out of memory", t->n);
+    for (size_t i = 0; i < 3; i++) {
+        free(t->scratch[i]);
+        t->scratch[i] = NULL;
+    }
+    return rc;
 }
 
 int kg_judge_trivial(const kg_judge *j, size_t index, kg_json **out, kg_error *err) {

@@ -2,9 +2,9 @@
  * was expected, what came. */
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "tune/judge_internal.h"
@@ -30,82 +30,11 @@ void kg_condemn(kg_bench *b, kg_verdict v, const char *fmt, ...) {
     va_end(ap);
 }
 
-static const char *verb(uint32_t access) {
-    return access == KG_ACCESS_WRITE ? "wrote" : access == KG_ACCESS_READ ? "read" : "touched";
-}
-
 static void put_index(kg_buf *b, const kg_tensor *shape, const int64_t *index) {
     kg_buf_putc(b, '[');
     for (int32_t d = 0; d < shape->ndim; d++)
         kg_buf_printf(b, d ? ", %" PRId64 : "%" PRId64, index[d]);
     kg_buf_putc(b, ']');
-}
-
-/* A fault within reach of a buffer: in it (an input that was written), or outside of it. */
-static bool condemn_near(kg_bench *b, const kg_death *d) {
-    for (size_t i = 0; i < b->nslots; i++) {
-        const kg_slot *s = b->slots[i];
-        uint64_t low = b->at[i] - s->offset - KG_W_GUARD;
-        uint64_t high = b->at[i] - s->offset + s->used + KG_W_GUARD;
-        if (d->address < low || d->address >= high)
-            continue;
-        int64_t off = (int64_t)(d->address - b->at[i]);
-        if (off >= 0 && off < (int64_t)s->bytes)
-            kg_condemn(b, KG_VERDICT_INPUT_MODIFIED,
-                       "%s input '%s' at byte %" PRId64 " of %zu; inputs must not be written",
-                       verb(d->access), b->names[i], off, s->bytes);
-        else if (off < 0)
-            kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS, "%s '%s' %" PRId64 " bytes before its begin",
-                       verb(d->access), b->names[i], -off);
-        else
-            kg_condemn(b, KG_VERDICT_OUT_OF_BOUNDS,
-                       "%s '%s' %" PRId64 " bytes behind its end (it has %zu bytes)",
-                       verb(d->access), b->names[i], off - (int64_t)s->bytes, s->bytes);
-        return true;
-    }
-    return false;
-}
-
-static void condemn_reported(kg_bench *b, const kg_death *d) {
-    if (d->signal == SIGSYS)
-        kg_condemn(b, KG_VERDICT_POLICY, "made system call %u; a Candidate makes none",
-                   d->system_call);
-    else if (d->stack_guard)
-        kg_condemn(b, KG_VERDICT_OUT_OF_RESOURCES,
-                   "used more than %d KiB of stack; put large arrays into the workspace",
-                   KG_STACK >> 10);
-    else if (d->signal == SIGSEGV || d->signal == SIGBUS) {
-        if (d->access == KG_ACCESS_UNKNOWN || !condemn_near(b, d))
-            kg_condemn(b, KG_VERDICT_ILLEGAL_ACCESS,
-                       "%s address 0x%" PRIx64 ", which belongs to no buffer%s", verb(d->access),
-                       d->address,
-                       d->access == KG_ACCESS_UNKNOWN
-                           ? " (or a vector load or store was not aligned)"
-                           : "");
-    } else
-        kg_condemn(b, KG_VERDICT_CRASH, "%s",
-                   d->signal == SIGFPE   ? "divided an integer by zero (SIGFPE)"
-                   : d->signal == SIGILL ? "ran an instruction that this CPU has not, or "
-                                           "__builtin_trap (SIGILL)"
-                                         : "was stopped by a trap (SIGTRAP)");
-}
-
-void kg_condemn_death(kg_bench *b) {
-    const kg_death *d = kg_worker_death(b->worker);
-    if (d->timed_out)
-        kg_condemn(b, KG_VERDICT_TIMEOUT, "a call did not end within %" PRId64 " ms and was killed",
-                   b->limit_ms);
-    else if (d->reported)
-        condemn_reported(b, d);
-    else if (d->exit_signal == SIGXCPU)
-        kg_condemn(b, KG_VERDICT_TIMEOUT, "the limit of processor time was reached");
-    else if (d->exit_signal == SIGSEGV || d->exit_signal == SIGBUS)
-        kg_condemn(b, KG_VERDICT_ILLEGAL_ACCESS, "the worker died of signal %d", d->exit_signal);
-    else if (d->exit_signal)
-        kg_condemn(b, KG_VERDICT_CRASH, "the worker died of signal %d", d->exit_signal);
-    else
-        kg_condemn(b, KG_VERDICT_CRASH, "the worker ended with code %d without an answer",
-                   d->exit_code);
 }
 
 /* "they lie in [0..3, 4090..4095]". */
@@ -131,15 +60,15 @@ static bool is_float_type(int dtype) {
 typedef struct wrong_output {
     kg_tensor shape;
     const char *name;
-    const void *got, *oracle;
+    const char *got, *oracle;
     uint64_t poison;
     kg_mismatches found;
 } wrong_output;
 
-static void element_texts(const wrong_output *w, size_t at, char expected[40], char got[40]) {
+static void element_texts(const wrong_output *w, size_t i, char expected[40], char got[40]) {
     int oracle = is_float_type(w->shape.dtype) ? KG_F64 : KG_I64;
-    kg_element_text(oracle, w->oracle, at, expected);
-    kg_element_text(w->shape.dtype, w->got, at, got);
+    kg_element_text(oracle, &w->found.expected[i], 0, expected);
+    kg_element_text(w->shape.dtype, &w->found.got[i], 0, got);
 }
 
 static void put_mismatches(kg_buf *b, const wrong_output *w) {
@@ -147,7 +76,7 @@ static void put_mismatches(kg_buf *b, const wrong_output *w) {
     kg_buf_puts(b, "; first:");
     for (size_t i = 0; i < w->found.shown && i < 4; i++) {
         char expected[40], got[40];
-        element_texts(w, w->found.at[i], expected, got);
+        element_texts(w, i, expected, got);
         kg_buf_puts(b, i ? ", " : " ");
         put_index(b, &w->shape, w->found.index[i]);
         kg_buf_printf(b, " expected %s got %s", expected, got);
@@ -167,14 +96,13 @@ static kg_json *mismatch_list(const wrong_output *w) {
     int oracle = is_float_type(w->shape.dtype) ? KG_F64 : KG_I64;
     for (size_t i = 0; i < w->found.shown; i++) {
         char expected[40], got[40];
-        size_t at = w->found.at[i];
-        element_texts(w, at, expected, got);
+        element_texts(w, i, expected, got);
         kg_json *one = kg_json_new_object(), *index = kg_json_new_array();
         for (int32_t d = 0; d < w->shape.ndim; d++)
             kg_json_push_int(index, w->found.index[i][d]);
         kg_json_set(one, "index", index);
-        set_number(one, "expected", kg_element(oracle, w->oracle, at), expected);
-        set_number(one, "got", kg_element(w->shape.dtype, w->got, at), got);
+        set_number(one, "expected", kg_element(oracle, &w->found.expected[i], 0), expected);
+        set_number(one, "got", kg_element(w->shape.dtype, &w->found.got[i], 0), got);
         kg_json_push(list, one);
     }
     return list;
@@ -216,15 +144,41 @@ static double shown_limit(kg_verdict v, const kg_comparison *c, kg_tolerance t) 
     return c->max_err > t.max ? t.max * scale : c->max_err * scale / 2;
 }
 
-void kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const kg_comparison *c,
-                       kg_tolerance t, const char *what) {
+/* Goes through output and oracle in pieces, as they may lie on a device. */
+static int find_wrong(kg_bench *b, wrong_output *w, double limit, kg_error *err) {
+    enum { PIECE = 4 << 20 };
+    size_t n = (size_t)kg_tensor_numel(&w->shape), size = kg_dtype_size(w->shape.dtype);
+    size_t room = n < PIECE ? n : PIECE;
+    char *scratch = malloc(room * (size + sizeof(double)) + 1);
+    if (!scratch)
+        return kg_fail(err, KG_ENOMEM, "%zu elements: out of memory", room);
+    char *oracles = scratch, *outputs = scratch + room * sizeof(double);
+    int rc = KG_OK;
+    for (size_t at = 0; rc == KG_OK && at < n; at += PIECE) {
+        size_t some = n - at < PIECE ? n - at : PIECE;
+        const void *out, *oracle;
+        rc = b->j->device->view(b->j, w->got + at * size, some * size, outputs, &out, err);
+        if (rc == KG_OK)
+            rc = b->j->device->view(b->j, w->oracle + at * sizeof(double), some * sizeof(double),
+                                    oracles, &oracle, err);
+        if (rc == KG_OK)
+            kg_find_more(&w->shape, out, oracle, at, some, w->poison, limit, &w->found);
+    }
+    free(scratch);
+    return rc;
+}
+
+int kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const kg_comparison *c,
+                      kg_tolerance t, const char *what, kg_error *err) {
     const kg_set *set = &b->jc->sets[b->set];
     wrong_output w = {.shape = b->jc->outputs[output],
                       .name = b->j->op->outputs[output].name,
                       .got = kg_slot_data(&b->j->outputs[side][output]),
                       .oracle = set->oracles[output],
                       .poison = b->poison[side][output]};
-    kg_find_mismatches(&w.shape, w.got, w.oracle, w.poison, shown_limit(v, c, t), &w.found);
+    int rc = find_wrong(b, &w, shown_limit(v, c, t), err);
+    if (rc != KG_OK)
+        return rc;
     kg_condemn(b, v, "output '%s': %s", w.name, what);
     kg_buf *m = &b->report->message;
     if (v == KG_VERDICT_WRONG_VALUES && is_float_type(w.shape.dtype))
@@ -240,4 +194,5 @@ void kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const
     if (w.found.count)
         put_mismatches(m, &w);
     keep_details(b, &w, c, t);
+    return KG_OK;
 }

@@ -24,7 +24,8 @@ struct kg_worker {
     kg_proc proc;
     pid_t pid; /* kept when proc is gone */
     int socket;
-    bool alive;
+    bool alive, greeted;
+    kg_worker_options options;
     uint32_t number, landlock;
     kg_death death;
     kg_buf out;
@@ -106,6 +107,21 @@ static void read_fault(kg_worker *w, kg_reader *in) {
         w->death = d;
 }
 
+static void copy_text(char *to, size_t room, const char *from) {
+    snprintf(to, room, "%s", from);
+}
+
+static void read_device_fault(kg_worker *w, kg_reader *in) {
+    kg_death d = {.device_reported = true};
+    d.stage = kg_get_u32(in);
+    d.launch = kg_get_u32(in);
+    d.result = kg_get_u32(in);
+    copy_text(d.name, sizeof d.name, kg_get_str(in));
+    copy_text(d.asked, sizeof d.asked, kg_get_str(in));
+    if (in->status == KG_OK)
+        w->death = d;
+}
+
 /* Waits for one frame; 1 when there is one, 0 at the deadline. */
 static int wait_frame(kg_worker *w, int64_t deadline, kg_error *err) {
     for (;;) {
@@ -123,38 +139,46 @@ static int wait_frame(kg_worker *w, int64_t deadline, kg_error *err) {
     }
 }
 
-/* Sends what w->out holds and reads the answer's fields. */
-static int ask(kg_worker *w, const int *fds, size_t nfds, int64_t limit_ms, kg_reader *in,
-               kg_error *err) {
+/* Sends what w->out holds. */
+static int say(kg_worker *w, const int *fds, size_t nfds, kg_error *err) {
     if (!w->alive)
         return kg_fail(err, KG_ECHILD, "the worker has ended");
     int rc = kg_buf_check(&w->out, "a request", err);
     if (rc == KG_OK)
         rc = kg_frame_send(w->socket, w->out.data, w->out.len, fds, nfds, err);
-    if (rc != KG_OK)
-        return rc == KG_ECHILD ? dead(w, err) : rc;
+    return rc == KG_ECHILD ? dead(w, err) : rc;
+}
+
+/* Reads the answer's fields. */
+static int hear(kg_worker *w, int64_t limit_ms, kg_reader *in, kg_error *err) {
     int64_t deadline = kg_now_ns() + limit_ms * 1000000;
-    for (;;) {
-        rc = wait_frame(w, deadline, err);
-        if (rc <= 0)
-            return rc == 0 ? overdue(w, limit_ms, err) : rc;
-        size_t n;
-        if (kg_frame_recv(w->socket, w->in, sizeof w->in, &n, NULL, 0, NULL, NULL) != KG_OK)
-            return dead(w, err);
-        kg_reader_init(in, w->in, n);
-        uint32_t kind = kg_get_u32(in), number = kg_get_u32(in);
-        if (kind == KG_W_FAULT) {
+    int rc = wait_frame(w, deadline, err);
+    size_t n;
+    if (rc <= 0)
+        return rc == 0 ? overdue(w, limit_ms, err) : rc;
+    if (kg_frame_recv(w->socket, w->in, sizeof w->in, &n, NULL, 0, NULL, NULL) != KG_OK)
+        return dead(w, err);
+    kg_reader_init(in, w->in, n);
+    uint32_t kind = kg_get_u32(in), number = kg_get_u32(in);
+    if (kind == KG_W_FAULT || kind == KG_W_DEVICE_FAULT) {
+        if (kind == KG_W_FAULT)
             read_fault(w, in);
-            return dead(w, err);
-        }
-        if (number != w->number || (kind != KG_W_OK && kind != KG_W_FAILED))
-            return kg_fail(err, KG_EFORMAT, "the worker sent frame %u, %u out of order", kind,
-                           number);
-        if (kind == KG_W_OK)
-            return KG_OK;
-        int code = -(int)kg_get_u32(in);
-        return kg_fail(err, code < 0 ? code : KG_EFORMAT, "%s", kg_get_str(in));
+        else
+            read_device_fault(w, in);
+        return dead(w, err);
     }
+    if (number != w->number || (kind != KG_W_OK && kind != KG_W_FAILED))
+        return kg_fail(err, KG_EFORMAT, "the worker sent frame %u, %u out of order", kind, number);
+    if (kind == KG_W_OK)
+        return KG_OK;
+    int code = -(int)kg_get_u32(in);
+    return kg_fail(err, code < 0 ? code : KG_EFORMAT, "%s", kg_get_str(in));
+}
+
+static int ask(kg_worker *w, const int *fds, size_t nfds, int64_t limit_ms, kg_reader *in,
+               kg_error *err) {
+    int rc = say(w, fds, nfds, err);
+    return rc == KG_OK ? hear(w, limit_ms, in, err) : rc;
 }
 
 static void begin(kg_worker *w, uint32_t kind) {
@@ -169,42 +193,97 @@ static int well_formed(const kg_reader *in, kg_error *err) {
     return kg_fail(err, KG_EFORMAT, "the worker's answer is malformed");
 }
 
-static int greet(kg_worker *w, const kg_worker_options *o, kg_error *err) {
-    kg_reader in;
-    begin(w, KG_W_OPEN);
-    kg_put_u32(&w->out, KG_W_FORMAT);
-    kg_put_u32(&w->out, o->threads);
-    kg_put_u64(&w->out, o->stack);
-    int rc = ask(w, NULL, 0, QUIET_LIMIT_MS, &in, err);
-    if (rc != KG_OK)
-        return kg_fail_prefix(err, rc, "kgen-worker");
-    w->landlock = kg_get_u32(&in);
-    kg_get_u32(&in);
-    kg_get_u32(&in);
-    return well_formed(&in, err);
+/* What a driver (or its stand-in in tests) needs to find itself and the GPU that was meant; nothing
+ * else is passed on. */
+static const char *const passed_on[] = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER",
+                                        "LD_LIBRARY_PATH", "KGEN_LIBCUDA", "KGEN_FAKE_CUDA"};
+enum { PASSED_ON = sizeof passed_on / sizeof *passed_on, FIXED = 3 };
+
+static int fill_env(const char *env[PASSED_ON + FIXED], char text[PASSED_ON][1024], int device,
+                    kg_error *err) {
+    size_t n = 0;
+    env[n++] = "LC_ALL=C";
+    if (device == KG_CUDA)
+        env[n++] = "CUDA_CACHE_DISABLE=1"; /* no file is written */
+    for (size_t i = 0; device == KG_CUDA && i < PASSED_ON; i++) {
+        const char *value = getenv(passed_on[i]);
+        if (!value)
+            continue;
+        int length = snprintf(text[i], sizeof text[i], "%s=%s", passed_on[i], value);
+        if (length < 0 || (size_t)length >= sizeof text[i])
+            return kg_fail(err, KG_EOVERFLOW, "%s is longer than %zu bytes", passed_on[i],
+                           sizeof text[i]);
+        env[n++] = text[i];
+    }
+    env[n] = NULL;
+    return KG_OK;
 }
 
-int kg_worker_open(const kg_worker_options *options, kg_worker **out, kg_error *err) {
+static int start(kg_worker *w, const char *path, int socket, kg_error *err) {
+    const char *const argv[] = {path, w->options.device == KG_CUDA ? "cuda" : NULL, NULL};
+    const char *env[PASSED_ON + FIXED];
+    char text[PASSED_ON][1024];
+    const kg_limits limits = {.cpu_s = w->options.cpu_s};
+    int rc = fill_env(env, text, w->options.device, err);
+    if (rc == KG_OK)
+        rc = kg_proc_start(argv, env, &socket, 1, -1, &limits, &w->proc, err);
+    if (rc != KG_OK)
+        return rc;
+    w->alive = true;
+    w->pid = w->proc.pid;
+    begin(w, KG_W_OPEN);
+    kg_put_u32(&w->out, KG_W_FORMAT);
+    kg_put_u32(&w->out, (uint32_t)w->options.device);
+    kg_put_u32(&w->out, w->options.index);
+    kg_put_u32(&w->out, w->options.threads);
+    kg_put_u64(&w->out, w->options.stack);
+    return say(w, NULL, 0, err);
+}
+
+int kg_worker_start(const kg_worker_options *options, kg_worker **out, kg_error *err) {
     char path[512];
     int ends[2], rc = find_worker(options->path, path, err);
     if (rc != KG_OK || (rc = kg_frame_pair(ends, err)) != KG_OK)
         return rc;
     kg_worker *w = calloc(1, sizeof *w);
-    const char *const argv[] = {path, NULL}, *const env[] = {"LC_ALL=C", NULL};
-    const kg_limits limits = {.cpu_s = options->cpu_s};
-    if (w) {
-        kg_buf_init(&w->out, KG_FRAME_MAX);
-        w->socket = ends[0];
-        rc = kg_proc_start(argv, env, &ends[1], 1, -1, &limits, &w->proc, err);
-        w->alive = rc == KG_OK;
-        w->pid = w->proc.pid;
-    } else {
-        rc = kg_fail(err, KG_ENOMEM, "a worker: out of memory");
+    if (!w) {
         close(ends[0]);
+        close(ends[1]);
+        return kg_fail(err, KG_ENOMEM, "a worker: out of memory");
     }
+    kg_buf_init(&w->out, KG_FRAME_MAX);
+    w->socket = ends[0];
+    w->options = *options;
+    w->options.path = NULL; /* borrowed */
+    rc = start(w, path, ends[1], err);
     close(ends[1]);
+    if (rc != KG_OK) {
+        kg_worker_close(w);
+        return rc;
+    }
+    *out = w;
+    return KG_OK;
+}
+
+int kg_worker_greet(kg_worker *w, kg_error *err) {
+    kg_reader in;
+    if (w->greeted)
+        return KG_OK;
+    int rc = hear(w, QUIET_LIMIT_MS, &in, err);
+    if (rc != KG_OK)
+        return kg_fail_prefix(err, rc, "kgen-worker");
+    w->landlock = kg_get_u32(&in);
+    kg_get_u32(&in);
+    kg_get_u32(&in);
+    w->greeted = true;
+    return well_formed(&in, err);
+}
+
+int kg_worker_open(const kg_worker_options *options, kg_worker **out, kg_error *err) {
+    kg_worker *w = NULL;
+    int rc = kg_worker_start(options, &w, err);
     if (rc == KG_OK)
-        rc = greet(w, options, err);
+        rc = kg_worker_greet(w, err);
     if (rc != KG_OK) {
         kg_worker_close(w);
         return rc;
@@ -250,8 +329,8 @@ int kg_worker_map(kg_worker *w, const kg_slot *const *slots, size_t n, uint64_t 
                       : kg_fail(err, KG_EFORMAT, "the worker mapped %u of %zu buffers", count, n);
 }
 
-int kg_worker_load(kg_worker *w, const void *image, size_t n, size_t nentries, kg_error *err) {
-    kg_reader in;
+/* Sends LOAD, of which w->out holds the fields, with the image. */
+static int load(kg_worker *w, const void *image, size_t n, kg_reader *in, kg_error *err) {
     int fd = memfd_create("kgen-image", MFD_CLOEXEC);
     if (fd < 0)
         return kg_fail(err, KG_EIO, "memfd_create: %s", strerror(errno));
@@ -259,16 +338,50 @@ int kg_worker_load(kg_worker *w, const void *image, size_t n, size_t nentries, k
         close(fd);
         return kg_fail(err, KG_ENOMEM, "write of an image of %zu bytes", n);
     }
+    int rc = ask(w, &fd, 1, QUIET_LIMIT_MS, in, err);
+    close(fd);
+    return rc;
+}
+
+int kg_worker_load(kg_worker *w, const void *image, size_t n, size_t nentries, kg_error *err) {
+    kg_reader in;
     begin(w, KG_W_LOAD);
     kg_put_u32(&w->out, (uint32_t)nentries);
-    int rc = ask(w, &fd, 1, QUIET_LIMIT_MS, &in, err);
-    close(fd);
+    int rc = load(w, image, n, &in, err);
     return rc == KG_OK ? well_formed(&in, err) : rc;
+}
+
+int kg_worker_load_kernels(kg_worker *w, const void *image, size_t bytes, const kg_kernel_ask *asks,
+                           size_t n, kg_kernel_use *uses, kg_error *err) {
+    kg_reader in;
+    begin(w, KG_W_LOAD);
+    kg_put_u32(&w->out, (uint32_t)n);
+    for (size_t i = 0; i < n; i++) {
+        kg_put_str(&w->out, asks[i].name);
+        kg_put_u32(&w->out, asks[i].threads);
+        kg_put_u32(&w->out, asks[i].shared);
+        kg_put_u32(&w->out, asks[i].cluster);
+        kg_put_u32(&w->out, (uint32_t)asks[i].nargs);
+        for (size_t k = 0; k < asks[i].nargs; k++)
+            kg_put_u32(&w->out, asks[i].arg_bytes[k]);
+    }
+    int rc = load(w, image, bytes, &in, err);
+    if (rc != KG_OK)
+        return rc;
+    uint32_t count = kg_get_u32(&in);
+    for (size_t i = 0; i < n; i++) {
+        uses[i].registers = kg_get_u32(&in);
+        uses[i].local = kg_get_u32(&in);
+        uses[i].shared = kg_get_u32(&in);
+        uses[i].blocks = kg_get_u32(&in);
+    }
+    return count == n ? well_formed(&in, err)
+                      : kg_fail(err, KG_EFORMAT, "the worker's answer is malformed");
 }
 
 static void put_arg(kg_buf *out, const kg_run_arg *a) {
     kg_put_u8(out, a->kind);
-    if (a->kind == KG_WA_BUFFER)
+    if (a->kind == KG_WA_BUFFER || a->kind == KG_WA_MAP)
         kg_put_u32(out, a->buffer);
     else if (a->kind == KG_WA_I32 || a->kind == KG_WA_I64)
         kg_put_i64(out, a->i);
@@ -276,34 +389,74 @@ static void put_arg(kg_buf *out, const kg_run_arg *a) {
         kg_put_f64(out, a->f);
 }
 
-int kg_worker_run(kg_worker *w, const kg_run *run, int64_t limit_ms, uint64_t *ns, kg_error *err) {
-    kg_reader in;
+static void put_map(kg_buf *out, const kg_map *m, uint32_t buffer) {
+    kg_put_u32(out, buffer);
+    kg_put_u32(out, (uint32_t)m->dtype);
+    kg_put_u32(out, (uint32_t)m->swizzle);
+    kg_put_u32(out, (uint32_t)m->l2);
+    kg_put_u32(out, (uint32_t)m->rank);
+    for (size_t d = 0; d < m->rank; d++) {
+        kg_put_i64(out, m->dims[d]);
+        kg_put_i64(out, m->box[d]);
+    }
+    for (size_t d = 0; d + 1 < m->rank; d++)
+        kg_put_i64(out, m->strides[d]);
+}
+
+static void put_launch(kg_buf *out, int device, const kg_run_launch *l) {
+    kg_put_u32(out, l->entry);
+    if (device == KG_CPU) {
+        kg_put_i64(out, l->range);
+        kg_put_i64(out, l->grain);
+    } else {
+        const int64_t *const threes[] = {l->grid, l->block, l->cluster};
+        for (int k = 0; k < 3; k++)
+            for (int i = 0; i < 3; i++)
+                kg_put_i64(out, threes[k][i]);
+        kg_put_i64(out, l->shared);
+        kg_put_u32(out,
+                   (l->cooperative ? KG_LAUNCH_COOPERATIVE : 0u) | (l->pdl ? KG_LAUNCH_PDL : 0u));
+    }
+    kg_put_u32(out, (uint32_t)l->nargs);
+    for (size_t k = 0; k < l->nargs; k++)
+        put_arg(out, &l->args[k]);
+}
+
+static void put_run(kg_worker *w, const kg_run *run) {
     begin(w, KG_W_RUN);
     kg_put_u32(&w->out, run->split);
     kg_put_u32(&w->out, run->warm);
     kg_put_u32(&w->out, run->timed);
+    kg_put_u32(&w->out, (run->cold ? KG_RUN_COLD : 0u) | (run->graph ? KG_RUN_GRAPH : 0u));
     kg_put_u32(&w->out, (uint32_t)run->nclear);
     for (size_t i = 0; i < run->nclear; i++)
         kg_put_u32(&w->out, run->clear[i]);
     kg_put_bytes(&w->out, run->programs, run->programs_bytes);
+    kg_put_u32(&w->out, (uint32_t)run->nmaps);
+    for (size_t i = 0; i < run->nmaps; i++)
+        put_map(&w->out, &run->maps[i], run->map_buffer[i]);
     kg_put_u32(&w->out, (uint32_t)run->nlaunches);
-    for (size_t i = 0; i < run->nlaunches; i++) {
-        const kg_run_launch *l = &run->launches[i];
-        kg_put_u32(&w->out, l->entry);
-        kg_put_i64(&w->out, l->range);
-        kg_put_i64(&w->out, l->grain);
-        kg_put_u32(&w->out, (uint32_t)l->nargs);
-        for (size_t k = 0; k < l->nargs; k++)
-            put_arg(&w->out, &l->args[k]);
-    }
+    for (size_t i = 0; i < run->nlaunches; i++)
+        put_launch(&w->out, w->options.device, &run->launches[i]);
+}
+
+int kg_worker_run(kg_worker *w, const kg_run *run, int64_t limit_ms, kg_call_time *times,
+                  kg_error *err) {
+    kg_reader in;
+    put_run(w, run);
     int rc = ask(w, NULL, 0, limit_ms, &in, err);
     if (rc != KG_OK)
         return rc;
     uint32_t count = kg_get_u32(&in);
     if (count != run->timed)
         return kg_fail(err, KG_EFORMAT, "the worker timed %u of %u calls", count, run->timed);
-    for (uint32_t i = 0; i < count; i++)
-        ns[i] = kg_get_u64(&in);
+    for (uint32_t i = 0; i < count; i++) {
+        times[i] = (kg_call_time){.ns = kg_get_u64(&in)};
+        if (w->options.device == KG_CPU)
+            continue;
+        times[i].window_ns = kg_get_u64(&in);
+        times[i].wall_ns = kg_get_u64(&in);
+    }
     return well_formed(&in, err);
 }
 

@@ -3,11 +3,15 @@
  * The first filter refuses what no loader needs (EPERM, so that libraries which probe go on); it
  * stands while the image is loaded, which runs no code of the image. The second lets through a
  * handful of calls and nothing else. A kernel without landlock leaves the first step out: nothing
- * untrusted runs before the third, which opens no file either. Refuses to go on without seccomp. */
+ * untrusted runs before the third, which opens no file either. Refuses to go on without seccomp.
+ *
+ * A GPU's worker gets two weaker locks: a driver opens its devices, starts threads and maps memory
+ * at any time, and a Candidate there is code of the device, which makes no system call. */
 #define _GNU_SOURCE
 #include "worker/sandbox.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -32,6 +36,7 @@
 /* The same on every architecture. */
 #ifndef SYS_landlock_create_ruleset
 #define SYS_landlock_create_ruleset 444
+#define SYS_landlock_add_rule 445
 #define SYS_landlock_restrict_self 446
 #endif
 #ifndef SYS_clone3
@@ -52,31 +57,77 @@ static int landlock_abi(void) {
     return abi > 0 ? (int)abi : 0;
 }
 
-/* Everything that the kernel can handle, and no rule that gives any of it back. */
-static int landlock(int abi, kg_error *err) {
+/* struct landlock_path_beneath_attr, which is packed. */
+typedef struct __attribute__((packed)) beneath {
+    uint64_t rights;
+    int32_t folder;
+} beneath;
+
+static long give_back(int ruleset_fd, const char *folder, uint64_t rights) {
+    enum { PATH_BENEATH = 1 };
+    beneath b = {.rights = rights, .folder = open(folder, O_PATH | O_CLOEXEC | O_DIRECTORY)};
+    if (b.folder < 0)
+        return -1;
+    long rc = syscall(SYS_landlock_add_rule, ruleset_fd, PATH_BENEATH, &b, 0);
+    int saved = errno;
+    close(b.folder);
+    errno = saved;
+    return rc;
+}
+
+/* Handles these rights of files (bits that the kernel does not know are left out) and the whole
+ * network, and gives `given` of them back below each of the folders. */
+static int landlock(int abi, uint64_t handled, const char *const *folders, uint64_t given,
+                    kg_error *err) {
     static const unsigned fs_rights[] = {0, 13, 14, 15, 15, 16};
     unsigned rights = fs_rights[abi < 5 ? abi : 5];
-    ruleset r = {.fs = (1ull << rights) - 1,
-                 .net = abi >= 4 ? 3 : 0,     /* bind and connect of TCP */
-                 .scoped = abi >= 6 ? 3 : 0}; /* abstract sockets, signals */
+    uint64_t known = (1ull << rights) - 1;
+    ruleset r = {.fs = handled & known,
+                 .net = abi >= 4 ? 3 : 0, /* bind and connect of TCP */
+                 .scoped = abi >= 6 ? (folders ? 2 : 3)
+                                    : 0}; /* abstract sockets (a driver may), signals */
     size_t size = abi >= 6 ? sizeof r : abi >= 4 ? 2 * sizeof r.fs : sizeof r.fs;
     int fd = (int)syscall(SYS_landlock_create_ruleset, &r, size, 0);
     if (fd < 0)
         return kg_fail(err, KG_EENV, "landlock_create_ruleset: %s", strerror(errno));
-    long rc = syscall(SYS_landlock_restrict_self, fd, 0);
+    long rc = 0;
+    for (; rc == 0 && folders && *folders; folders++)
+        rc = give_back(fd, *folders, given & known);
+    if (rc == 0)
+        rc = syscall(SYS_landlock_restrict_self, fd, 0);
     int saved = errno;
     close(fd);
-    return rc == 0 ? KG_OK : kg_fail(err, KG_EENV, "landlock_restrict_self: %s", strerror(saved));
+    return rc == 0 ? KG_OK : kg_fail(err, KG_EENV, "landlock: %s", strerror(saved));
 }
 
-int kg_sandbox_files(int *abi, kg_error *err) {
+static int no_privileges(kg_error *err) {
     const struct rlimit none = {0, 0};
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return kg_fail(err, KG_EENV, "prctl(PR_SET_NO_NEW_PRIVS): %s", strerror(errno));
     setrlimit(RLIMIT_CORE, &none);
+    return KG_OK;
+}
+
+int kg_sandbox_files(int *abi, kg_error *err) {
+    const struct rlimit none = {0, 0};
+    int rc = no_privileges(err);
+    if (rc != KG_OK)
+        return rc;
     setrlimit(RLIMIT_FSIZE, &none);
     *abi = landlock_abi();
-    return *abi > 0 ? landlock(*abi, err) : KG_OK;
+    return *abi > 0 ? landlock(*abi, UINT64_MAX, NULL, 0, err) : KG_OK;
+}
+
+int kg_sandbox_device_files(int *abi, kg_error *err) {
+    /* WRITE_FILE, REMOVE_* and MAKE_*, REFER, TRUNCATE. Reading and running are the driver's own
+     * affair, and so are ioctls. */
+    const uint64_t writes = 1u << 1 | 0x1ff0u | 1u << 13 | 1u << 14;
+    static const char *const folders[] = {"/dev", "/proc", NULL};
+    int rc = no_privileges(err);
+    if (rc != KG_OK)
+        return rc;
+    *abi = landlock_abi();
+    return *abi > 0 ? landlock(*abi, writes, folders, writes, err) : KG_OK;
 }
 
 static int install(struct sock_filter *filter, size_t n, kg_error *err) {
@@ -125,82 +176,98 @@ static void on(program *p, long nr, uint32_t action) {
     emit(p, (struct sock_filter)RETURN(action));
 }
 
-int kg_sandbox_system(kg_error *err) {
-    static const long refused[] = {
-        SYS_socket,
-        SYS_socketpair,
-        SYS_connect,
-        SYS_bind,
-        SYS_listen,
-        SYS_accept,
-        SYS_accept4,
-        SYS_execve,
-        SYS_execveat,
-        SYS_clone,
-        SYS_clone3,
-        SYS_ptrace,
-        SYS_process_vm_readv,
-        SYS_process_vm_writev,
-        SYS_kill,
-        SYS_tkill,
-        SYS_tgkill,
-        SYS_rt_sigqueueinfo,
-        SYS_rt_tgsigqueueinfo,
-        SYS_pidfd_open,
-        SYS_pidfd_send_signal,
-        SYS_pidfd_getfd,
-        SYS_mount,
-        SYS_umount2,
-        SYS_pivot_root,
-        SYS_chroot,
-        SYS_setns,
-        SYS_unshare,
-        SYS_bpf,
-        SYS_perf_event_open,
-        SYS_io_uring_setup,
-        SYS_io_uring_enter,
-        SYS_io_uring_register,
-        SYS_keyctl,
-        SYS_add_key,
-        SYS_request_key,
-        SYS_userfaultfd,
-        SYS_init_module,
-        SYS_finit_module,
-        SYS_delete_module,
-        SYS_kexec_load,
-        SYS_reboot,
-        SYS_swapon,
-        SYS_swapoff,
-        SYS_open_by_handle_at,
-        SYS_name_to_handle_at,
-        SYS_setuid,
-        SYS_setgid,
-        SYS_personality,
-        SYS_shmget,
-        SYS_shmat,
-        SYS_msgget,
-        SYS_semget,
-        SYS_mq_open,
-        SYS_fanotify_init,
-        SYS_sched_setaffinity,
-        SYS_unlinkat,
-        SYS_renameat2,
-        SYS_linkat,
-        SYS_symlinkat,
-        SYS_mkdirat,
-        SYS_truncate,
-        SYS_prctl,
+/* What neither a loader nor a driver needs. */
+static const long refused[] = {
+    SYS_socket,
+    SYS_socketpair,
+    SYS_connect,
+    SYS_bind,
+    SYS_listen,
+    SYS_accept,
+    SYS_accept4,
+    SYS_execve,
+    SYS_execveat,
+    SYS_ptrace,
+    SYS_process_vm_readv,
+    SYS_process_vm_writev,
+    SYS_kill,
+    SYS_tkill,
+    SYS_rt_sigqueueinfo,
+    SYS_rt_tgsigqueueinfo,
+    SYS_pidfd_open,
+    SYS_pidfd_send_signal,
+    SYS_pidfd_getfd,
+    SYS_mount,
+    SYS_umount2,
+    SYS_pivot_root,
+    SYS_chroot,
+    SYS_setns,
+    SYS_unshare,
+    SYS_bpf,
+    SYS_perf_event_open,
+    SYS_io_uring_setup,
+    SYS_io_uring_enter,
+    SYS_io_uring_register,
+    SYS_keyctl,
+    SYS_add_key,
+    SYS_request_key,
+    SYS_userfaultfd,
+    SYS_init_module,
+    SYS_finit_module,
+    SYS_delete_module,
+    SYS_kexec_load,
+    SYS_reboot,
+    SYS_swapon,
+    SYS_swapoff,
+    SYS_open_by_handle_at,
+    SYS_name_to_handle_at,
+    SYS_setuid,
+    SYS_setgid,
+    SYS_personality,
+    SYS_shmget,
+    SYS_shmat,
+    SYS_msgget,
+    SYS_semget,
+    SYS_mq_open,
+    SYS_fanotify_init,
+    SYS_renameat2,
+    SYS_linkat,
+    SYS_symlinkat,
+    SYS_mkdirat,
+    SYS_truncate,
 #if defined(__x86_64__)
-        SYS_fork,
-        SYS_vfork,
-        SYS_open,
-        SYS_creat,
+    SYS_fork,
+    SYS_vfork,
 #endif
-    };
+};
+
+/* What a driver needs beside it: threads of its own, and its devices. */
+static const long refused_without_driver[] = {
+    SYS_clone, SYS_clone3, SYS_sched_setaffinity, SYS_prctl, SYS_unlinkat, SYS_tgkill,
+#if defined(__x86_64__)
+    SYS_open,  SYS_creat,
+#endif
+};
+
+static void refuse(program *p, const long *calls, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        on(p, calls[i], SECCOMP_RET_ERRNO | EPERM);
+}
+
+int kg_sandbox_system(kg_error *err) {
     program p;
     begin(&p);
-    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
-        on(&p, refused[i], SECCOMP_RET_ERRNO | EPERM);
+    refuse(&p, refused, sizeof refused / sizeof *refused);
+    refuse(&p, refused_without_driver,
+           sizeof refused_without_driver / sizeof *refused_without_driver);
+    emit(&p, (struct sock_filter)RETURN(SECCOMP_RET_ALLOW));
+    return install(p.code, p.n, err);
+}
+
+int kg_sandbox_device_system(kg_error *err) {
+    program p;
+    begin(&p);
+    refuse(&p, refused, sizeof refused / sizeof *refused);
     emit(&p, (struct sock_filter)RETURN(SECCOMP_RET_ALLOW));
     return install(p.code, p.n, err);
 }

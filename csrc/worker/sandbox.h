@@ -16,4 +16,14 @@ int kg_sandbox_system(kg_error *err);
  * SIGSYS. */
 int kg_sandbox_last(int socket, kg_error *err);
 
+/* --- a GPU's worker, whose driver needs its devices, threads and more memory all the time --- */
+
+/* No new privileges, no core files; nothing is written, made or removed in any folder but /dev and
+ * /proc, no network (landlock). Binds this thread and what it starts, so it comes before the
+ * driver. */
+int kg_sandbox_device_files(int *abi, kg_error *err);
+/* For all threads, once the driver has its context: no socket, program, process, tracing, no
+ * looking into others. */
+int kg_sandbox_device_system(kg_error *err);
+
 #endif

@@ -63,7 +63,7 @@ static int host_threads(void) {
     return 3;
 }
 
-static const kg_host host = {host_empty, host_release, host_parallel, host_threads};
+static const kg_host host = {host_empty, host_release, host_parallel, host_threads, NULL};
 
 /* ---- a registry ---- */
 
@@ -133,7 +133,7 @@ static void make_registry(fixture *f) {
                                           .source = names[i],
                                           .version = (int32_t)i + 1,
                                           .source_hash = kg_xxh128(texts[i], strlen(texts[i])),
-                                          .env = {"", "", "", ""},
+                                          .env = {"", "", "", "", ""},
                                           .plan = f->plan};
         f->pins[i].kernel = i;
         pin_of(f->op, 4, 10, i == 0, &f->pins[i].key);

@@ -28,7 +28,7 @@ typedef struct rig {
     kg_slot x, y;
     uint64_t at[2];
     kg_run run;
-    uint64_t ns[8];
+    kg_call_time times[8];
 } rig;
 
 enum { COUNT = 1000 };
@@ -92,7 +92,7 @@ static void rig_close(rig *r) {
 static const kg_death *rig_dies(rig *r, const char *body, int64_t limit_ms) {
     kg_error err = {0};
     rig_open(r, body);
-    CHECK_INT(kg_worker_run(r->worker, &r->run, limit_ms, r->ns, &err), KG_ECHILD);
+    CHECK_INT(kg_worker_run(r->worker, &r->run, limit_ms, r->times, &err), KG_ECHILD);
     return kg_worker_death(r->worker);
 }
 
@@ -103,10 +103,10 @@ TEST(worker_runs_all_chunks_in_both_splits) {
     for (uint32_t split = 0; split < 2; split++) {
         memset(kg_slot_data(&r.y), 0xff, COUNT * sizeof(float));
         r.run.split = split;
-        CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.ns, &err), err);
+        CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err);
         for (int i = 0; i < COUNT; i++)
             CHECK_NEAR(((float *)kg_slot_data(&r.y))[i], sqrtf((float)i) + COUNT, 0);
-        CHECK(r.ns[0] > 0 && r.ns[2] < 1000000000);
+        CHECK(r.times[0].ns > 0 && r.times[2].ns < 1000000000);
     }
     int64_t where;
     CHECK(kg_slot_guards_whole(&r.x, &where) && kg_slot_guards_whole(&r.y, &where));
@@ -121,7 +121,7 @@ TEST(worker_clears_before_it_runs) {
     r.run.nclear = 1;
     r.run.clear[0] = 1;
     r.run.launches[0].grain = COUNT;
-    CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.ns, &err), err);
+    CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err);
     for (int i = 0; i < COUNT; i++)
         CHECK_NEAR(((float *)kg_slot_data(&r.y))[i], i % 2 == 0, 0);
     rig_close(&r);
@@ -132,19 +132,20 @@ TEST(worker_refuses_what_does_not_fit) {
     kg_error err = {0};
     rig_open(&r, "");
     r.run.launches[0].args[0].buffer = 2;
-    CHECK_ERR(kg_worker_run(r.worker, &r.run, 5000, r.ns, &err), err, KG_EFORMAT, "buffer 2 of 2");
+    CHECK_ERR(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err, KG_EFORMAT,
+              "buffer 2 of 2");
     r.run.launches[0].args[0].buffer = 0;
     r.run.launches[0].entry = 1;
-    CHECK_ERR(kg_worker_run(r.worker, &r.run, 5000, r.ns, &err), err, KG_EFORMAT, "malformed");
+    CHECK_ERR(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err, KG_EFORMAT, "malformed");
     r.run.launches[0].entry = 0;
     r.run.nclear = 1;
     r.run.clear[0] = 0;
-    CHECK_ERR(kg_worker_run(r.worker, &r.run, 5000, r.ns, &err), err, KG_EFORMAT,
+    CHECK_ERR(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err, KG_EFORMAT,
               "clears buffer 0");
     const kg_slot *slots[] = {&r.x};
     CHECK_ERR(kg_worker_map(r.worker, slots, 1, r.at, &err), err, KG_EINVAL, "out of order");
     r.run.nclear = 0;
-    CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.ns, &err), err);
+    CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err);
     rig_close(&r);
 }
 
@@ -223,7 +224,7 @@ static void calls_libc(const char *body, void *function, uint32_t system_call) {
     kg_error err = {0};
     rig_open(&r, body);
     r.run.launches[0].args[2].i = address_in_worker(kg_worker_pid(r.worker), function);
-    CHECK_INT(kg_worker_run(r.worker, &r.run, 5000, r.ns, &err), KG_ECHILD);
+    CHECK_INT(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), KG_ECHILD);
     const kg_death *d = kg_worker_death(r.worker);
     CHECK(d->reported);
     CHECK_UINT(d->signal, SIGSYS);
@@ -270,7 +271,7 @@ TEST(workers_leave_no_descriptor_and_no_child) {
     for (int i = 0; i < 20; i++) {
         rig_open(&r, i % 2 ? "__builtin_trap();" : "y[0] = 1;");
         kg_error err;
-        kg_worker_run(r.worker, &r.run, 5000, r.ns, &err);
+        kg_worker_run(r.worker, &r.run, 5000, r.times, &err);
         rig_close(&r);
     }
     CHECK_UINT(descriptors(), before);

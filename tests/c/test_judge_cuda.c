@@ -1,0 +1,308 @@
+/* The judge on CUDA against a stand-in for the driver (tests/fake): real cubins by NVRTC, real
+ * workers, allocations that travel as descriptors; kernels are C functions of the same name
+ * (tests/fake_kernels). What only a GPU can show is in tests/python/test_judge_cuda.py. */
+#include "test.h"
+
+#include <dirent.h>
+
+#include "base/fs.h"
+#include "fake_cuda.h"
+#include "nvrtc_util.h"
+#include "sys/proc.h"
+#include "tune/judge.h"
+#include "tune/judge_internal.h"
+
+#define DRIVER KGEN_BINARY_DIR "/libkgen_fakecuda.so"
+#define KERNELS "kernels=" KGEN_BINARY_DIR "/libkgen_fakekernels.so"
+
+enum { ROWS = 33, COLUMNS = 50, COUNT = ROWS * COLUMNS };
+
+static const char CASE[] =
+    "{\"format\": 1, \"op\": \"softmax\", \"device\": \"cuda\", \"precision\": \"native\", "
+    "\"args\": {\"input\": {\"dtype\": \"float32\", \"shape\": [33, 50], \"stride\": [50, 1], "
+    "\"align\": 16, \"fill\": {\"kind\": \"normal\", \"mean\": 0, \"std\": 1}}, \"dim\": -1}, "
+    "\"count\": 1}";
+
+typedef struct rig {
+    kg_judge *judge;
+    const fake_cuda *driver;
+    float input[2][COUNT];
+    double oracle[2][COUNT];
+} rig;
+
+static void softmax(const float *x, double *y) {
+    for (int row = 0; row < ROWS; row++) {
+        double sum = 0;
+        for (int i = 0; i < COLUMNS; i++)
+            sum += exp((double)x[row * COLUMNS + i]);
+        for (int i = 0; i < COLUMNS; i++)
+            y[row * COLUMNS + i] = exp((double)x[row * COLUMNS + i]) / sum;
+    }
+}
+
+static void add_sets(rig *r) {
+    kg_error err = {0};
+    for (int s = 0; s < 2; s++) {
+        for (int i = 0; i < COUNT; i++)
+            r->input[s][i] = (float)(i * (37 + s) % 101) / 50.0f;
+        softmax(r->input[s], r->oracle[s]);
+        const void *inputs[] = {r->input[s]}, *oracles[] = {r->oracle[s]};
+        kg_judge_set set = {
+            .name = "made up", .inputs = inputs, .ninputs = 1, .oracles = oracles, .noutputs = 1};
+        CHECK_OK(kg_judge_add_set(r->judge, 0, &set, &err), err);
+    }
+}
+
+static void rig_open_with(rig *r, const char *settings, kg_judge_options o) {
+    kg_error err = {0};
+    kg_buf op;
+    size_t index;
+    setenv("KGEN_CACHE", KGEN_BINARY_DIR "/test-cache", 1); /* the checks take seconds to compile */
+    r->driver = fake_cuda_use(DRIVER, settings);
+    CHECK(r->driver);
+    need_nvrtc(); /* which asks the driver */
+    kg_buf_init(&op, 0);
+    CHECK_OK(kg_read_file(KGEN_SOURCE_DIR "/kernels/ops/softmax.json", 1 << 20, &op, &err), err);
+    o.device = KG_CUDA;
+    snprintf(o.worker, sizeof o.worker, "%s/kgen-worker", KGEN_BINARY_DIR);
+    CHECK_OK(kg_judge_open(op.data, op.len, "softmax.json", &o, &r->judge, &err), err);
+    kg_buf_free(&op);
+    CHECK_OK(kg_judge_add_case(r->judge, CASE, strlen(CASE), "a Case", &index, &err), err);
+    add_sets(r);
+}
+
+static void rig_open(rig *r, const char *settings) {
+    rig_open_with(r, settings, (kg_judge_options){.timeout_ms = 20000});
+}
+
+/* A Candidate whose kernel has this name and does what the stand-in's function does. `launch`: more
+ * keys of the launch, each with a comma before it; `body`: in front of the kernel. */
+static void source_of(kg_buf *b, const char *kernel, const char *launch, const char *before) {
+    kg_buf_init(b, 0);
+    kg_buf_printf(
+        b,
+        "/* kgen\n{ \"format\": 1, \"op\": \"softmax\", \"target\": \"cuda\", "
+        "\"launches\": [{\"kernel\": \"%s\", \"grid\": [\"M\"], \"block\": [128], "
+        "\"args\": [\"input\", \"output\", {\"i32\": \"M\"}, {\"i32\": \"N\"}]%s}] }\n*/\n"
+        "%s\nextern \"C\" __global__ void %s(const float *x, float *y, int m, int n) {\n"
+        "    y[blockIdx.x * n + threadIdx.x] = x[m];\n}\n",
+        kernel, launch, before, kernel);
+}
+
+static kg_judge_report *judge_text(rig *r, const char *text, uint32_t reps) {
+    kg_error err = {0};
+    kg_judge_report *report;
+    kg_judge_request q = {
+        .text = text, .n = strlen(text), .name = "softmax.cu", .all_sets = true, .reps = reps};
+    CHECK_OK(kg_judge_run(r->judge, &q, &report, &err), err);
+    return report;
+}
+
+static void expect(rig *r, const char *text, kg_verdict verdict, const char *part) {
+    kg_judge_report *report = judge_text(r, text, 0);
+    if (kg_judge_verdict(report) != verdict || !strstr(kg_judge_message(report), part))
+        FAIL("%s: %s, and not %s: %s", kg_verdict_name((int)kg_judge_verdict(report)),
+             kg_judge_message(report), kg_verdict_name((int)verdict), part);
+    kg_judge_report_free(report);
+}
+
+static void expect_kernel(rig *r, const char *kernel, kg_verdict verdict, const char *part) {
+    kg_buf text;
+    source_of(&text, kernel, "", "");
+    expect(r, text.data, verdict, part);
+    kg_buf_free(&text);
+}
+
+TEST_WITHIN(judge_cuda_tells_right_from_wrong, 240) {
+    rig r;
+    rig_open(&r, KERNELS);
+    expect_kernel(&r, "right", KG_VERDICT_PASS, "");
+    expect_kernel(&r, "wrong", KG_VERDICT_WRONG_VALUES, "[32, 49] expected");
+    expect_kernel(&r, "short_by_a_row", KG_VERDICT_NOT_ALL_WRITTEN, "they lie in [32, 0..49]");
+    expect_kernel(&r, "not_finite", KG_VERDICT_NONFINITE, "[0, 3] expected");
+    expect_kernel(&r, "past_the_end", KG_VERDICT_OUT_OF_BOUNDS, "4 bytes behind its end");
+    expect_kernel(&r, "before_the_begin", KG_VERDICT_OUT_OF_BOUNDS, "8 bytes before its begin");
+    expect_kernel(&r, "by_turns", KG_VERDICT_NONDETERMINISTIC, "to other addresses");
+    expect_kernel(&r, "writes_input", KG_VERDICT_INPUT_MODIFIED, "changed input 'input'");
+    expect_kernel(&r, "late", KG_VERDICT_TOO_SLOW, "a call took 1.");
+    expect_kernel(&r, "right", KG_VERDICT_PASS, "");
+    kg_judge_close(r.judge);
+    CHECK_UINT(r.driver->live_bytes(), 0);
+    CHECK_UINT(r.driver->live_modules(), 0);
+}
+
+TEST_WITHIN(judge_cuda_condemns_before_anything_runs, 120) {
+    rig r;
+    kg_buf text;
+    rig_open(&r, KERNELS);
+    source_of(&text, "right", "", "static __device__ int broken = \"text\";");
+    expect(&r, text.data, KG_VERDICT_COMPILE_ERROR, "softmax.cu(");
+    kg_buf_free(&text);
+    source_of(&text, "right", "", "__device__ int calls;");
+    expect(&r, text.data, KG_VERDICT_POLICY, "");
+    kg_buf_free(&text);
+    source_of(&text, "right", ", \"colour\": 1", "");
+    expect(&r, text.data, KG_VERDICT_PLAN_ERROR, "colour");
+    kg_buf_free(&text);
+    source_of(&text, "right", ", \"shared\": 1000000", "");
+    expect(&r, text.data, KG_VERDICT_PLAN_ERROR, "shared");
+    kg_buf_free(&text);
+    /* The plan gives what the function does not take. */
+    const char wrong_args[] =
+        "/* kgen\n{ \"format\": 1, \"op\": \"softmax\", \"target\": \"cuda\", \"launches\": "
+        "[{\"kernel\": \"right\", \"grid\": [1], \"block\": [32], \"args\": [\"input\", "
+        "\"output\", "
+        "{\"i64\": \"M\"}, {\"i32\": \"N\"}]}] }\n*/\nextern \"C\" __global__ void right(const "
+        "float "
+        "*x, float *y, int m, int n) { y[n] = x[m]; }\n";
+    expect(&r, wrong_args, KG_VERDICT_COMPILE_ERROR, "parameter 2 has 4 bytes");
+    kg_judge_close(r.judge);
+}
+
+TEST_WITHIN(judge_cuda_refuses_the_cpus_candidates, 60) {
+    rig r;
+    rig_open(&r, KERNELS);
+    expect(&r,
+           "/* kgen\n{ \"format\": 1, \"op\": \"softmax\", \"target\": \"cpu\", \"launches\": "
+           "[{\"kernel\": \"f\", \"range\": \"M\", \"args\": [\"input\", \"output\"]}] }\n*/\n",
+           KG_VERDICT_PLAN_ERROR, "has a CUDA device and no CPU");
+    kg_judge_close(r.judge);
+}
+
+TEST_WITHIN(judge_cuda_names_what_a_launch_asks_too_much_of, 120) {
+    rig r;
+    kg_buf text;
+    rig_open(&r, KERNELS ",clusters_fit=0");
+    source_of(&text, "right", ", \"cooperative\": true", "");
+    expect(&r, text.data, KG_VERDICT_PASS, "");
+    kg_buf_free(&text);
+    source_of(&text, "right", ", \"cluster\": [3]", "");
+    expect(&r, text.data, KG_VERDICT_OUT_OF_RESOURCES, "cluster of 3 blocks");
+    kg_buf_free(&text);
+    expect_kernel(&r, "right", KG_VERDICT_PASS, "");
+    kg_judge_close(r.judge);
+}
+
+/* What the driver says comes out as a verdict, and the next Candidate finds everything well. */
+static void expect_fault(int result, kg_verdict verdict, const char *part) {
+    rig r;
+    char settings[400];
+    snprintf(settings, sizeof settings, KERNELS ",fault=wrong:%d", result);
+    rig_open(&r, settings);
+    expect_kernel(&r, "wrong", verdict, part);
+    expect_kernel(&r, "right", KG_VERDICT_PASS, "");
+    kg_judge_close(r.judge);
+    CHECK_UINT(r.driver->live_bytes(), 0);
+}
+
+TEST_WITHIN(judge_cuda_illegal_address, 120) {
+    expect_fault(700, KG_VERDICT_ILLEGAL_ACCESS, "an address without memory");
+}
+
+TEST_WITHIN(judge_cuda_misaligned, 120) {
+    expect_fault(716, KG_VERDICT_ILLEGAL_ACCESS, "not aligned");
+}
+
+TEST_WITHIN(judge_cuda_trap, 120) {
+    expect_fault(715, KG_VERDICT_CRASH, "__trap()");
+}
+
+TEST_WITHIN(judge_cuda_unknown_fault_is_a_crash, 120) {
+    expect_fault(999, KG_VERDICT_CRASH, "CUDA_ERROR_UNKNOWN");
+}
+
+TEST_WITHIN(judge_cuda_hang_costs_its_limit, 120) {
+    rig r;
+    rig_open_with(&r, KERNELS ",hang=wrong", (kg_judge_options){.timeout_ms = 400});
+    expect_kernel(&r, "right", KG_VERDICT_PASS, "");
+    kg_buf text;
+    source_of(&text, "wrong", "", "");
+    kg_judge_report *first = judge_text(&r, text.data, 0); /* compiles */
+    kg_judge_report_free(first);
+    int64_t start = kg_now_ns();
+    expect(&r, text.data, KG_VERDICT_TIMEOUT, "within 400 ms");
+    int64_t took = (kg_now_ns() - start) / 1000000;
+    if (took < 400 || took > 4000) /* a worker's start is within it */
+        FAIL("it took %lld ms", (long long)took);
+    kg_buf_free(&text);
+    expect_kernel(&r, "right", KG_VERDICT_PASS, "");
+    kg_judge_close(r.judge);
+}
+
+TEST_WITHIN(judge_cuda_times_cold_and_warm, 120) {
+    rig r;
+    kg_error err = {0};
+    kg_buf text;
+    kg_json *record;
+    rig_open(&r, KERNELS);
+    source_of(&text, "right", "", "");
+    kg_judge_report *report = judge_text(&r, text.data, 15);
+    CHECK_STR(kg_judge_message(report), "");
+    CHECK_INT(kg_judge_verdict(report), KG_VERDICT_PASS);
+    CHECK_OK(kg_judge_record(report, &record, &err), err);
+    const kg_json *one = kg_json_at(kg_json_get(record, "cases"), 0);
+    int64_t n = 0, median = 0, registers = 0;
+    CHECK_OK(kg_json_int(kg_json_get(kg_json_get(one, "time_ns"), "n"), "n", &n, &err), err);
+    CHECK_INT(n, 15);
+    CHECK_OK(
+        kg_json_int(kg_json_get(kg_json_get(one, "warm_ns"), "median"), "median", &median, &err),
+        err);
+    CHECK(median > 0);
+    const kg_json *device = kg_json_at(kg_json_get(kg_json_get(record, "details"), "device"), 0);
+    const kg_json *kernel = kg_json_at(kg_json_get(device, "kernels"), 0);
+    CHECK_OK(kg_json_int(kg_json_get(kernel, "registers"), "registers", &registers, &err), err);
+    CHECK_INT(registers, 32); /* the stand-in's */
+    const char *source = "", *arch = "";
+    CHECK_OK(kg_json_str(kg_json_get(record, "source"), "source", &source, &err), err);
+    CHECK_STR(source, "kernel.cu");
+    CHECK_OK(kg_json_str(kg_json_get(record, "arch"), "arch", &arch, &err), err);
+    CHECK_STR(arch, "sm_90");
+    kg_json_free(record);
+    kg_judge_report_free(report);
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+}
+
+static size_t open_files(void) {
+    size_t n = 0;
+    DIR *d = opendir("/proc/self/fd");
+    while (d && readdir(d))
+        n++;
+    if (d)
+        closedir(d);
+    return n;
+}
+
+TEST_WITHIN(judge_cuda_leaves_nothing_behind, 180) {
+    rig r;
+    rig_open(&r, KERNELS ",fault=wrong:700");
+    expect_kernel(&r, "wrong", KG_VERDICT_ILLEGAL_ACCESS, "");
+    expect_kernel(&r, "right", KG_VERDICT_PASS, "");
+    size_t files = open_files(), bytes = r.driver->live_bytes();
+    for (int i = 0; i < 8; i++) {
+        expect_kernel(&r, i % 2 ? "wrong" : "right",
+                      i % 2 ? KG_VERDICT_ILLEGAL_ACCESS : KG_VERDICT_PASS, "");
+        CHECK_UINT(r.driver->live_bytes(), bytes);
+    }
+    CHECK_UINT(open_files(), files);
+    kg_judge_close(r.judge);
+}
+
+TEST(judge_cuda_says_what_is_missing) {
+    kg_error err = {0};
+    kg_judge *j;
+    static const char op[] = "{}";
+    kg_judge_options o = {.device = KG_CUDA};
+    setenv("KGEN_LIBCUDA", test_path("nowhere.so"), 1);
+    CHECK_ERR(kg_judge_open(op, strlen(op), "op.json", &o, &j, &err), err, KG_EENV, "nowhere.so");
+}
+
+TEST(judge_cuda_has_one_architecture) {
+    kg_error err = {0};
+    kg_judge *j;
+    CHECK(fake_cuda_use(DRIVER, "arch=80"));
+    kg_judge_options o = {.device = KG_CUDA, .arch = "sm_90"};
+    CHECK_ERR(kg_judge_open("{}", 2, "op.json", &o, &j, &err), err, KG_EINVAL, "which is sm_80");
+    o = (kg_judge_options){.device = KG_CUDA, .index = 3};
+    CHECK_ERR(kg_judge_open("{}", 2, "op.json", &o, &j, &err), err, KG_EINVAL, "device 3");
+}
