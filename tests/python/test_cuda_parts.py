@@ -408,7 +408,7 @@ def test_two_processes_share_an_allocation(build_dir: Path) -> None:
     env = {**os.environ, "KGEN_LIBCUDA": str(fake), "KGEN_FAKE_CUDA": "memory=64"}
     done = subprocess.run([sys.executable, "-c", MAKER, OPENER], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "SAID CUDA out of memory: cuMemCreate: CUDA_ERROR_OUT_OF_MEMORY (2)" in done.stdout, done.stdout
+    assert "SAID CUDA out of memory: cuMemCreate: " in done.stdout and "(2)" in done.stdout, done.stdout
 
 
 def test_the_driver_as_doctor_sees_it(build_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
