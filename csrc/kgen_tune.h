@@ -33,6 +33,11 @@ KGEN_API int kgen_registry_gc(const char *registry, int dry, char **json, char *
  * and with no lock held; NULL: to stderr when KGEN_LOG is set. */
 KGEN_API void kgen_on_message(void (*sink)(int level, const char *message));
 
+/* A folder to look for NVRTC in: a site-packages, or one that holds the library (sys/nvrtc.h has
+ * the order). To be told before anything is compiled; C cannot ask Python where its packages are.
+ */
+KGEN_API void kgen_nvrtc_search(const char *folder);
+
 /* Derives a registry's index and writes it to index_path. */
 KGEN_API int kgen_index_build(const char *registry, const char *index_path, char *err, size_t nerr);
 /* The same; what is left out of the index goes to warn, on the caller's thread. */

@@ -7,6 +7,7 @@
 
 #include "kgen_tune.h"
 #include "runtime/image.h"
+#include "runtime/image_cuda.h"
 #include "sys/cc.h"
 #include "tune/contract.h"
 #include "tune/instance_json.h"
@@ -62,13 +63,38 @@ static void align_inputs(kg_case *c) {
             c->call.args[i].u.t.data = (void *)(intptr_t)c->align[i];
 }
 
+/* What `require` may ask of a GPU that is not here, as the largest of each kind has it. They decide
+ * whether a Candidate is for a Case, and reach no text. */
+static kg_constants gpu_constants(int64_t code) {
+    static const struct {
+        int64_t code, sms, shared;
+    } known[] = {{80, 108, 166912}, {86, 84, 101376},   {87, 16, 166912},   {89, 142, 101376},
+                 {90, 132, 232448}, {100, 148, 232448}, {103, 160, 232448}, {120, 188, 101376}};
+    kg_constants c = {.num_threads = 1, .arch = code, .num_sms = 108, .max_shared = 101376};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (known[i].code == code) {
+            c.num_sms = known[i].sms;
+            c.max_shared = known[i].shared;
+        }
+    return c;
+}
+
 static int bind_job(job *j, const char *arch, kg_error *err) {
+    static const char *const names[] = {"cpu", "cuda"};
     int64_t code = kg_arch_code(arch);
-    if (j->plan->target != KG_CPU || kg_arch_target(arch) != KG_CPU || code < 0)
-        return kg_fail(
-            err, KG_EUNSUPPORTED,
-            "images are built for a CPU's architecture (x86-64-v1 to v4, aarch64), not %s", arch);
-    kg_constants constants = {.num_threads = 1, .arch = code, .has_amx = kg_cpu_has_amx()};
+    if (code < 0)
+        return kg_fail(err, KG_EUNSUPPORTED,
+                       "%s is no architecture that images are built for: x86-64-v1 to v4, aarch64, "
+                       "sm_80 and newer",
+                       arch);
+    int target = kg_arch_target(arch);
+    if (j->plan->target != target)
+        return kg_fail(err, KG_EUNSUPPORTED, "the plan's target is %s, and %s is of %s",
+                       names[j->plan->target == KG_CUDA], arch, names[target == KG_CUDA]);
+    kg_constants constants =
+        target == KG_CUDA
+            ? gpu_constants(code)
+            : (kg_constants){.num_threads = 1, .arch = code, .has_amx = kg_cpu_has_amx()};
     kg_call call = j->c->call;
     return kg_plan_bind(j->plan, j->op, &j->tuning, &constants, &call, &j->inst, err);
 }
@@ -80,9 +106,16 @@ static int compile_job(job *j, const char *source, size_t n, const char *arch, b
                         source, n, KG_UNIT_NAME, &j->unit, err);
     if (rc != KG_OK)
         return rc;
-    *cached = kg_image_cached(j->unit.data, j->unit.len, arch, j->plan->flags);
-    rc = kg_image_cpu(j->unit.data, j->unit.len, "kernel.c", arch, j->plan->flags, &j->image,
-                      &j->messages, path, err);
+    if (j->plan->target == KG_CUDA) {
+        int code = (int)kg_arch_code(arch);
+        *cached = kg_image_cuda_cached(j->unit.data, j->unit.len, code, j->plan->flags);
+        rc = kg_image_cuda(j->unit.data, j->unit.len, "kernel.cu", code, j->plan->flags, &j->image,
+                           &j->messages, path, err);
+    } else {
+        *cached = kg_image_cached(j->unit.data, j->unit.len, arch, j->plan->flags);
+        rc = kg_image_cpu(j->unit.data, j->unit.len, "kernel.c", arch, j->plan->flags, &j->image,
+                          &j->messages, path, err);
+    }
     if (rc != KG_OK && j->messages.len > 0)
         return kg_fail(err, rc, "%.400s", j->messages.data);
     if (rc == KG_OK && !path[0])

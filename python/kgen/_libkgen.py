@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import cuda_packages
 from ._paths import binary
 from .errors import BadInput, EnvironmentLacks, KgenError
 
@@ -22,8 +23,8 @@ ERROR_BYTES = 2048
 
 # Status of csrc/base/error.h to the error that the user meets; what is not here is a plain KgenError.
 _BAD_INPUT = {-3, -4, -5, -6, -7, -8, -9, -12, -13, -17}
-# Memory, disk, a program that is not there or does not start.
-_ENVIRONMENT = {-1, -2, -11, -15}
+# Memory, disk, a program that is not there or does not start, a device that failed.
+_ENVIRONMENT = {-1, -2, -11, -15, -18}
 EINTR = -14
 
 SINK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
@@ -101,6 +102,10 @@ def lib() -> ctypes.CDLL:
         function = getattr(so, name)
         function.argtypes = args + err
         function.restype = ctypes.c_int
+    so.kgen_nvrtc_search.argtypes = [text]
+    so.kgen_nvrtc_search.restype = None
+    for folder in cuda_packages.folders():
+        so.kgen_nvrtc_search(folder.encode())
     so.kgen_on_message.argtypes = [SINK]
     so.kgen_on_message.restype = None
     so.kgen_on_message(_warn)

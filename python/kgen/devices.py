@@ -225,6 +225,14 @@ def chunks(n: int, size: int = CHUNK) -> Iterator[slice]:
         yield slice(start, min(n, start + size))
 
 
+def all_finite(x: torch.Tensor) -> bool:
+    """torch.isfinite(x).all(), on a GPU in parts: as a whole it makes a copy of x and two masks."""
+    if not x.is_cuda or x.numel() <= CHUNK or not x.dtype.is_floating_point:
+        return bool(torch.isfinite(x).all())
+    flat = x.reshape(-1)
+    return all(bool(torch.isfinite(flat[part]).all()) for part in chunks(flat.numel()))
+
+
 class Events:
     """A pair of CUDA events on the current stream: begin(), end(), then ns() once the device was synchronised."""
 

@@ -69,7 +69,7 @@ def tensor_entry(x: torch.Tensor, name: str, keep: int, blobs: list[Blob]) -> di
 
 def _fill(x: torch.Tensor, name: str, keep: int, blobs: list[Blob]) -> dict[str, Any]:
     whole = not x.dtype.is_floating_point or x.numel() <= keep
-    if not whole and x.numel() and not torch.isfinite(x).all():
+    if not whole and x.numel() and not devices.all_finite(x):
         whole = True  # an additive mask: its infinities are the point
     if whole:
         blob = Blob(f"{name}.bin", _bytes_of(x))

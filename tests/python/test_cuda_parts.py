@@ -7,11 +7,14 @@ import ctypes
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cuda_registry as cr
 import pytest
 import serving_registry as sr
 import torch
@@ -19,6 +22,7 @@ from test_gate import promote, sets as gate_sets, softmax_case
 
 import kgen
 from kgen import (
+    _libkgen,
     baselines,
     compare,
     cuda_packages,
@@ -96,6 +100,28 @@ def test_the_oracle_in_parts_is_the_oracle(small_parts: None, monkeypatch: pytes
     monkeypatch.undo()
     torch.testing.assert_close(got, torch.softmax(x.double(), dim), rtol=1e-15, atol=0)
     assert got.dtype == torch.float64
+
+
+@pytest.mark.parametrize("text", [None, "program 1\nscore\n%0 = cast float32 b\n%1 = add float32 score %0\nreturn %1\n", program.CAUSAL])
+def test_attentions_oracle_one_of_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    """With a Program that reads which one of the batch it is."""
+    q, k, v = torch.randn(3, 4, 10, 8), torch.randn(3, 2, 12, 8), torch.randn(3, 2, 12, 5)
+    want = oracle.wide_attention(q, k, v, [], [], text, scale=0.3, enable_gqa=True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    got = oracle.wide_attention(q, k, v, [], [], text, scale=0.3, enable_gqa=True)
+    monkeypatch.undo()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-15)
+        assert a.dtype == torch.float64
+
+
+def test_finiteness_in_parts(small_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(3001)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    assert devices.all_finite(x)
+    for bad in (math.nan, math.inf, -math.inf):
+        x[3000] = bad
+        assert not devices.all_finite(x)
 
 
 # Errors
@@ -329,6 +355,72 @@ def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         gpumem._driver()
 
 
+# Where torch has no CUDA, its part is played by the stand-in for the driver: device memory is host memory there.
+SHARED = """
+import contextlib, ctypes, sys
+import torch
+from kgen import gpumem
+
+driver, context = gpumem._driver(), ctypes.c_void_p()
+assert driver.cuInit(0) == 0 and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+assert driver.cuCtxSetCurrent(context) == 0
+torch.cuda.init = lambda: None
+torch.cuda.device = lambda index: contextlib.nullcontext()
+torch.cuda.synchronize = lambda index: None
+torch.cuda.current_stream = lambda: type("S", (), {"synchronize": lambda self: None})()
+def as_tensor(x, device):
+    about = x.__cuda_array_interface__
+    return torch.frombuffer((ctypes.c_ubyte * about["shape"][0]).from_address(about["data"][0]), dtype=torch.uint8)
+torch.as_tensor = as_tensor
+"""
+MAKER = SHARED + """
+import subprocess
+s = gpumem.Shared(0, 3 << 20)
+assert s.size == 4 << 20 and not s.bytes.any()
+s.bytes[:8] = torch.arange(8, dtype=torch.uint8)
+fd = s.export()
+done = subprocess.run([sys.executable, "-c", sys.argv[1], str(fd)], pass_fds=(fd,))
+assert done.returncode == 0 and s.bytes[:8].tolist() == [3 * i for i in range(8)]
+s.close()
+s.close()
+try:
+    gpumem.Shared(0, 1 << 40)
+except torch.OutOfMemoryError as e:
+    print("SAID", e)
+"""
+OPENER = SHARED + """
+s = gpumem.Shared(0, 3 << 20, int(sys.argv[1]))
+assert s.size == 4 << 20 and s.bytes[:8].tolist() == list(range(8))
+s.bytes[:8] *= 3
+try:
+    gpumem.Shared(0, 3 << 20, 0)
+except Exception as e:
+    assert "cuMem" in str(e), e
+else:
+    raise AssertionError("a descriptor of something else was taken")
+"""
+
+
+def test_two_processes_share_an_allocation(build_dir: Path) -> None:
+    fake = build_dir / "libkgen_fakecuda.so"
+    if not fake.is_file():
+        pytest.skip(f"needs {fake}, which the build makes with its tests")
+    env = {**os.environ, "KGEN_LIBCUDA": str(fake), "KGEN_FAKE_CUDA": "memory=64"}
+    done = subprocess.run([sys.executable, "-c", MAKER, OPENER], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "SAID CUDA out of memory: cuMemCreate: " in done.stdout and "(2)" in done.stdout, done.stdout
+
+
+def test_the_driver_as_doctor_sees_it(build_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = build_dir / "libkgen_fakecuda.so"
+    if not fake.is_file():
+        pytest.skip(f"needs {fake}, which the build makes with its tests")
+    code = "from kgen import cuda_packages as c; d = c.driver(); print(d.cuda, [(g.arch, g.memory) for g in d.gpus])"
+    env = {**os.environ, "KGEN_LIBCUDA": str(fake), "KGEN_FAKE_CUDA": "devices=2,arch=89,driver=12040,memory=64"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(12, 4) [('sm_89', 67108864), ('sm_89', 67108864)]", done.stderr
+
+
 def test_expanded_tensors_travel() -> None:
     memory = gate_memory.Memory(CPU)
     x = torch.randn(3, 1).expand(3, 5)
@@ -522,6 +614,25 @@ def test_a_compile_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(doctor_cuda, "compile_times", fail)
     finding = doctor_cuda._compile("sm_90")
     assert not finding.ok and finding.found == "no NVRTC"
+
+
+def test_an_image_for_a_gpu_that_is_not_here(fresh_home: Path) -> None:
+    if cuda_packages.nvrtc() is None:
+        pytest.skip("needs NVRTC (pip install nvidia-cuda-nvrtc)")
+    cold, warm = doctor_cuda.compile_times("sm_90a")
+    assert 0 < warm < cold
+    trial = spread.softmax_trial("float32", 4, 64)
+    contract = sr.contract("softmax")
+    for arch in ("sm_80", "sm_90"):
+        made = _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, arch, True)
+        assert not made["cached"] and Path(made["path"]).is_file()
+        assert _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, arch, True)["cached"]
+    with pytest.raises(kgen.errors.KgenError, match="the plan's target is cuda, and x86-64-v3 is of cpu"):
+        _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, "x86-64-v3", True)
+    with pytest.raises(kgen.errors.KgenError, match="sm_x is no architecture that images are built for"):
+        _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, "sm_x", True)
+    with pytest.raises(kgen.errors.KgenError, match="sm_75|sm_80"):
+        _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, "sm_75", True)
 
 
 def test_nvrtc_is_looked_for_beside_torch_and_where_it_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
