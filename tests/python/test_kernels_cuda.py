@@ -311,8 +311,8 @@ def test_attention_mutants_fail(mutant: str) -> None:
 
 
 SOFTMAX_MUTANTS = {
-    "no cluster barrier": ("cluster", "    cluster_arrive();\n    cluster_wait();\n", ""),
-    "pairs left to the first block": ("cluster", "(unsigned)lane, make_float2", "0u, make_float2"),
+    "no wait for the pairs": ("cluster", "    barrier_wait(barrier);\n", ""),
+    "pairs left to the first block": ("cluster", "barrier, (unsigned)lane, make", "barrier, 0u, make"),
     "past the row": ("rows", "at < 0 || at + V > n", "at < 0"),
     "parts not joined": ("long", "for (int i = (int)threadIdx.x; i < parts; i += THREADS)", "for (int i = 0; i < 1; i++)"),
     "columns without their barrier": ("columns", "    __syncthreads();\n", ""),
