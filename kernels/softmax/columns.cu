@@ -27,6 +27,13 @@ DEV float infinity() {
     return __int_as_float(0x7f800000);
 }
 
+/* 2^x within 2 ulp; below 2^-126 it is 0. */
+DEV float exp2_(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 #if KG_DTYPE_input == KG_F32
 DEV float widen(float x) {
     return x;
@@ -72,7 +79,7 @@ struct place {
 /* A maximum and the sum of exponentials against it; (-inf, 0) of nothing. */
 DEV float2 join(float2 a, float2 b) {
     const float top = fmaxf(a.x, b.x), low = top == -infinity() ? 0.0f : top;
-    return make_float2(top, a.y * exp2f((a.x - low) * LOG2E) + b.y * exp2f((b.x - low) * LOG2E));
+    return make_float2(top, a.y * exp2_((a.x - low) * LOG2E) + b.y * exp2_((b.x - low) * LOG2E));
 }
 
 /* Rows base + row, ROWS apart. What is outside is left undefined: see `inside`. */
@@ -100,7 +107,7 @@ DEV void accumulate(const struct place &p, int base, const struct pack (&raw)[KE
 #pragma unroll
         for (int i = 0; i < KEEP; i++)
             if (inside(p, base, i))
-                some.y += exp2f((widen(raw[i].v[c]) - low) * LOG2E);
+                some.y += exp2_((widen(raw[i].v[c]) - low) * LOG2E);
         all[c] = join(all[c], some);
     }
 }
@@ -132,7 +139,7 @@ DEV void store_rows(const struct place &p, int base, const struct pack (&raw)[KE
         struct pack out;
 #pragma unroll
         for (int c = 0; c < VEC; c++)
-            out.v[c] = narrow(exp2f((widen(raw[i].v[c]) - all[c].x) * LOG2E) * all[c].y);
+            out.v[c] = narrow(exp2_((widen(raw[i].v[c]) - all[c].x) * LOG2E) * all[c].y);
         if (inside(p, base, i))
             *(struct pack *)(p.to + (base + i * ROWS + p.row) * p.k) = out;
     }

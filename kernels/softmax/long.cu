@@ -33,6 +33,13 @@ DEV float infinity() {
     return __int_as_float(0x7f800000);
 }
 
+/* 2^x within 2 ulp; below 2^-126 it is 0. */
+DEV float exp2_(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 #if KG_DTYPE_input == KG_F32
 #define MINUS_INFINITY 0xff800000u
 DEV unsigned bits(float x) {
@@ -128,7 +135,7 @@ DEV void store(KG_T_output *row, int at, int n, const float *x, bool aligned) {
 /* A maximum and the sum of exponentials against it; (-inf, 0) of nothing, (-inf, NaN) of NaN alone. */
 DEV float2 join(float2 a, float2 b) {
     const float top = fmaxf(a.x, b.x), low = top == -infinity() ? 0.0f : top;
-    return make_float2(top, a.y * exp2f((a.x - low) * LOG2E) + b.y * exp2f((b.x - low) * LOG2E));
+    return make_float2(top, a.y * exp2_((a.x - low) * LOG2E) + b.y * exp2_((b.x - low) * LOG2E));
 }
 
 /* The pair of all threads, in each of them. Pairs of warps that other threads may still read from
@@ -195,7 +202,7 @@ DEV float2 scan(const struct part &p) {
         for (int u = 0; u < UNROLL; u++)
 #pragma unroll
             for (int e = 0; e < V; e++)
-                some.y += exp2f((x[u][e] - low) * LOG2E);
+                some.y += exp2_((x[u][e] - low) * LOG2E);
         all = join(all, some);
     }
     return all;
@@ -211,7 +218,7 @@ DEV void write(const struct part &p, KG_T_output *row, float2 all) {
         for (int u = 0; u < UNROLL; u++) {
 #pragma unroll
             for (int e = 0; e < V; e++)
-                x[u][e] = exp2f((x[u][e] - low) * LOG2E) * scale;
+                x[u][e] = exp2_((x[u][e] - low) * LOG2E) * scale;
             const int at = (i + u * THREADS) * V - p.skew;
             store(row, at, i + u * THREADS < p.last ? p.n : at, x[u], aligned);
         }

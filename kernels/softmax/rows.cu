@@ -40,6 +40,13 @@ DEV float infinity() {
     return __int_as_float(0x7f800000);
 }
 
+/* 2^x within 2 ulp; below 2^-126 it is 0. */
+DEV float exp2_(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 #if KG_DTYPE_input == KG_F32
 #define MINUS_INFINITY 0xff800000u
 DEV unsigned bits(float x) {
@@ -121,15 +128,19 @@ DEV uint4 load(const KG_T_input *row, int at, int n) {
     return *(const uint4 *)(row + at);
 }
 
-DEV void store(KG_T_output *row, int at, int n, const float *x, bool aligned) {
-    if (aligned && at >= 0 && at + V <= n) {
-        *(uint4 *)(row + at) = pack(x);
-        return;
-    }
+DEV void store_partial(KG_T_output *row, int at, int n, const float *x) {
 #pragma unroll
     for (int e = 0; e < V; e++)
         if (at + e >= 0 && at + e < n)
             row[at + e] = narrow(x[e]);
+}
+
+/* A full row is aligned, since outputs begin at a multiple of 256 bytes. */
+DEV void store(KG_T_output *row, int at, int n, const float *x, bool aligned) {
+    if (FULL ? n > 0 : aligned && at >= 0 && at + V <= n)
+        *(uint4 *)(row + at) = pack(x);
+    else if (!FULL)
+        store_partial(row, at, n, x);
 }
 
 DEV float lanes_max(float x) {
@@ -153,7 +164,7 @@ DEV float exponentiate(float (&x)[HELD][V], float peak) {
     for (int i = 0; i < HELD; i++)
 #pragma unroll
         for (int e = 0; e < V; e++) {
-            x[i][e] = exp2f((x[i][e] - peak) * LOG2E);
+            x[i][e] = exp2_((x[i][e] - peak) * LOG2E);
             sum += x[i][e];
         }
     return sum;
@@ -166,8 +177,8 @@ DEV float share_of(const float2 *pairs, float peak) {
     const float2 pair = i < ROW_WARPS ? pairs[i] : make_float2(-infinity(), 0.0f);
     float top = lanes_max(pair.x);
     top = top == -infinity() ? 0.0f : top;
-    const float sum = lanes_sum(pair.y * exp2f((pair.x - top) * LOG2E));
-    return exp2f((peak - top) * LOG2E) / sum;
+    const float sum = lanes_sum(pair.y * exp2_((pair.x - top) * LOG2E));
+    return exp2_((peak - top) * LOG2E) / sum;
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS *ROWS)

@@ -99,6 +99,17 @@ struct Barrier {
     unsigned arrived = 0, generation = 0;
 };
 
+/* An mbarrier; its phase ends when nothing is pending, neither arrivals nor bytes. */
+struct Mbarrier {
+    unsigned count, pending;
+    long bytes;
+    unsigned generation;
+    void check() {
+        if (pending == 0 && bytes == 0)
+            pending = count, generation++;
+    }
+};
+
 struct Warp {
     unsigned arrived = 0, generation = 0;
     const char *name = nullptr;
@@ -116,7 +127,8 @@ struct Block {
     unsigned rank = 0;
     std::vector<Warp> warps;
     Barrier barriers[16];
-    std::map<int, unsigned> statics; /* site: piece */
+    std::map<int, unsigned> statics;        /* site: piece */
+    std::map<unsigned, Mbarrier> mbarriers; /* by shared address */
     std::vector<Piece> pieces;
     unsigned next_base = 1024, dynamic = 0;
 };
@@ -330,6 +342,17 @@ inline void *shared_pointer(unsigned address, unsigned bytes) {
         if (at >= p.base && at + bytes <= p.base + p.bytes)
             return p.data + (at - p.base);
     fail("shared address %#x, %u bytes, is in no shared memory", at, bytes);
+}
+
+/* The mbarrier at a shared address, as shared_pointer reads it. */
+inline Mbarrier *mbarrier_at(unsigned address) {
+    const unsigned rank = address >> 24;
+    shared_pointer(address, 8);
+    Block *b = rank ? &blocks[rank - 1] : self->block;
+    auto found = b->mbarriers.find(address & 0xffffff);
+    if (found == b->mbarriers.end())
+        fail("there is no mbarrier at %#x; was it initialised?", address);
+    return &found->second;
 }
 
 inline void start_block(Block *b, unsigned rank, uint3 index) {

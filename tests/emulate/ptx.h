@@ -75,9 +75,41 @@ inline void mapa_shared_cluster_u32(u32 &d, u32 address, u32 rank) {
         emu::fail("mapa to block %u of a cluster of %zu", rank, emu::blocks.size());
     d = (address & 0xffffff) | (rank + 1) << 24;
 }
-inline void st_shared_cluster_v2_f32(u32 address, float a, float b) {
+/* ---- mbarriers ---- */
+
+inline void mbarrier_init_shared_cta_b64(u32 address, u32 count) {
+    emu::shared_pointer(address, 8);
+    if (address % 8)
+        emu::fail("an mbarrier at %#x, which is no multiple of 8", address);
+    emu::self->block->mbarriers[address] = {count, count, 0, 0};
+}
+inline void fence_mbarrier_init_release_cluster() {}
+inline void mbarrier_arrive_expect_tx_shared_cta_b64(u32 address, u32 bytes) {
+    emu::Mbarrier *m = emu::mbarrier_at(address);
+    m->bytes += bytes;
+    m->pending--;
+    m->check();
+}
+/* Does not come back before the phase of this parity is over, as a loop around it would. */
+inline void mbarrier_try_wait_parity_shared_cta_b64(bool &over, u32 address, u32 parity) {
+    const emu::Mbarrier *m = emu::mbarrier_at(address);
+    while ((m->generation & 1) == parity)
+        emu::wait(&m->generation, m->generation, "an mbarrier");
+    over = true;
+}
+inline void selp_u32(u32 &d, u32 a, u32 b, bool p) {
+    d = p ? a : b;
+}
+inline void st_async_shared_cluster_mbarrier_complete_tx_bytes_v2_f32(u32 address, float a, float b,
+                                                                      u32 barrier) {
     const float both[2] = {a, b};
+    if (address >> 24 != barrier >> 24)
+        emu::fail("st.async to block %u with a barrier of block %u", (address >> 24) - 1,
+                  (barrier >> 24) - 1);
     memcpy(emu::shared_pointer(address, 8), both, 8);
+    emu::Mbarrier *m = emu::mbarrier_at(barrier);
+    m->bytes -= 8;
+    m->check();
 }
 
 /* ---- asynchronous copies ---- */

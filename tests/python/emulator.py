@@ -74,15 +74,20 @@ def _operand(text: str) -> str:
     return found.group(1)
 
 
-def _instruction(text: str, operands: list[str]) -> str:
+def _instruction(text: str, operands: list[str], predicates: set[str]) -> str:
     name, _, rest = text.partition(" ")
     arguments = []
+    if text.startswith(".reg .pred "):
+        predicates.add(rest.split()[-1])
+        return f"bool {rest.split()[-1]};"
     for token in re.sub(r"[\[\]{},]", " ", rest).split():
+        if token == "_":
+            continue
         if re.fullmatch(r"%\d+", token):
             arguments.append(f"({operands[int(token[1:])]})")
         elif re.fullmatch(r"%%[\w.]+", token):
             arguments.append(f"ptx::{token[2:].replace('.', '_')}()")
-        elif re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", token):
+        elif re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", token) or token in predicates:
             arguments.append(token)
         else:
             raise ValueError(f"asm `{text}`: the emulator does not read the operand {token}")
@@ -93,7 +98,10 @@ def _asm(body: str) -> str:
     sections = _split(body, ":")
     text = "".join(re.findall(r'"((?:\\.|[^"\\])*)"', sections[0])).replace("\\n", " ").replace("\\t", " ")
     operands = [_operand(o) for s in sections[1:3] for o in _split(s, ",") if o.strip()]
-    calls = [_instruction(" ".join(i.split()), operands) for i in text.split(";") if i.strip()]
+    predicates: set[str] = set()
+    # Braces around a whole statement are a scope of names, which a do-block is as well.
+    parts = [" ".join(i.split()).removeprefix("{").strip() for i in text.split(";")]
+    calls = [_instruction(i, operands, predicates) for i in parts if i and i != "}"]
     return "do { " + " ".join(calls) + " } while (0)"
 
 
