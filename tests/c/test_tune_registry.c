@@ -250,6 +250,76 @@ TEST(index_leaves_out_what_was_tampered_with) {
     kg_log_set_sink(NULL, NULL);
 }
 
+/* The Record of what serves size 8 has `from` changed to `to`; it serves no more, and size 9 stays.
+ */
+static void record_that_lies(const char *from, const char *to, const char *said) {
+    char a[65], b[65], path[512];
+    promote(1, 8, a);
+    promote(2, 9, b);
+    kg_log_set_sink(collect, NULL);
+    snprintf(path, sizeof path, "%s/twice/x86-64-v3/%s/record.json", test_path("generated"), a);
+    kg_buf text;
+    kg_error err = {0};
+    kg_buf_init(&text, 0);
+    CHECK_OK(kg_read_file(path, 1 << 20, &text, &err), err);
+    char *at = strstr(text.data, from);
+    CHECK(at != NULL && strlen(from) == strlen(to));
+    memcpy(at, to, strlen(to));
+    overwrite(path, text.data);
+    check_served(8, "");
+    check_served(9, b);
+    CHECK_HAS(warnings, said);
+    CHECK_HAS(warnings, a);
+    kg_buf_free(&text);
+    kg_log_set_sink(NULL, NULL);
+}
+
+TEST(index_leaves_out_a_record_of_another_op) {
+    record_that_lies("\"op\": \"twice\"", "\"op\": \"thric\"",
+                     "op of its Record is thric, not twice");
+}
+TEST(index_leaves_out_a_record_of_another_arch) {
+    record_that_lies("\"arch\": \"x86-64-v3\"", "\"arch\": \"x86-64-v2\"", "arch of its Record");
+}
+TEST(index_leaves_out_a_record_of_another_id) {
+    record_that_lies("\"id\": \"", "\"ID\": \"", "id is missing");
+}
+TEST(index_leaves_out_a_record_that_did_not_pass) {
+    record_that_lies("\"verdict\": \"pass\"", "\"verdict\": \"none\"",
+                     "verdict of its Record is none");
+}
+TEST(index_leaves_out_a_record_of_other_tunables) {
+    record_that_lies("\"A\": 1", "\"A\": 2", "do not give the id");
+}
+TEST(index_leaves_out_a_record_of_no_version) {
+    record_that_lies("\"version\": 1", "\"version\": 0", "version of its Record is 0");
+}
+TEST(index_leaves_out_a_record_of_a_newer_format) {
+    record_that_lies("\"format\": 1", "\"format\": 2", "format 2 is newer than this kgen");
+}
+
+/* A pin under the name of another key would serve calls that it was not judged for. */
+TEST(index_leaves_out_a_pin_of_another_name) {
+    char a[65], b[65], dir[512], **names = NULL;
+    size_t n = 0;
+    kg_error err = {0};
+    promote(1, 8, a);
+    promote(2, 9, b);
+    kg_log_set_sink(collect, NULL);
+    snprintf(dir, sizeof dir, "%s/twice/x86-64-v3/pins", test_path("generated"));
+    CHECK_OK(kg_list_dir(dir, &names, &n, &err), err);
+    CHECK_UINT(n, 2);
+    char *first = kg_path_join(dir, names[0]), *second = kg_path_join(dir, names[1]);
+    CHECK_INT(rename(first, second), 0);
+    check_served(8, "");
+    check_served(9, "");
+    CHECK_HAS(warnings, "its key does not give its name");
+    free(first);
+    free(second);
+    kg_free_names(names, n);
+    kg_log_set_sink(NULL, NULL);
+}
+
 TEST(index_leaves_out_torn_files) {
     char a[65], b[65], path[512];
     promote(1, 8, a);
