@@ -194,27 +194,46 @@ static int parse_record(draft *d, const char *dir, kg_json **record, kg_error *e
     return rc;
 }
 
+/* A Record says what it is evidence of; in another place, or of another verdict, it is none. */
+static int check_record(const draft *d, const kg_json *record, const char *arch, const char *id,
+                        const char *dir, kg_error *err) {
+    const struct {
+        const char *key, *want;
+    } said[] = {{"id", id}, {"op", d->name}, {"arch", arch}, {"verdict", "pass"}};
+    for (size_t i = 0; i < sizeof said / sizeof *said; i++) {
+        const char *found = NULL;
+        int rc = kg_json_str(kg_json_get(record, said[i].key), said[i].key, &found, err);
+        if (rc)
+            return kg_fail_prefix(err, rc, "%s: record.json", dir);
+        if (strcmp(found, said[i].want) != 0)
+            return kg_fail(err, KG_ECORRUPT, "%s: %s of its Record is %.70s, not %.70s", dir,
+                           said[i].key, found, said[i].want);
+    }
+    return KG_OK;
+}
+
 static int read_kernel(draft *d, const char *arch, const char *id, const char *dir, kg_error *err) {
     kg_json *record = NULL;
     kg_plan *plan = NULL;
-    const char *file = NULL, *rid = NULL;
+    const char *file = NULL;
     int64_t version = 0;
     kg_index_kernel k = {0};
     int rc = parse_record(d, dir, &record, err);
     if (!rc)
+        rc = check_record(d, record, arch, id, dir, err);
+    if (!rc)
         rc = kg_json_str(kg_json_get(record, "source"), "source", &file, err);
     if (!rc)
-        rc = kg_json_str(kg_json_get(record, "id"), "id", &rid, err);
-    if (!rc)
         rc = kg_json_int(kg_json_get(record, "version"), "version", &version, err);
-    if (!rc && (strcmp(rid, id) != 0 || version < 1 || version > 1 << 30))
-        rc = kg_fail(err, KG_ECORRUPT, "%s: id or version of its Record is wrong", dir);
+    if (!rc && (version < 1 || version > 1 << 30))
+        rc = kg_fail(err, KG_ECORRUPT, "%s: version of its Record is %lld; a promoted one is vN",
+                     dir, (long long)version);
     if (!rc) {
         const kg_json *env = kg_json_get(record, "environment");
         k.env = (kg_index_env){env_text(env, "device"), env_text(env, "torch"),
                                env_text(env, "compiler"), env_text(env, "kgen"),
                                env_text(env, "driver")};
-        k.id = rid;
+        kg_json_str(kg_json_get(record, "id"), "id", &k.id, NULL);
         k.version = (int32_t)version;
         char *own = strdup(arch);
         k.arch = own;

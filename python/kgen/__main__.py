@@ -17,6 +17,9 @@ def main() -> int:
         return 130
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
+        # An interrupt within exec(text), where dataclasses are made, leaves a note in CPython that `python -m` ends by, as
+        # if nobody had caught it. The next exec takes the note away.
+        exec("")
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ def load(
     """
     path = Path(spec)
     if path.suffix == ".py" or path.is_file():
-        return _load_file(path, module, inputs, argv)
+        return _with_inputs(_load_file(path, module, inputs, argv))
     if ":" in spec:
-        return _load_dotted(spec, inputs, argv)
+        return _with_inputs(_load_dotted(spec, inputs, argv))
     raise BadInput(f"{spec}: no such file; give a Python file, or package.module:callable")
 
 
@@ -99,7 +99,17 @@ def from_live(
         module = FunctionModule(target)
     args, kwargs = as_call(example_inputs, "example_inputs")
     name = getattr(target, "__qualname__", None) or type(target).__qualname__
-    return Model(module, args, {**kwargs, **(example_kwargs or {})}, Source(name, None, None))
+    return _with_inputs(Model(module, args, {**kwargs, **(example_kwargs or {})}, Source(name, None, None)))
+
+
+def _with_inputs(model: Model) -> Model:
+    """BadInput unless the model is called with a tensor: shapes to tune for come from the inputs."""
+    if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves((model.args, model.kwargs))):
+        return model
+    raise BadInput(
+        f"{model.source.name}: has no inputs: there is no tensor in what it is called with; give what the model takes, such as "
+        "[torch.randn(8, 128)]"
+    )
 
 
 def _load_file(path: Path, module: str | None, inputs: str | None, argv: tuple[str, ...]) -> Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -235,6 +236,11 @@ def _interrupted(args: argparse.Namespace) -> int:
     return 130
 
 
+def _drop_output() -> None:
+    """What is still in a buffer cannot be written, and the interpreter must not try again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _failed(error: BaseException, args: argparse.Namespace) -> int:
     """Says what went wrong in one message; the exit code."""
     if isinstance(error, KeyboardInterrupt) or getattr(error, "code", 0) == 130:
@@ -243,7 +249,11 @@ def _failed(error: BaseException, args: argparse.Namespace) -> int:
         _say(error)
         return error.code
     if isinstance(error, OSError):
-        _say(f"{error.strerror}: {error.filename}" if error.filename else error)
+        if error.errno == errno.ENOSPC and not error.filename:
+            _drop_output()
+            _say("No space left on device, for the output or a temporary file: free some")
+        else:
+            _say(f"{error.strerror}: {error.filename}" if error.filename else error)
         return 3
     if isinstance(error, ImportError):
         known = str(error).startswith("kgen")
@@ -280,8 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read has seen enough; the interpreter must not try again when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read has seen enough
         return 0
     except (Exception, KeyboardInterrupt) as e:
         if args.debug:

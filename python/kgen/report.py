@@ -257,9 +257,13 @@ def page(run_dir: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Puts the page in place at once. EnvironmentLacks where it cannot be written."""
+    """Puts the page in place at once; into what is there and no file (a device, a pipe) it is written. EnvironmentLacks
+    where it cannot be written."""
     aside = None
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text)
+            return
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".tmp-report-", delete=False) as f:
             aside = Path(f.name)
             f.write(text)

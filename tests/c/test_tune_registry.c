@@ -1,5 +1,9 @@
 /* The registry on disk: promotion, versions, rollback, gc, and the index that is derived from it.
  */
+#include <dirent.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -246,6 +250,76 @@ TEST(index_leaves_out_what_was_tampered_with) {
     kg_log_set_sink(NULL, NULL);
 }
 
+/* The Record of what serves size 8 has `from` changed to `to`; it serves no more, and size 9 stays.
+ */
+static void record_that_lies(const char *from, const char *to, const char *said) {
+    char a[65], b[65], path[512];
+    promote(1, 8, a);
+    promote(2, 9, b);
+    kg_log_set_sink(collect, NULL);
+    snprintf(path, sizeof path, "%s/twice/x86-64-v3/%s/record.json", test_path("generated"), a);
+    kg_buf text;
+    kg_error err = {0};
+    kg_buf_init(&text, 0);
+    CHECK_OK(kg_read_file(path, 1 << 20, &text, &err), err);
+    char *at = strstr(text.data, from);
+    CHECK(at != NULL && strlen(from) == strlen(to));
+    memcpy(at, to, strlen(to));
+    overwrite(path, text.data);
+    check_served(8, "");
+    check_served(9, b);
+    CHECK_HAS(warnings, said);
+    CHECK_HAS(warnings, a);
+    kg_buf_free(&text);
+    kg_log_set_sink(NULL, NULL);
+}
+
+TEST(index_leaves_out_a_record_of_another_op) {
+    record_that_lies("\"op\": \"twice\"", "\"op\": \"thric\"",
+                     "op of its Record is thric, not twice");
+}
+TEST(index_leaves_out_a_record_of_another_arch) {
+    record_that_lies("\"arch\": \"x86-64-v3\"", "\"arch\": \"x86-64-v2\"", "arch of its Record");
+}
+TEST(index_leaves_out_a_record_of_another_id) {
+    record_that_lies("\"id\": \"", "\"ID\": \"", "id is missing");
+}
+TEST(index_leaves_out_a_record_that_did_not_pass) {
+    record_that_lies("\"verdict\": \"pass\"", "\"verdict\": \"none\"",
+                     "verdict of its Record is none");
+}
+TEST(index_leaves_out_a_record_of_other_tunables) {
+    record_that_lies("\"A\": 1", "\"A\": 2", "do not give the id");
+}
+TEST(index_leaves_out_a_record_of_no_version) {
+    record_that_lies("\"version\": 1", "\"version\": 0", "version of its Record is 0");
+}
+TEST(index_leaves_out_a_record_of_a_newer_format) {
+    record_that_lies("\"format\": 1", "\"format\": 2", "format 2 is newer than this kgen");
+}
+
+/* A pin under the name of another key would serve calls that it was not judged for. */
+TEST(index_leaves_out_a_pin_of_another_name) {
+    char a[65], b[65], dir[512], **names = NULL;
+    size_t n = 0;
+    kg_error err = {0};
+    promote(1, 8, a);
+    promote(2, 9, b);
+    kg_log_set_sink(collect, NULL);
+    snprintf(dir, sizeof dir, "%s/twice/x86-64-v3/pins", test_path("generated"));
+    CHECK_OK(kg_list_dir(dir, &names, &n, &err), err);
+    CHECK_UINT(n, 2);
+    char *first = kg_path_join(dir, names[0]), *second = kg_path_join(dir, names[1]);
+    CHECK_INT(rename(first, second), 0);
+    check_served(8, "");
+    check_served(9, "");
+    CHECK_HAS(warnings, "its key does not give its name");
+    free(first);
+    free(second);
+    kg_free_names(names, n);
+    kg_log_set_sink(NULL, NULL);
+}
+
 TEST(index_leaves_out_torn_files) {
     char a[65], b[65], path[512];
     promote(1, 8, a);
@@ -263,11 +337,84 @@ TEST(registry_promotion_needs_a_folder_it_can_write) {
     char a[65];
     int version = 0;
     kg_error err = {0};
-    if (geteuid() == 0)
-        test_skip("root writes everywhere");
+    bool root = geteuid() == 0; /* who writes everywhere: as nobody then */
     CHECK_INT(mkdir(test_path("generated"), 0555), 0);
-    CHECK_INT(promote_as(test_path("generated"), 1, 8, "pass", &version, a, &err), KG_EIO);
+    CHECK_INT(chmod(test_dir(), 0755), 0);
+    CHECK(!root || seteuid(65534) == 0);
+    int rc = promote_as(test_path("generated"), 1, 8, "pass", &version, a, &err);
+    CHECK(!root || (seteuid(0) == 0 && prctl(PR_SET_DUMPABLE, 1) == 0)); /* for the leak check */
+    CHECK_INT(rc, KG_EIO);
     CHECK_HAS(err.msg, "generated");
+    CHECK_HAS(err.msg, "Permission denied");
+}
+
+/* A folder's files and folders with their sizes, one a line. */
+static void listing(const char *path, kg_buf *out) {
+    char **names = NULL;
+    size_t n = 0;
+    struct stat st;
+    kg_error err = {0};
+    CHECK_OK(kg_list_dir(path, &names, &n, &err), err);
+    for (size_t i = 0; i < n; i++) {
+        char *child = kg_path_join(path, names[i]);
+        CHECK_INT(stat(child, &st), 0);
+        kg_buf_printf(out, "%s %lld\n", child, S_ISDIR(st.st_mode) ? -1 : (long long)st.st_size);
+        if (S_ISDIR(st.st_mode))
+            listing(child, out);
+        free(child);
+    }
+    kg_free_names(names, n);
+}
+
+static size_t count_all(const char *path) {
+    size_t n = 0;
+    DIR *d = opendir(path);
+    CHECK(d != NULL);
+    for (struct dirent *e; (e = readdir(d));)
+        n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    closedir(d);
+    return n;
+}
+
+/* The promotion fails at whatever it writes when files cannot grow beyond `most` bytes, and the
+ * registry is as it was, with nothing half-written beside it. */
+static void promotion_without_room(rlim_t most) {
+    char a[65], b[65], ops[512];
+    int version = 0;
+    kg_error err = {0};
+    kg_buf before, after;
+    kg_buf_init(&before, 0);
+    kg_buf_init(&after, 0);
+    promote(1, 8, a);
+    listing(test_path("generated"), &before);
+    struct rlimit room = {.rlim_cur = most, .rlim_max = RLIM_INFINITY};
+    signal(SIGXFSZ, SIG_IGN);
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &room), 0);
+    int rc = promote_as(test_path("generated"), 2, 8, "pass", &version, b, &err);
+    room.rlim_cur = RLIM_INFINITY;
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &room), 0);
+    CHECK_INT(rc, KG_EIO);
+    CHECK_HAS(err.msg, "File too large");
+    CHECK_HAS(err.msg, "generated");
+    listing(test_path("generated"), &after);
+    CHECK_STR(after.data, before.data);
+    snprintf(ops, sizeof ops, "%s/twice/x86-64-v3", test_path("generated"));
+    CHECK_UINT(count_all(ops), 2); /* the Kernel and the pins, and no temporary */
+    check_served(8, a);
+    promote(2, 8, b);
+    check_served(8, b);
+    kg_buf_free(&before);
+    kg_buf_free(&after);
+}
+
+TEST(registry_promotion_without_room_for_the_source) {
+    promotion_without_room(16);
+}
+TEST(registry_promotion_without_room_for_the_record) {
+    char *source = source_of(2);
+    rlim_t most = strlen(source);
+    free(source);
+    promotion_without_room(most);
 }
 
 TEST(registry_contract_must_not_change) {

@@ -123,6 +123,12 @@ def test_other_words_that_name_no_model(kgen_server: Server, tmp_path: Path) -> 
     refused(kgen_server.run("tune", "nonsense"), 2, "nonsense: no such file; give a Python file, or package.module:callable")
     model_file(tmp_path, "class Model(nn.Module):\n    pass\n", head="from torch import nn\n")
     refused(kgen_server.run("tune", tmp_path / "model.py"), 2, "defines Model but no get_inputs(); add one")
+    for inputs in ("[]", "[3.0]", "{'x': None}"):
+        head = f"import torch\nfrom torch import nn\n\ndef get_inputs():\n    return {inputs}\n"
+        text = "class Model(nn.Module):\n    def forward(self, x=1.0):\n        return torch.softmax(torch.ones(3, 4) * x, -1)\n"
+        path = model_file(tmp_path, text, head=head)
+        refused(kgen_server.run("tune", path, "--run", tmp_path / "run"), 2, "model.py: has no inputs: there is no tensor in")
+    assert not (tmp_path / "run").exists()
 
 
 def test_target_that_matches_nothing(kgen_server: Server, good: Path, tmp_path: Path) -> None:
@@ -395,6 +401,14 @@ def test_files_in_the_place_of_folders(kgen_server: Server, good: Path, tmp_path
 
 
 # What the machine lacks
+
+
+def test_output_on_a_full_disk(kgen_server: Server) -> None:
+    """/dev/full takes nothing."""
+    full = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+    for words in (("list",), ("doctor",)):
+        done = kgen_server.run(*words, limits=[full])
+        refused(done, 3, "No space left on device, for the output or a temporary file")
 
 
 def test_without_a_compiler(kgen_server: Server, good: Path, softmax_task: Path, tmp_path: Path) -> None:

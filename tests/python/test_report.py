@@ -161,3 +161,12 @@ def test_what_is_wrong_is_named(run_dir: Path, capsys: pytest.CaptureFixture[str
 def test_a_place_that_cannot_be_written_is_named(run_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["report", str(run_dir), "-o", str(tmp_path / "no" / "r.html")]) == 3
     assert "no/r.html: cannot be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named_and_a_device_stays_one(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(run_dir), "-o", "/dev/full"]) == 3
+    assert "/dev/full: cannot be written: No space left on device" in capsys.readouterr().err
+    assert Path("/dev/full").is_char_device() and cli.main(["report", str(run_dir), "-o", "/dev/null"]) == 0
+    assert Path("/dev/null").is_char_device()
+    assert cli.main(["report", str(run_dir), "-o", str(run_dir)]) == 3
+    assert "Is a directory" in capsys.readouterr().err

@@ -7,6 +7,8 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 from collections import Counter
@@ -212,6 +214,39 @@ def test_ctrl_c_before_there_is_anything(kgen_server: Server, tmp_path: Path) ->
     running.interrupt()
     done = running.wait()
     assert done.code == 130 and done.message == "kgen: interrupted" and not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_in_an_exec_is_caught_like_any_other(tmp_path: Path) -> None:
+    """CPython notes an interrupt within exec(text), where torch makes its dataclasses, and `python -m` would end by the
+    signal in spite of the handler. As a shell starts it, since the server of commands is no `python -m`."""
+    path = tmp_path / "model.py"
+    path.write_text("exec('import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)')\n")
+    argv = [sys.executable, "-m", "kgen", "capture", str(path), "-o", str(tmp_path / "task")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "kgen: interrupted\n")
+    assert [p.name for p in tmp_path.iterdir() if p.name != "__pycache__"] == ["model.py"]
+
+
+def test_ctrl_c_in_capture_and_judge(kgen_server: Server, model: Path, tmp_path: Path) -> None:
+    task = tmp_path / "task"
+
+    def stopped(number: int, text: str, *words: object) -> None:
+        running = kgen_server.start(*words)
+        running.wait_for(text)
+        start = time.monotonic()
+        running.interrupt(number)
+        done = running.wait()
+        assert (done.code, done.message, done.out) == (130, "kgen: interrupted", ""), done.err
+        assert time.monotonic() - start < 15 and kgen_server.left_over() == []
+
+    stopped(signal.SIGINT, "the model runs", "capture", model, "-o", task)
+    assert [p.name for p in tmp_path.iterdir() if p.name != "__pycache__"] == ["model.py"]
+    assert kgen_server.run("capture", model, "-o", task).code == 0
+    before = {p: p.read_bytes() for p in task.rglob("*") if p.is_file()}
+    hangs = ROOT / "tests/judge/candidates/timeout_spin.c"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stopped(number, f"judging {hangs.name}", "judge", task, hangs, "--no-timing")
+    assert {p: p.read_bytes() for p in task.rglob("*") if p.is_file()} == before
 
 
 # From Python
