@@ -76,8 +76,8 @@ typedef void (*kgen_progress)(void *ctx, const char *entry);
  * <run_dir>/candidates. options: {"budget_ms": 60000, "max_candidates": 96, "jobs": 2, "kernels":
  * DIR, "files": [PATH]}; all but budget_ms may be absent. The result: {"sources": [NAME],
  * "winners": [{"case", "id", "source", "file", "tunables", "time_ns", "record"}], "verdicts":
- * {NAME: COUNT}, "judged", "resumed", "dropped", "out_of_time", "stopped"}. judge comes from
- * kgen_judge.h and is borrowed. */
+ * {NAME: COUNT}, "judged", "resumed", "dropped", "out_of_time", "spent_s", "stopped"}. judge comes
+ * from kgen_judge.h and is borrowed. */
 struct kg_judge;
 KGEN_API int kgen_search(struct kg_judge *judge, const char *run_dir, const char *options,
                          kgen_progress progress, void *ctx, char **json, char *err, size_t nerr);

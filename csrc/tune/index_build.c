@@ -215,7 +215,7 @@ static int check_record(const draft *d, const kg_json *record, const char *arch,
 static int read_kernel(draft *d, const char *arch, const char *id, const char *dir, kg_error *err) {
     kg_json *record = NULL;
     kg_plan *plan = NULL;
-    const char *file = NULL;
+    const char *file = NULL, *rid = NULL;
     int64_t version = 0;
     kg_index_kernel k = {0};
     int rc = parse_record(d, dir, &record, err);
@@ -223,6 +223,8 @@ static int read_kernel(draft *d, const char *arch, const char *id, const char *d
         rc = check_record(d, record, arch, id, dir, err);
     if (!rc)
         rc = kg_json_str(kg_json_get(record, "source"), "source", &file, err);
+    if (!rc)
+        rc = kg_json_str(kg_json_get(record, "id"), "id", &rid, err);
     if (!rc)
         rc = kg_json_int(kg_json_get(record, "version"), "version", &version, err);
     if (!rc && (version < 1 || version > 1 << 30))
@@ -233,7 +235,7 @@ static int read_kernel(draft *d, const char *arch, const char *id, const char *d
         k.env = (kg_index_env){env_text(env, "device"), env_text(env, "torch"),
                                env_text(env, "compiler"), env_text(env, "kgen"),
                                env_text(env, "driver")};
-        kg_json_str(kg_json_get(record, "id"), "id", &k.id, NULL);
+        k.id = rid;
         k.version = (int32_t)version;
         char *own = strdup(arch);
         k.arch = own;

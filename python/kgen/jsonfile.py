@@ -30,7 +30,7 @@ def parse(text: bytes, where: str, known: set[str] | None) -> dict[str, Any]:
 
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=pairs, parse_constant=refuse)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # text, JSON, an integer of too many digits
         raise BadInput(f"{where}: {e}") from e
     if not isinstance(value, dict):
         raise BadInput(f"{where}: expected an object")

@@ -233,7 +233,16 @@ def _course(run_dir: Path, course: Course) -> Iterator[str]:
 
 
 def page(run_dir: Path) -> str:
-    """The whole page. BadInput: the folder is no Run."""
+    """The whole page. BadInput: the folder is no Run, or its files do not have what docs/formats.md says."""
+    try:
+        return _page(run_dir)
+    except KeyError as e:
+        raise BadInput(f"{run_dir}: an entry of its journal or result has no {e.args[0]!r}; kgen did not write it so") from e
+    except (TypeError, ValueError, AttributeError) as e:
+        raise BadInput(f"{run_dir}: its journal or result is not as kgen writes it: {e}") from e
+
+
+def _page(run_dir: Path) -> str:
     if not (run_dir / "run.json").is_file():
         raise BadInput(f"{run_dir}: is no Run: there is no run.json in it")
     asked = read_json(run_dir / "run.json", KEYS)

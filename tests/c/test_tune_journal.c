@@ -1,5 +1,7 @@
 /* The journal: what was added is there after a crash, what was torn is gone, and anything else is
  * refused. */
+#include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "contract_util.h"
@@ -103,6 +105,37 @@ TEST(journal_is_one_tuners) {
     kg_journal_close(first);
     second = reopen(test_dir());
     kg_journal_close(second);
+}
+
+/* The entry that there is no room for is not there, neither in the file nor in memory, and the next
+ * one takes its number. */
+TEST(journal_on_a_full_disk) {
+    kg_error err = {0};
+    kg_buf before, after;
+    kg_journal *j = reopen(test_dir());
+    kg_buf_init(&before, 0);
+    kg_buf_init(&after, 0);
+    add(j, "verdict", 1);
+    CHECK_OK(kg_read_file(test_path("journal.jsonl"), 1 << 20, &before, &err), err);
+    struct rlimit room = {.rlim_cur = before.len + 10, .rlim_max = RLIM_INFINITY};
+    signal(SIGXFSZ, SIG_IGN);
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &room), 0);
+    kg_json *o = kg_json_new_object();
+    kg_json_set_int(o, "value", 2);
+    CHECK_ERR(kg_journal_add(j, "verdict", o, &err), err, KG_EIO, "journal.jsonl");
+    CHECK_UINT(kg_journal_size(j), 1);
+    CHECK_OK(kg_read_file(test_path("journal.jsonl"), 1 << 20, &after, &err), err);
+    CHECK_STR(after.data, before.data);
+    room.rlim_cur = RLIM_INFINITY;
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &room), 0);
+    add(j, "verdict", 3);
+    kg_journal_close(j);
+    j = reopen(test_dir());
+    CHECK_UINT(kg_journal_size(j), 2);
+    CHECK_INT(value_at(j, 1), 3);
+    kg_journal_close(j);
+    kg_buf_free(&before);
+    kg_buf_free(&after);
 }
 
 /* ---- the golden files ---- */

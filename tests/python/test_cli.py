@@ -14,7 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import serving_registry as made
 from kgen_command import Done, Server
+
+from kgen import _libkgen
+from kgen.errors import KgenError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODELS = ROOT / "tests" / "models"
@@ -346,6 +350,32 @@ def test_full_disk_while_a_run_is_written(kgen_server: Server, good: Path, small
     assert [e["n"] for e in after] == list(range(len(after))) and after[-1]["kind"] == "gate"
     judged = [(e["id"], e["level"]) for e in after if e["kind"] == "verdict"]
     assert len(judged) == len(set(judged))
+
+
+def test_full_disk_while_a_kernel_is_promoted(small_disk: Path) -> None:
+    """Whatever there was room for, the registry serves what it served and nothing is half-written: a Kernel is there whole
+    (and unpinned, so that promoting it again needs its pin alone) or not at all."""
+    registry, filler = small_disk / "registry", small_disk / "filler"
+    made.promote(registry, "softmax", made.SOFTMAX, [made.softmax_key()])
+    before = {p: p.read_bytes() for p in registry.rglob("*") if p.is_file() and p.name != ".lock"}
+    other = made.SOFTMAX.replace("FACTOR is", "other: FACTOR is")
+    failed = 0
+    for room in range(0, 20 << 10, 4 << 10):
+        filler.write_bytes(b"")
+        free = os.statvfs(small_disk)
+        filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_bsize - room))
+        try:
+            made.promote(registry, "softmax", other, [made.softmax_key()])
+        except KgenError as e:
+            assert e.code == 3 and "No space left on device" in str(e) and str(registry) in str(e)
+            failed += 1
+        else:
+            break
+        now = {p: p.read_bytes() for p in registry.rglob("*") if p.is_file() and p.name != ".lock"}
+        assert before.items() <= now.items() and not list(registry.rglob(".tmp*"))
+        more = sorted(p.name for p in now.keys() - before.keys())
+        assert more in ([], ["kernel.c", "record.json"]) and len(_libkgen.registry_list(registry)) == 1 + len(more) // 2
+    assert failed >= 2 and [k["version"] for k in _libkgen.registry_list(registry)] == [1, 2]
 
 
 def test_a_file_that_cannot_grow(kgen_server: Server, good: Path, tmp_path: Path) -> None:

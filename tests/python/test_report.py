@@ -148,6 +148,9 @@ def test_an_empty_journal_is_no_error(run_dir: Path) -> None:
         (lambda r: (r / "run.json").write_text("{"), "run.json"),
         (lambda r: (r / "result.json").write_text("[]"), "result.json"),
         (lambda r: (r / "journal.jsonl").write_text("{\n{}\n"), "journal.jsonl line 1"),
+        (lambda r: (r / "journal.jsonl").write_text('{"format":1,"n":0,"kind":"verdict","op":"x"}\n'), "has no 'verdict'"),
+        (lambda r: (r / "result.json").write_text('{"format": 1, "rows": [{}]}'), "has no 'state'"),
+        (lambda r: (r / "result.json").write_text('{"format": 1, "rows": [1]}'), "is not as kgen writes it"),
     ],
 )
 def test_what_is_wrong_is_named(run_dir: Path, capsys: pytest.CaptureFixture[str], spoil: Any, said: str) -> None:

@@ -59,6 +59,7 @@ BAD_RUN: dict[str, tuple[Callable[[str], str], str]] = {
     "no format": (lambda t: t.replace('"format": 1,', ""), 'expected "format": 1, found None'),
     "twice": (lambda t: t.replace('"mode"', '"model"'), "model is given twice"),
     "torn": (lambda t: t[:100], "Unterminated string"),
+    "a long number": (lambda t: t.replace('"format": 1', '"format": ' + "9" * 5000), "Exceeds the limit"),
     "a list": (lambda t: f"[{t}]", "expected an object"),
 }
 
