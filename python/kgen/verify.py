@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import _libkgen, registries
 from .commands import Kernel, key_text, label, read_pins, read_record
-from .doctor import machine_arch
+from .doctor import cuda_device, machine_arch
 from .errors import BadInput, EnvironmentLacks, KgenError
+from .interrupts import stoppable
+from .ui import Progress
 
 Pin = dict[str, Any]
 
@@ -84,6 +85,24 @@ def runs_on(kernel_arch: str, machine: str) -> bool:
         return False
 
 
+def on_cuda(arch: str) -> bool:
+    """Whether Kernels of an architecture are a GPU's."""
+    return arch.startswith("sm_")
+
+
+def why_not_here(arch: str) -> str:
+    """Why this machine does not run Kernels of an architecture; "" when it does."""
+    if not on_cuda(arch):
+        machine = machine_arch()
+        return "" if runs_on(arch, machine) else f"is for {arch}; this machine is {machine}"
+    device = cuda_device()
+    if device is None:
+        return f"is for {arch}; torch sees no CUDA device here"
+    wanted, there = re.fullmatch(r"sm_(\d+)", arch), re.fullmatch(r"sm_(\d+)", device[1])
+    fits = wanted and there and int(wanted[1]) <= int(there[1])
+    return "" if fits else f"is for {arch}; the CUDA device here is {device[1]}"
+
+
 def active(op: str | None, only: str | None = None) -> Iterator[Active]:
     """Every Kernel that a pin names, of every registry. BadInput when an Op was named and none has it."""
     seen = False
@@ -102,7 +121,7 @@ def active(op: str | None, only: str | None = None) -> Iterator[Active]:
 # ---- Cases ----
 
 
-def _task_trials(one: Active) -> dict[str, Any]:
+def task_trials(one: Active) -> dict[str, Any]:
     """Trials by the hash of their Case's pin, from the registry's Task folder."""
     from . import spread
     from . import task as tasks
@@ -119,10 +138,21 @@ def _task_trials(one: Active) -> dict[str, Any]:
 def _exact_trial(one: Active, pin: Pin, from_task: dict[str, Any]) -> Any:
     from . import spread
 
+    made = from_task.get(pin["name"])
     for entry in one.record.get("cases", []):
         if entry.get("case") == pin["name"] and "recipe" in entry:
-            return spread.from_recipe(entry["recipe"], key_text(pin["key"]))
-    return from_task.get(pin["name"]) or spread.exact_trial(pin["key"])
+            made = spread.from_recipe(entry["recipe"], "")
+    return replace(made or spread.exact_trial(pin["key"]), label=f"{one.kernel['op']} {key_text(pin['key'])}")
+
+
+def pin_trials(one: Active, pin: Pin, from_task: dict[str, Any]) -> list[Any]:
+    """Cases of one pin: an exact one's as it was judged, a dynamic one's over a small spread. from_task: task_trials().
+    BadInput: none is known here."""
+    from . import spread
+
+    if spread.is_dynamic(pin["key"]):
+        return spread.range_trials(pin["key"])
+    return [_exact_trial(one, pin, from_task)]
 
 
 @dataclass(frozen=True)
@@ -135,16 +165,14 @@ class Trials:
 
 
 def trials_of(one: Active) -> Trials:
-    """Cases of a Kernel's pins: exact ones as they were judged, dynamic ones over a small spread."""
+    """Cases of all pins of a Kernel."""
     from . import spread
 
-    from_task, found = _task_trials(one), Trials([], [], [])
+    from_task, found = task_trials(one), Trials([], [], [])
     for pin in one.pins:
         try:
-            if spread.is_dynamic(pin["key"]):
-                found.dynamic.extend(spread.range_trials(pin["key"]))
-            else:
-                found.exact.append(_exact_trial(one, pin, from_task))
+            kind = found.dynamic if spread.is_dynamic(pin["key"]) else found.exact
+            kind.extend(pin_trials(one, pin, from_task))
         except BadInput as e:
             found.left_out.append(f"{key_text(pin['key'])}: {e}")
     return found
@@ -153,7 +181,7 @@ def trials_of(one: Active) -> Trials:
 # ---- verify ----
 
 
-def _judge(one: Active, trials: Trials, say: Callable[[str], None]) -> list[Any]:
+def _judge(one: Active, trials: Trials, say: Callable[[str], object]) -> list[Any]:
     from . import spread
 
     found = []
@@ -186,10 +214,10 @@ def _renew(one: Active, found: list[Any]) -> None:
     )
 
 
-def _verify_one(one: Active, machine: str, say: Callable[[str], None]) -> Verified:
+def _verify_one(one: Active, say: Callable[[str], object]) -> Verified:
     row = Verified(label(one.kernel), one.kernel["id"], one.kernel["arch"], str(one.registry), "skipped")
-    if not runs_on(row.arch, machine):
-        row.message = f"is for {row.arch}; this machine is {machine}"
+    row.message = why_not_here(row.arch)
+    if row.message:
         return row
     trials = trials_of(one)
     row.left_out = trials.left_out
@@ -220,10 +248,18 @@ def verify(
     """Judges the active Kernels (of one Op, of one registry) again on this machine and renews the evidence of those that
     pass, so that the policy "strict" serves them. Cases of exact pins are rebuilt as they were judged, dynamic ones get a
     few sizes over their range. After it, kgen.reload() takes the new evidence into this process."""
-    machine, rows = machine_arch(), []
-    for one in active(op, str(registry) if registry is not None else None):
-        rows.append(_verify_one(one, machine, lambda text, name=label(one.kernel): say(f"{name}: {text}")))
-    return rows
+    return list(_verified(op, registry, Progress(quiet=True), say))
+
+
+def _verified(
+    op: str | None, registry: str | Path | None, progress: Progress, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Verified]:
+    with stoppable():
+        for one in active(op, str(registry) if registry is not None else None):
+            name = label(one.kernel)
+            with progress.step(f"{name} {one.kernel['arch']}") as tell:
+                row = _verify_one(one, lambda text, n=name, t=tell: (t(text), say(f"{n}: {text}")))
+            yield row
 
 
 def _show(row: Verified) -> str:
@@ -234,14 +270,10 @@ def _show(row: Verified) -> str:
 
 def run_verify(args: argparse.Namespace) -> int:
     """`kgen verify`: 1 when a Kernel fails, 3 when evidence could not be written."""
-
-    def say(text: str) -> None:
-        if not args.json and sys.stderr.isatty():
-            print(text, file=sys.stderr)
-
-    rows = verify(args.op, registry=args.registry, say=say)
-    for row in rows:
-        print(json.dumps(asdict(row)) if args.json else _show(row))
+    rows = []
+    for row in _verified(args.op, args.registry, Progress(quiet=args.json)):
+        rows.append(row)
+        print(json.dumps(asdict(row)) if args.json else _show(row), flush=True)
         for left in row.left_out if not args.json else ():
             print(f"  not judged: {left}")
     if not rows and not args.json:
