@@ -140,6 +140,23 @@ def _add_registry_commands(sub: argparse._SubParsersAction) -> None:
     p.add_argument("--json", action="store_true")
     p.set_defaults(run_command=_lazy("verify", "run_verify"))
 
+    p = sub.add_parser("check", help="for CI: are active kernels still right, and as fast as a baseline file says")
+    p.add_argument("op", metavar="OP", nargs="?", help="this Op alone (default: all)")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--baseline", metavar="FILE", help="speedups to compare with, made by --write-baseline on this machine")
+    which.add_argument("--write-baseline", metavar="FILE", help="keep the speedups of this check in FILE if all is well")
+    p.add_argument("--require", choices=["cuda"], help="fail without a CUDA device, and when no CUDA kernel was checked")
+    p.add_argument(
+        "--strict", action="store_true", help="fail, too, when anything that this machine runs was not checked, speed included"
+    )
+    p.add_argument("--junit", metavar="FILE", help="write JUnit XML, one testcase a pin")
+    p.add_argument("--md", metavar="FILE", help="write a Markdown summary")
+    p.add_argument("--budget", metavar="TIME", help="begin no other pin after 90s, 15m, 1h (default: check all)")
+    p.add_argument("--timing", metavar="TIME", default="20s", help="time one pin for at most this long (default 20s)")
+    _registry_option(p, everywhere)
+    p.add_argument("--json", action="store_true", help="the report as one JSON object, on stdout")
+    p.set_defaults(run_command=_lazy("check_report", "run_check"))
+
     p = sub.add_parser("why", help="which kernel serves a call, and why not another")
     p.add_argument("op", metavar="OP")
     p.add_argument(

@@ -43,8 +43,9 @@ START_SECONDS, PREPARE_SECONDS, BATCH_SECONDS = 120.0, 120.0, 60.0
 NEAR = 1.25
 TRIES, MOST_REPS = 4, 1 << 20
 ALIGN = 256
-# How the reason of a Kernel that is right and not fast enough begins.
+# How the reason of a Kernel that is right and not fast enough begins; and that of one with nothing to compare it with.
 SLOWER = "not surely"
+NO_BASELINE = "no baseline works here: nothing to compare with"
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,12 @@ class _Memory:
         return raw.view(getattr(torch, spec["dtype"])).as_strided(spec["shape"], spec["stride"])
 
 
-def _environment(registry: Path) -> dict[str, str]:
+def _environment(registry: Path, cache: Path | None) -> dict[str, str]:
     """Of the other process: kgen as a user's process has it, but with the Candidate's registry first."""
     env = dict(os.environ, KGEN_REGISTRY=str(registry), KGEN_POLICY="arch")
     env.pop("KGEN_DISABLE", None)
+    if cache is not None:
+        env["KGEN_CACHE"] = str(cache)
     # Its compilers run in the process itself: nothing is left over when it is killed, and two cores need no pool.
     env["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     package = str(Path(__file__).resolve().parent.parent)
@@ -167,7 +170,7 @@ def _environment(registry: Path) -> dict[str, str]:
 class _Child:
     """The process of gate_child.py."""
 
-    def __init__(self, job: dict[str, Any], memory: int, registry: Path):
+    def __init__(self, job: dict[str, Any], memory: int, registry: Path, cache: Path | None):
         ours, theirs = socket.socketpair()
         self.socket, self.link = ours, ours.makefile("rwb")
         self.said = tempfile.TemporaryFile()
@@ -175,7 +178,7 @@ class _Child:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kgen.gate_child", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(), memory),
-            env=_environment(registry),
+            env=_environment(registry, cache),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("KGEN_LOG") else self.said,
@@ -237,7 +240,9 @@ class Gate:
         registry: Path,
         reference: Path | None = None,
         say: Callable[[str], None] = lambda _: None,
+        cache: Path | None = None,
     ):
+        """cache: where the other process keeps images and the registry's index; None: in the user's cache."""
         if len(sets) < 2:
             raise ValueError("the gate needs two input sets or more")
         self.sets, self.say = list(sets), say
@@ -259,7 +264,7 @@ class Gate:
             "reference": str(reference) if reference else "",
             "threads": torch.get_num_threads(),
         }
-        self.registry = registry
+        self.registry, self.cache = registry, cache
         self.random = random.SystemRandom()
         self.child: _Child | None = None
         self.fd = self.memory.make()
@@ -275,7 +280,7 @@ class Gate:
 
     def _open(self) -> _Child:
         if self.child is None:
-            self.child = _Child(self.job, self.fd, self.registry)
+            self.child = _Child(self.job, self.fd, self.registry, self.cache)
         return self.child
 
     def close(self) -> None:
@@ -470,7 +475,7 @@ def _run(gate: Gate, kernel_id: str, min_speedup: float, seconds: float, result:
         return
     working = _measure_baselines(gate, result)
     if not working:
-        result.reason = "no baseline works here: nothing to compare with"
+        result.reason = NO_BASELINE
         return
     base = working[0]
     result.baseline = gate.contenders[base[0]]["name"]
