@@ -159,7 +159,7 @@ class _Reader:
         return value
 
     def number(self, value: Any, where: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e300:
             raise self.fail(where, f"is {value!r}, expected a number above 0")
         return float(value)
 

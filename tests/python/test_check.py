@@ -8,6 +8,9 @@ import importlib
 import json
 import math
 import random
+import subprocess
+import sys
+import tempfile
 import xml.etree.ElementTree as xml
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +19,9 @@ from typing import Any
 import pytest
 import serving_registry as made
 import torch
-from kgen_command import Server
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kgen_command import Server, read_only
 
 import kgen
 from kgen import _libkgen, check_report, cli, doctor, gate, registries, speedups, spread
@@ -520,6 +525,52 @@ def test_a_file_that_cannot_be_written_in_the_end(tmp_path: Path) -> None:
         speedups.write(tmp_path / "no" / "report.xml", "new", "--junit")
     speedups.write(path, "new", "--junit")
     assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["report.xml"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(registry: Path, tmp_path: Path) -> None:
+    made.promote(registry, "softmax", SOFTMAX, [KEY])
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    front = read_only(folder)
+    words = [sys.executable, "-m", "kgen", "check", "--junit", str(folder / "junit.xml")]
+    done = subprocess.run([*front, *words], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (3, "") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"kgen: --junit {folder}/junit.xml: the folder cannot be written")
+
+
+PLACES = ("", "machine", "machine.cpu", "machine.cpu.threads", "machine.cuda", "created", "pins", "pins.0", "pins.0.pin", "pins.1",
+          "pins.1.baseline", "pins.1.baseline.median_ns", "pins.1.speedup", "pins.1.speedup.high", "pins.1.kgen_ns")  # fmt: skip
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.just(10**400) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(place=st.sampled_from(PLACES), value=ANY_JSON, cut=st.integers(0, 2000))
+@settings(max_examples=300, deadline=None)
+def test_no_baseline_is_more_than_bad_input(place: str, value: Any, cut: int) -> None:
+    """Anything in place of any part, and the file torn anywhere: read, or refused in one message."""
+    whole = json.loads(GOLDEN.read_text())
+    *way, last = place.split(".")
+    at: Any = whole
+    for step in way:
+        at = at[int(step)] if isinstance(at, list) else at[step]
+    if last:
+        at[int(last) if isinstance(at, list) else last] = value
+    else:
+        whole = value
+    text = json.dumps(whole)
+    for given_text in (text, text[:cut], GOLDEN.read_text()[:cut], text + "9" * 5000):
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
+            f.write(given_text)
+            f.flush()
+            try:
+                found = speedups.read(f.name)
+            except BadInput as e:
+                assert f.name in str(e) and "\n" not in str(e)
+            else:
+                assert all(s.speedup.low > 0 for _, s in found.pins.values())
 
 
 def test_reports_hold_whatever_a_compiler_says(registry: Path, run: Run, tmp_path: Path) -> None:
