@@ -89,6 +89,7 @@ _LAZY = {
     "patch_report": ("patch", "patch_report"),
     "tune": ("tune", "tune"),
     "verify": ("verify", "verify"),
+    "check": ("check", "check"),
     "build": ("verify", "build"),
     "TraceError": ("trace", "TraceError"),
     "load": ("serving", "load"),

@@ -110,12 +110,17 @@ class Report:
         }
 
 
-def parse_budget(text: str) -> float:
+def parse_time(option: str, text: str) -> float:
     """"90s", "15m", "1h" in seconds."""
     m = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if not m or float(m[1]) <= 0:
-        raise BadInput(f"--budget {text}: give a time such as 90s, 15m or 1h")
+        raise BadInput(f"{option} {text}: give a time such as 90s, 15m or 1h")
     return float(m[1]) * {"s": 1, "m": 60, "h": 3600}[m[2]]
+
+
+def parse_budget(text: str) -> float:
+    """A time in seconds."""
+    return parse_time("--budget", text)
 
 
 def survey_model(model: capture.Model, options: Options, progress: Progress) -> tuple[Any, Any, list[Any]]:
