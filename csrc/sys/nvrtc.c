@@ -77,7 +77,7 @@ static void open_builtins(const char *folder) {
         if (strncmp(names[i], "libnvrtc-builtins.so", 20) == 0 &&
             snprintf(path, sizeof(path), "%s/%s", folder, names[i]) < (int)sizeof(path))
             (void)dlopen(path,
-                         RTLD_NOW | RTLD_GLOBAL); /* without it the compile says what is missing */
+                         RTLD_NOW | RTLD_LOCAL); /* without it the compile says what is missing */
     kg_free_names(names, n);
 }
 

@@ -1,5 +1,6 @@
 /* Serving on CUDA without a GPU: the driver is tests/fake's, the compiler is NVRTC itself. What the
  * launcher hands to the driver, what a capture may do, and what a lost device costs. */
+#include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -425,6 +426,66 @@ TEST_WITHIN(serve_cuda_loads_nothing_in_a_capture, 120) {
     kg_cuda_graph_exec_destroy(exec);
     kg_cuda_graph_destroy(graph);
     kg_cuda_leave(&scope);
+    free(x);
+    finish(&f);
+}
+
+static kg_cu_stream other_stream;
+static pthread_barrier_t barrier;
+
+static void *capture_elsewhere(void *arg) {
+    kg_cuda_scope scope;
+    kg_error e;
+    kg_cu_graph graph;
+    (void)arg;
+    CHECK_OK(kg_cuda_enter(0, &scope, &e), e);
+    CHECK_OK(kg_cuda_capture_begin(other_stream, &e), e);
+    pthread_barrier_wait(&barrier);
+    pthread_barrier_wait(&barrier);
+    CHECK_OK(kg_cuda_capture_end(other_stream, &graph, &e), e);
+    kg_cuda_graph_destroy(graph);
+    kg_cuda_leave(&scope);
+    return NULL;
+}
+
+/* A first call in one thread neither fails by another thread's capture nor ends it. */
+TEST_WITHIN(serve_cuda_loads_while_another_thread_captures, 120) {
+    fixture f;
+    void *out;
+    float *x = make_input(4 * 64);
+    pthread_t thread;
+    kg_cuda_scope scope;
+    start_rows(&f, "", PLAIN);
+    CHECK_OK(kg_cuda_enter(0, &scope, &err), err);
+    CHECK_OK(kg_cuda_stream_create(&other_stream, &err), err);
+    pthread_barrier_init(&barrier, NULL, 2);
+    CHECK_INT(pthread_create(&thread, NULL, capture_elsewhere, NULL), 0);
+    pthread_barrier_wait(&barrier);
+    from_pool = true;
+    kg_call c = rows_call(4, 64);
+    int rc = serve(&f, &c, x, &out);
+    if (rc != KG_OK)
+        FAIL("%s %s", err.msg, said);
+    pthread_barrier_wait(&barrier);
+    pthread_join(thread, NULL);
+    kg_cuda_stream_destroy(other_stream);
+    kg_cuda_leave(&scope);
+    free(x);
+    finish(&f);
+}
+
+/* Waiting is for an image's first run alone, not for each new shape. */
+TEST_WITHIN(serve_cuda_waits_once_an_image, 120) {
+    fixture f;
+    void *out;
+    float *x = make_input(64 * 64);
+    start_rows(&f, "", PLAIN);
+    for (int64_t m = 1; m < 20; m++) {
+        kg_call c = rows_call(m, 64);
+        CHECK_OK(serve(&f, &c, x, &out), err);
+        host_release(out);
+    }
+    CHECK_UINT(fake->calls("cuStreamSynchronize"), 2); /* before and after it */
     free(x);
     finish(&f);
 }
