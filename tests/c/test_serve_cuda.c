@@ -676,49 +676,6 @@ TEST_WITHIN(serve_cuda_strict_compares_the_device, 120) {
     finish(&f);
 }
 
-/* ---- numbers that no device has ---- */
-
-static void bind(const char *grid, const char *more, int64_t m, int arch, const char *says) {
-    char source[1024];
-    kg_op *op = repo_op("kernels/ops/softmax.json");
-    kg_plan *plan = NULL;
-    kg_instance *inst = NULL;
-    kg_tuning t;
-    kg_constants constants = {.arch = arch, .max_shared = 232448, .num_sms = 132};
-    snprintf(source, sizeof(source),
-             "/* kgen\n{\"format\": 1, \"op\": \"softmax\", \"target\": \"cuda\", \"launches\": "
-             "[{\"kernel\": \"k\", \"grid\": [%s], \"args\": [\"input\", \"output\", {\"i32\": "
-             "\"M\"}], %s}]}\n*/\n",
-             grid, more);
-    CHECK_OK(kg_plan_from_source(source, strlen(source), "t.cu", op, &plan, &err), err);
-    kg_tuning_default(plan, &t);
-    kg_call c = rows_call(m, 2);
-    int rc = kg_plan_bind(plan, op, &t, &constants, &c, &inst, &err);
-    if (says == NULL)
-        CHECK_OK(rc, err);
-    else
-        CHECK(rc != KG_OK);
-    if (says != NULL)
-        CHECK_HAS(err.msg, says);
-    kg_instance_free(inst);
-    kg_plan_free(plan);
-    kg_op_free(op);
-}
-
-TEST(cuda_numbers_over_the_limits_are_named) {
-    bind("\"M\"", "\"block\": [256]", 8, 80, NULL);
-    bind("\"M * 1024 * 1024 * 1024\"", "\"block\": [256]", 8, 80, "launches[0].grid must be in");
-    bind("1, \"M\"", "\"block\": [256]", 70000, 80, "launches[0].grid must be in [0, 65535]");
-    bind("1", "\"block\": [\"M * 1024 * 1024 * 1024\"]", 8, 80, "launches[0].block must be in");
-    bind("1", "\"block\": [64, 64]", 8, 80, "4096 threads; 1024 is the limit");
-    bind("1", "\"block\": [64], \"shared\": \"232449\"", 8, 80, "launches[0].shared must be in");
-    bind("\"M\"", "\"block\": [64], \"cluster\": [2]", 8, 80,
-         "clusters need sm_90, this device is");
-    bind("\"M\"", "\"block\": [64], \"cluster\": [16, 2]", 64, 90, "32 blocks; 16 is the limit");
-    bind("\"M\"", "\"block\": [64], \"cluster\": [3]", 8, 90, "no multiple of the cluster's 3");
-    bind("\"min(M, 8)\"", "\"block\": [64]", INT64_C(3) << 30, 80, "does not fit an i32");
-}
-
 /* ---- a Program that the Kernel was not judged on ---- */
 
 #define ATTENTION                                                                                  \
