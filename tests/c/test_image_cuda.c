@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "base/fs.h"
+#include "fake_driver.h"
 #include "nvrtc_util.h"
 #include "runtime/cubin.h"
 #include "runtime/cuda_headers.h"
@@ -232,6 +233,42 @@ TEST(nvrtc_that_is_asked_for_and_absent_is_named) {
     CHECK_INT(build(KERNEL, 80), KG_EENV);
     CHECK_HAS(err.msg, "KGEN_NVRTC");
     done();
+}
+
+/* The stand-in's driver is older than any NVRTC 13, and newer than none of 12. */
+TEST(nvrtc_newer_than_the_driver_is_not_taken) {
+    const kg_nvrtc *n;
+    pid_t child = fork();
+    if (child == 0)
+        exit(need_nvrtc()->major > 12 ? 0 : 77);
+    int status = 0;
+    CHECK_INT(waitpid(child, &status, 0), child);
+    if (status != 0)
+        test_skip("no NVRTC of CUDA 13");
+    use_fake("driver=12040");
+    kg_nvrtc_search(getenv("KGEN_TEST_NVRTC"));
+    CHECK_ERR(kg_nvrtc_find(&n, &err), err, KG_EENV, "is NVRTC 13.");
+    CHECK_HAS(err.msg, "the driver is of CUDA 12.4");
+    CHECK_HAS(err.msg, "nvidia-cuda-nvrtc-cu12");
+}
+
+/* As pip lays packages out below site-packages. */
+TEST(nvrtc_is_found_beside_torchs_packages) {
+    const char *given = getenv("KGEN_TEST_NVRTC");
+    char packages[600];
+    const kg_nvrtc *n;
+    snprintf(packages, sizeof(packages), "%s/nvidia", given != NULL ? given : "");
+    if (given == NULL || !kg_is_dir(packages))
+        test_skip("KGEN_TEST_NVRTC names no site-packages with NVRTC");
+    unsetenv("KGEN_NVRTC");
+    CHECK_OK(kg_mkdirs(test_path("site"), &err), err);
+    CHECK_INT(symlink(packages, test_path("site/nvidia")), 0);
+    kg_nvrtc_search(test_path("nothing/here"));
+    kg_nvrtc_search(test_path("site"));
+    CHECK_OK(kg_nvrtc_find(&n, &err), err);
+    CHECK_HAS(n->path, "/site/nvidia/");
+    CHECK(n->major >= 12);
+    CHECK_OK(kg_nvrtc_supports(90, &err), err);
 }
 
 TEST(image_cuda_archs_are_checked) {
