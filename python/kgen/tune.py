@@ -173,7 +173,7 @@ class OpTuner:
     def __init__(self, job: Job, run: Run, registry: Path, options: Options, progress: Progress, stop: Stop):
         self.job, self.run, self.registry = job, run, registry
         self.options, self.progress, self.stop = options, progress, stop
-        self.searched = 0.0  # seconds of the budget that the search took
+        self.searched = 0.0  # seconds of the budget that the search took, in earlier lives of the Run too
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task)
         self.contract = (self.task.folder / "op.json").read_text()
@@ -217,11 +217,10 @@ class OpTuner:
 
     def _search(self, judge: Judge, budget: float) -> dict[str, Any]:
         options = {"budget_ms": int(budget * 1000), "kernels": str(kernels_dir())}
-        started = time.monotonic()
         with self.progress.search(self.task.op, budget) as tell:
             found = _libkgen.search(judge.handle, self.run.path, options, tell)
             self.stop.check()
-        self.searched = time.monotonic() - started
+        self.searched = found["spent_s"]
         if found["stopped"]:
             raise KeyboardInterrupt
         return found

@@ -221,9 +221,11 @@ def test_promotion_refuses_what_did_not_pass_and_another_contract(registry: Path
 def decide(registry: Path, tmp_path: Path, *call: str) -> tuple[str, str]:
     """What serves a call in a new process that knows this registry alone: `kgen why`'s line and its warnings."""
     env = {**os.environ, "KGEN_REGISTRY": str(registry), "XDG_DATA_HOME": str(tmp_path / "data")}
-    done = subprocess.run(
-        [sys.executable, "-m", "kgen", "why", *call], env=env, capture_output=True, text=True, timeout=300
+    code = (
+        "import sys, kgen\nfrom kgen import _paths, cli\nkgen.unload(_paths.shipped_registry())\n"
+        "sys.exit(cli.main(['why', *sys.argv[1:]]))"
     )
+    done = subprocess.run([sys.executable, "-c", code, *call], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr

@@ -68,6 +68,7 @@ def promote_with_recipe(root: Path, with_recipe: bool) -> str:
     return name
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 def test_evidence_of_another_machine_is_renewed(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, ident = made.promote(registry, "softmax", ROWS, [made.softmax_key(**SMALL)], **ELSEWHERE)
     kgen.load(registry)
@@ -134,6 +135,7 @@ def test_a_recipe_keeps_small_values_and_sums_up_large_ones() -> None:
     json.dumps(recipe)
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 def test_why_reads_tensors_and_attributes(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made.promote(registry, "attention", FLASH, [made.attention_key(None), made.attention_key("*")])
     kgen.load(registry)
