@@ -161,6 +161,10 @@ static void serve_arch(void) {
     pin_arch = ARCHS[which].pin;
     start_rows(&f, ARCHS[which].device, source);
     kg_call c = rows_call(4, 64);
+    const kg_cuda_device *d = NULL;
+    CHECK_OK(kg_cuda_device_get(0, &d, &err), err);
+    if (kg_nvrtc_supports(d->arch, &err) != KG_OK)
+        return; /* an NVRTC from before the device */
     int rc = serve(&f, &c, x, &out);
     if (rc != (ARCHS[which].serves ? KG_OK : KG_ENOTFOUND))
         FAIL("row %zu: %s %s %s", which, kg_status_name(rc), err.msg, said);
