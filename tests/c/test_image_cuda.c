@@ -158,16 +158,20 @@ TEST(image_cuda_gives_listed_headers_as_text) {
         CHECK_HAS(err.msg, "cuda_fp16.h");
         test_skip("NVRTC %d.%d is here without headers", n->major, n->minor);
     }
-    CHECK_OK(build("#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n#include <cuda_fp8.h>\n"
-                   "#include <mma.h>\n"
-                   "extern \"C\" __global__ void f(half *x, __nv_bfloat16 *y) {\n"
-                   "  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> c;\n"
-                   "  nvcuda::wmma::fill_fragment(c, 0.0f);\n"
-                   "  *x = __hadd(*x, *x); *y = __float2bfloat16(c.x[0]); }",
-                   80) == KG_OK
-                 ? KG_OK
-                 : kg_fail(&err, KG_ECOMPILE, "%s", messages.data),
-             err);
+    bool has_mma = false;
+    for (size_t i = 0; i < set.n; i++)
+        has_mma = has_mma || strcmp(set.v[i].name, "crt/mma.hpp") == 0;
+    if (build("#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n#include <cuda_fp8.h>\n"
+              "extern \"C\" __global__ void f(half *x, __nv_bfloat16 *y, __nv_fp8_e4m3 *z) {\n"
+              "  *x = __hadd(*x, *x); *y = __float2bfloat16((float)*x); *z = __nv_fp8_e4m3(*x); }",
+              90) != KG_OK)
+        FAIL("%s %s", err.msg, messages.data);
+    if (has_mma &&
+        build("#include <mma.h>\nextern \"C\" __global__ void f(float *y) {\n"
+              "  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> c;\n"
+              "  nvcuda::wmma::fill_fragment(c, 0.0f); *y = c.x[0]; }",
+              80) != KG_OK)
+        FAIL("%s %s", err.msg, messages.data);
     CHECK_INT(build("#include <stdio.h>\nextern \"C\" __global__ void f() {}", 80),
               KG_EUNSUPPORTED);
     done();
