@@ -4,6 +4,7 @@
 #include "test.h"
 
 #include <dirent.h>
+#include <unistd.h>
 
 #include "base/fs.h"
 #include "fake_cuda.h"
@@ -11,6 +12,7 @@
 #include "sys/proc.h"
 #include "tune/judge.h"
 #include "tune/judge_internal.h"
+#include "tune/search_judge.h"
 
 #define DRIVER KGEN_BINARY_DIR "/libkgen_fakecuda.so"
 #define KERNELS "kernels=" KGEN_BINARY_DIR "/libkgen_fakekernels.so"
@@ -261,6 +263,99 @@ TEST_WITHIN(judge_cuda_times_cold_and_warm, 120) {
     kg_judge_report_free(report);
     kg_buf_free(&text);
     kg_judge_close(r.judge);
+}
+
+/* --- launches --- */
+
+/* In /dev, where the worker may write; removed at the end. */
+static void log_name(char out[64]) {
+    snprintf(out, 64, "/dev/shm/kgen-test-%d", (int)getpid());
+    unlink(out);
+}
+
+static void expect_log(const char *path, const char *part) {
+    kg_error err = {0};
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    CHECK_OK(kg_read_file(path, 1 << 20, &text, &err), err);
+    CHECK_HAS(text.data, part);
+    kg_buf_free(&text);
+}
+
+TEST_WITHIN(judge_cuda_launches_as_the_plan_says, 120) {
+    rig r;
+    kg_buf text;
+    char log[64], settings[400];
+    log_name(log);
+    snprintf(settings, sizeof settings, KERNELS ",devices=2,log=%s", log);
+    rig_open_with(&r, settings, (kg_judge_options){.index = 1});
+    source_of(&text, "right", ", \"cluster\": [2], \"shared\": 65536, \"pdl\": true", "");
+    expect(&r, text.data, KG_VERDICT_PASS, "");
+    kg_buf_free(&text);
+    expect_log(log, "right grid 64,1,1 block 128,1,1 cluster 2,1,1 shared 65536 pdl device 1\n");
+    source_of(&text, "right", ", \"cooperative\": true", "");
+    expect(&r, text.data, KG_VERDICT_PASS, "");
+    kg_buf_free(&text);
+    expect_log(log, "cluster 1,1,1 shared 0 cooperative device 1\n");
+    expect_log(log, "kg_check_compare_float32");
+    unlink(log);
+    kg_judge_close(r.judge);
+}
+
+TEST_WITHIN(judge_cuda_maps_tensors_and_clears_workspace, 120) {
+    rig r;
+    rig_open(&r, KERNELS);
+    expect(
+        &r,
+        "/* kgen\n{ \"format\": 1, \"op\": \"softmax\", \"target\": \"cuda\", "
+        "\"workspace\": {\"zeros\": {\"dtype\": \"int32\", \"shape\": [\"M\"], \"zero\": true}}, "
+        "\"tensor_maps\": {\"in\": {\"tensor\": \"input\", \"dims\": [\"N\", \"M\"], "
+        "\"strides\": [\"4 * N\"], \"box\": [\"20\", \"2\"], \"swizzle\": 0, \"l2\": 128}}, "
+        "\"launches\": [{\"kernel\": \"mapped\", \"grid\": [1], \"block\": [32], \"args\": "
+        "[{\"map\": \"in\"}, \"output\", \"zeros\", {\"i32\": \"M\"}, {\"i32\": \"N\"}]}] }\n*/\n"
+        "struct alignas(64) Map { unsigned long long opaque[16]; };\n"
+        "extern \"C\" __global__ void mapped(const __grid_constant__ Map in, float *y, int *zeros, "
+        "int m, int n) { y[n] = (float)(in.opaque[0] + zeros[m]); }\n",
+        KG_VERDICT_PASS, "");
+    kg_judge_close(r.judge);
+}
+
+/* --- several devices --- */
+
+TEST_WITHIN(judge_cuda_searches_over_two_devices, 180) {
+    rig r, two;
+    kg_error err = {0};
+    kg_evaluator evaluator;
+    kg_outcome outcome = {0};
+    kg_sources sources = {0};
+    kg_buf text;
+    char path[512];
+    rig_open_with(&r, KERNELS ",devices=2", (kg_judge_options){0});
+    rig_open_with(&two, KERNELS ",devices=2", (kg_judge_options){.index = 1});
+    kg_judge *const items[] = {r.judge, two.judge};
+    kg_judges judges = {.items = items, .n = 2};
+    CHECK_OK(kg_judges_evaluator(&judges, &evaluator, &err), err);
+    CHECK_UINT(evaluator.lanes, 2);
+    source_of(&text, "right", "", "");
+    snprintf(path, sizeof path, "%s", test_path("right.cu"));
+    CHECK_OK(kg_write_atomic(path, text.data, text.len, &err), err);
+    CHECK_OK(kg_sources_add_file(&sources, path, "right.cu", kg_judge_op(r.judge), &err), err);
+    kg_tuning tuning;
+    kg_tuning_default(sources.items[0].plan, &tuning);
+    for (size_t lane = 0; lane < 2; lane++) {
+        CHECK_OK(evaluator.judge(evaluator.ctx, lane, &sources.items[0], &tuning, KG_LEVEL_QUICK,
+                                 &outcome, &err),
+                 err);
+        CHECK_INT(outcome.verdict, KG_VERDICT_PASS);
+        CHECK(outcome.time_ns[0] > 0);
+    }
+    kg_judge *const same[] = {r.judge, r.judge};
+    judges = (kg_judges){.items = same, .n = 2};
+    CHECK_ERR(kg_judges_evaluator(&judges, &evaluator, &err), err, KG_EINVAL, "judge 1 is not");
+    kg_sources_free(&sources);
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    kg_judge_close(two.judge);
 }
 
 /* --- the corpus (tests/judge/candidates), as far as it comes without a GPU --- */
