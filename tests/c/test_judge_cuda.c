@@ -4,6 +4,7 @@
 #include "test.h"
 
 #include <dirent.h>
+#include <unistd.h>
 
 #include "base/fs.h"
 #include "fake_cuda.h"
@@ -11,6 +12,7 @@
 #include "sys/proc.h"
 #include "tune/judge.h"
 #include "tune/judge_internal.h"
+#include "tune/search_judge.h"
 
 #define DRIVER KGEN_BINARY_DIR "/libkgen_fakecuda.so"
 #define KERNELS "kernels=" KGEN_BINARY_DIR "/libkgen_fakekernels.so"
@@ -261,6 +263,185 @@ TEST_WITHIN(judge_cuda_times_cold_and_warm, 120) {
     kg_judge_report_free(report);
     kg_buf_free(&text);
     kg_judge_close(r.judge);
+}
+
+/* --- launches --- */
+
+/* In /dev, where the worker may write; removed at the end. */
+static void log_name(char out[64]) {
+    snprintf(out, 64, "/dev/shm/kgen-test-%d", (int)getpid());
+    unlink(out);
+}
+
+static void expect_log(const char *path, const char *part) {
+    kg_error err = {0};
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    CHECK_OK(kg_read_file(path, 1 << 20, &text, &err), err);
+    CHECK_HAS(text.data, part);
+    kg_buf_free(&text);
+}
+
+TEST_WITHIN(judge_cuda_launches_as_the_plan_says, 120) {
+    rig r;
+    kg_buf text;
+    char log[64], settings[400];
+    log_name(log);
+    snprintf(settings, sizeof settings, KERNELS ",devices=2,log=%s", log);
+    rig_open_with(&r, settings, (kg_judge_options){.index = 1});
+    source_of(&text, "right", ", \"cluster\": [2], \"shared\": 65536, \"pdl\": true", "");
+    expect(&r, text.data, KG_VERDICT_PASS, "");
+    kg_buf_free(&text);
+    expect_log(log, "right grid 64,1,1 block 128,1,1 cluster 2,1,1 shared 65536 pdl device 1\n");
+    source_of(&text, "right", ", \"cooperative\": true", "");
+    expect(&r, text.data, KG_VERDICT_PASS, "");
+    kg_buf_free(&text);
+    expect_log(log, "cluster 1,1,1 shared 0 cooperative device 1\n");
+    expect_log(log, "kg_check_compare_float32");
+    unlink(log);
+    kg_judge_close(r.judge);
+}
+
+TEST_WITHIN(judge_cuda_maps_tensors_and_clears_workspace, 120) {
+    rig r;
+    rig_open(&r, KERNELS);
+    expect(
+        &r,
+        "/* kgen\n{ \"format\": 1, \"op\": \"softmax\", \"target\": \"cuda\", "
+        "\"workspace\": {\"zeros\": {\"dtype\": \"int32\", \"shape\": [\"M\"], \"zero\": true}}, "
+        "\"tensor_maps\": {\"in\": {\"tensor\": \"input\", \"dims\": [\"N\", \"M\"], "
+        "\"strides\": [\"4 * N\"], \"box\": [\"20\", \"2\"], \"swizzle\": 0, \"l2\": 128}}, "
+        "\"launches\": [{\"kernel\": \"mapped\", \"grid\": [1], \"block\": [32], \"args\": "
+        "[{\"map\": \"in\"}, \"output\", \"zeros\", {\"i32\": \"M\"}, {\"i32\": \"N\"}]}] }\n*/\n"
+        "struct alignas(64) Map { unsigned long long opaque[16]; };\n"
+        "extern \"C\" __global__ void mapped(const __grid_constant__ Map in, float *y, int *zeros, "
+        "int m, int n) { y[n] = (float)(in.opaque[0] + zeros[m]); }\n",
+        KG_VERDICT_PASS, "");
+    kg_judge_close(r.judge);
+}
+
+/* --- several devices --- */
+
+TEST_WITHIN(judge_cuda_searches_over_two_devices, 180) {
+    rig r, two;
+    kg_error err = {0};
+    kg_evaluator evaluator;
+    kg_outcome outcome = {0};
+    kg_sources sources = {0};
+    kg_buf text;
+    char path[512];
+    rig_open_with(&r, KERNELS ",devices=2", (kg_judge_options){0});
+    rig_open_with(&two, KERNELS ",devices=2", (kg_judge_options){.index = 1});
+    kg_judge *const items[] = {r.judge, two.judge};
+    kg_judges judges = {.items = items, .n = 2};
+    CHECK_OK(kg_judges_evaluator(&judges, &evaluator, &err), err);
+    CHECK_UINT(evaluator.lanes, 2);
+    source_of(&text, "right", "", "");
+    snprintf(path, sizeof path, "%s", test_path("right.cu"));
+    CHECK_OK(kg_write_atomic(path, text.data, text.len, &err), err);
+    CHECK_OK(kg_sources_add_file(&sources, path, "right.cu", kg_judge_op(r.judge), &err), err);
+    kg_tuning tuning;
+    kg_tuning_default(sources.items[0].plan, &tuning);
+    for (size_t lane = 0; lane < 2; lane++) {
+        CHECK_OK(evaluator.judge(evaluator.ctx, lane, &sources.items[0], &tuning, KG_LEVEL_QUICK,
+                                 &outcome, &err),
+                 err);
+        CHECK_INT(outcome.verdict, KG_VERDICT_PASS);
+        CHECK(outcome.time_ns[0] > 0);
+    }
+    kg_judge *const same[] = {r.judge, r.judge};
+    judges = (kg_judges){.items = same, .n = 2};
+    CHECK_ERR(kg_judges_evaluator(&judges, &evaluator, &err), err, KG_EINVAL, "judge 1 is not");
+    kg_sources_free(&sources);
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    kg_judge_close(two.judge);
+}
+
+/* --- a device that others use --- */
+
+TEST_WITHIN(judge_cuda_says_how_full_the_device_is, 60) {
+    rig r;
+    kg_error err = {0};
+    kg_judge_report *report;
+    kg_buf text;
+    rig_open(&r, KERNELS ",memory=1");
+    source_of(&text, "right", "", "");
+    kg_judge_request q = {.text = text.data, .n = text.len, .name = "x.cu"};
+    CHECK_ERR(kg_judge_run(r.judge, &q, &report, &err), err, KG_ENOMEM, "a buffer for");
+    CHECK_HAS(err.msg, "MiB of 1 MiB are free");
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    CHECK_UINT(r.driver->live_bytes(), 0);
+}
+
+/* The worker has its own part of the device, and says so when it is not there. */
+TEST_WITHIN(judge_cuda_says_that_the_worker_found_no_room, 60) {
+    rig r;
+    kg_error err = {0};
+    kg_judge_report *report;
+    kg_buf text;
+    rig_open(&r, KERNELS ",memory=20"); /* less than three times the L2 */
+    source_of(&text, "right", "", "");
+    kg_judge_request q = {.text = text.data, .n = text.len, .name = "x.cu"};
+    CHECK_ERR(kg_judge_run(r.judge, &q, &report, &err), err, KG_ENOMEM, "kgen-worker: cuMemAlloc");
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+}
+
+static kg_worker_options worker_options(void) {
+    return (kg_worker_options){.path = KGEN_BINARY_DIR "/kgen-worker", .device = KG_CUDA};
+}
+
+TEST_WITHIN(worker_cuda_refuses_what_comes_out_of_order, 60) {
+    kg_error err = {0};
+    kg_worker *w;
+    kg_run *run = calloc(1, sizeof *run);
+    kg_call_time time;
+    uint64_t at[1];
+    CHECK(run && fake_cuda_use(DRIVER, "devices=1"));
+    kg_worker_options o = worker_options();
+    CHECK_OK(kg_worker_open(&o, &w, &err), err);
+    run->timed = 1;
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EINVAL, "RUN comes out of order");
+    const kg_kernel_ask ask = {.name = "x"};
+    kg_kernel_use use;
+    CHECK_ERR(kg_worker_load_kernels(w, "x", 1, &ask, 1, &use, &err), err, KG_EINVAL,
+              "LOAD comes out of order");
+    CHECK_OK(kg_worker_map(w, NULL, 0, at, &err), err);
+    CHECK_ERR(kg_worker_load_kernels(w, "KGFAKE", 6, &ask, 1, &use, &err), err, KG_EFORMAT,
+              "CUDA_ERROR_");
+    static const char image[] = "KGFAKE1\nkernel x 8,4\n";
+    CHECK_ERR(kg_worker_load_kernels(w, image, sizeof image, &ask, 1, &use, &err), err, KG_EFORMAT,
+              "more parameters than the 0");
+    const kg_kernel_ask narrow = {.name = "x", .nargs = 2, .arg_bytes = {8, 8}};
+    CHECK_ERR(kg_worker_load_kernels(w, image, sizeof image, &narrow, 1, &use, &err), err,
+              KG_EFORMAT, "parameter 1 has 4 bytes");
+    const kg_kernel_ask right = {.name = "x", .nargs = 2, .arg_bytes = {8, 4}, .threads = 128};
+    CHECK_OK(kg_worker_load_kernels(w, image, sizeof image, &right, 1, &use, &err), err);
+    CHECK_UINT(use.blocks, 16);
+    run->nlaunches = 1;
+    run->launches[0] = (kg_run_launch){.grid = {1, 1, 1},
+                                       .block = {1, 1, 1},
+                                       .cluster = {1, 1, 1},
+                                       .nargs = 2,
+                                       .args = {{.kind = KG_WA_BUFFER}}};
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EFORMAT, "buffer 0 of 0");
+    run->launches[0].args[0].kind = KG_WA_MAP;
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EFORMAT, "tensor map 0 of 0");
+    run->launches[0].args[0].kind = KG_WA_NULL;
+    run->launches[0].nargs = 1;
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EFORMAT, "LOAD said 2");
+    run->launches[0].nargs = 2;
+    run->launches[0].grid[1] = 0;
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EFORMAT, "malformed");
+    run->launches[0].grid[1] = 1;
+    run->graph = run->cold = true;
+    CHECK_OK(kg_worker_run(w, run, 5000, &time, &err), err);
+    CHECK(time.graph && time.wall_ns >= time.window_ns && time.window_ns >= time.ns);
+    CHECK_OK(kg_worker_ping(w, &err), err);
+    kg_worker_close(w);
+    free(run);
 }
 
 /* --- the corpus (tests/judge/candidates), as far as it comes without a GPU --- */
