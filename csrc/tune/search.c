@@ -44,12 +44,17 @@ typedef struct search {
     kg_search_result *result;
     candidate *all;
     size_t n;
-    int64_t deadline_ns;
+    int64_t started_ns, deadline_ns;
+    double spent_before;   /* seconds, by earlier lives of this Run */
     size_t journal_before; /* entries that were there when the search began */
 } search;
 
 static bool late(const search *s) {
     return kg_now_ns() >= s->deadline_ns;
+}
+
+static double spent(const search *s) {
+    return s->spent_before + (double)(kg_now_ns() - s->started_ns) * 1e-9;
 }
 
 static void tell(const search *s, const kg_json *entry) {
@@ -183,6 +188,18 @@ static const kg_json *remembered(const search *s, const candidate *c, kg_level l
     return NULL;
 }
 
+/* What earlier lives of this Run spent on this Op, in seconds. */
+static double spent_before(const search *s) {
+    double most = 0, x;
+    for (size_t i = 0; i < s->journal_before; i++) {
+        const kg_json *e = kg_journal_at(s->journal, i);
+        if (text_is(e, "kind", "verdict") && text_is(e, "op", s->op) &&
+            !kg_json_double(kg_json_get(e, "spent_s"), "spent_s", &x, NULL) && x > most)
+            most = x;
+    }
+    return most;
+}
+
 static int resume(search *s, candidate *c, const kg_json *entry, kg_error *err) {
     const char *name = "";
     kg_json_str(kg_json_get(entry, "verdict"), "verdict", &name, NULL);
@@ -212,6 +229,7 @@ static kg_json *verdict_entry(const search *s, const candidate *c, kg_level leve
     kg_json_set_str(e, "verdict", kg_verdict_name((int)o->verdict));
     kg_json_set_str(e, "message", o->message);
     kg_json_set_double(e, "took_s", (double)took_ns * 1e-9);
+    kg_json_set_double(e, "spent_s", spent(s));
     for (size_t i = 0; i < s->evaluator->ncases; i++)
         kg_json_push_double(times, o->time_ns[i]);
     kg_json_set(e, "time_ns", times);
@@ -257,6 +275,22 @@ static size_t alive_list(search *s, candidate **list) {
     return n;
 }
 
+/* One Candidate of a rung. When the time is up only what the journal knows goes on. */
+static int run_one(search *s, candidate *c, kg_level level, bool time_up, kg_error *err) {
+    if (kg_stop_wanted())
+        return kg_fail(err, KG_EINTR, "search over %s stopped", s->op);
+    if (c->dropped) {
+        s->result->dropped++;
+        return KG_OK;
+    }
+    if (time_up && !remembered(s, c, level)) {
+        c->alive = false;
+        s->result->out_of_time = true;
+        return KG_OK;
+    }
+    return judge(s, c, level, err);
+}
+
 /* Judges what is alive; what was not reached when the time was up is alive no more. */
 static int run_rung(search *s, kg_level level, candidate **list, bool must_finish, kg_error *err) {
     size_t n = alive_list(s, list);
@@ -265,21 +299,11 @@ static int run_rung(search *s, kg_level level, candidate **list, bool must_finis
         size_t batch = n - from < BATCH ? n - from : BATCH;
         /* The first batch is judged whatever the clock says: a budget too short still gives an
          * answer. */
-        if (from > 0 && !must_finish && late(s)) {
-            for (size_t i = from; i < n; i++)
-                list[i]->alive = false;
-            s->result->out_of_time = true;
-            break;
-        }
-        prepare(s, list + from, batch);
-        for (size_t i = from; !rc && i < from + batch; i++) {
-            if (kg_stop_wanted())
-                return kg_fail(err, KG_EINTR, "search over %s stopped", s->op);
-            if (list[i]->dropped)
-                s->result->dropped++;
-            else
-                rc = judge(s, list[i], level, err);
-        }
+        bool time_up = from > 0 && !must_finish && late(s);
+        if (!time_up)
+            prepare(s, list + from, batch);
+        for (size_t i = from; !rc && i < from + batch; i++)
+            rc = run_one(s, list[i], level, time_up, err);
     }
     return rc;
 }
@@ -370,8 +394,10 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
                 .journal = journal,
                 .options = options,
                 .result = out,
-                .deadline_ns = kg_now_ns() + options->budget_ms * 1000000,
+                .started_ns = kg_now_ns(),
                 .journal_before = kg_journal_size(journal)};
+    s.spent_before = spent_before(&s);
+    s.deadline_ns = s.started_ns + options->budget_ms * 1000000 - (int64_t)(s.spent_before * 1e9);
     *out = (kg_search_result){.ncases = evaluator->ncases};
     for (size_t i = 0; i < KG_MAX_CASES; i++)
         out->winners[i].source = -1;
@@ -388,6 +414,7 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
         rc = run(&s, list, err);
     if (!rc || rc == KG_EINTR)
         choose(&s);
+    out->spent_s = spent(&s);
     free(list);
     free(s.all);
     return rc;

@@ -323,7 +323,7 @@ def read_json(path: Path, known: set[str] | None) -> dict[str, Any]:
 
     try:
         value = json.loads(_read(path).decode("utf-8"), object_pairs_hook=pairs, parse_constant=refuse)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # text, JSON, an integer of too many digits
         raise BadInput(f"{path}: {e}") from e
     if not isinstance(value, dict):
         raise BadInput(f"{path}: expected an object")

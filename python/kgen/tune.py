@@ -110,12 +110,17 @@ class Report:
         }
 
 
-def parse_budget(text: str) -> float:
+def parse_time(option: str, text: str) -> float:
     """"90s", "15m", "1h" in seconds."""
     m = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if not m or float(m[1]) <= 0:
-        raise BadInput(f"--budget {text}: give a time such as 90s, 15m or 1h")
+        raise BadInput(f"{option} {text}: give a time such as 90s, 15m or 1h")
     return float(m[1]) * {"s": 1, "m": 60, "h": 3600}[m[2]]
+
+
+def parse_budget(text: str) -> float:
+    """A time in seconds."""
+    return parse_time("--budget", text)
 
 
 def survey_model(model: capture.Model, options: Options, progress: Progress) -> tuple[Any, Any, list[Any]]:
@@ -186,7 +191,7 @@ class OpTuner:
     ):  # fmt: skip
         self.job, self.run, self.registry, self.device = job, run, registry, device
         self.options, self.progress, self.stop = options, progress, stop
-        self.searched = 0.0  # seconds of the budget that the search took
+        self.searched = 0.0  # seconds of the budget that the search took, in earlier lives of the Run too
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task, device.index or 0)
         self.contract = (self.task.folder / "op.json").read_text()
@@ -230,11 +235,10 @@ class OpTuner:
 
     def _search(self, judge: Judge, budget: float) -> dict[str, Any]:
         options = {"budget_ms": int(budget * 1000), "kernels": str(kernels_dir())}
-        started = time.monotonic()
         with self.progress.search(self.task.op, budget) as tell:
             found = _libkgen.search(judge.handle, self.run.path, options, tell)
             self.stop.check()
-        self.searched = time.monotonic() - started
+        self.searched = found["spent_s"]
         if found["stopped"]:
             raise KeyboardInterrupt
         return found
@@ -261,7 +265,9 @@ class OpTuner:
             say("inputs of new seeds")
             fresh = sets.for_gate(judge, self.task, self.reference, i)
             names = [n for n, v in fresh[0].args.items() if v is not None]
-            with gate.Gate(self.task.cases[i], names, fresh, staging, reference, say, self.device.index or 0) as g:
+            with gate.Gate(
+                self.task.cases[i], names, fresh, staging, reference, say, index=self.device.index or 0
+            ) as g:
                 del fresh
                 devices.release(self.device)
                 return gate.run(g, id_, self.options.min_speedup)

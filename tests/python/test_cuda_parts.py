@@ -487,7 +487,7 @@ class Cache:
 class InProcess:
     """gate._Child without a process."""
 
-    def __init__(self, job: dict[str, Any], memory: int, registry: Path):
+    def __init__(self, job: dict[str, Any], memory: int, registry: Path, cache: Path | None):
         kgen.load(registry)
         self.registry, self.ready = registry, set()
         self.child = gate_child.Child(json.loads(json.dumps({**job, "memory": os.dup(memory)})))
