@@ -15,8 +15,8 @@
 
 typedef struct kg_judge kgen_judge;
 
-/* options_json: an object, or NULL; keys threads, arch, worker, timeout_ms, memory (tune/judge.h).
- */
+/* options_json: an object, or NULL; keys device ("cpu" or "cuda"), index (of the GPU, as torch
+ * counts them), threads, arch, worker, timeout_ms, memory (tune/judge.h). */
 KGEN_API int kgen_judge_open(const char *op_json, const char *options_json, kgen_judge **out,
                              char *err, size_t nerr);
 KGEN_API void kgen_judge_close(kgen_judge *judge);
@@ -36,8 +36,9 @@ KGEN_API int kgen_judge_set_limits(kgen_judge *judge, size_t index, double slowe
 /* set_json: {"name": "uniform", "errors": [[norm, max] or null, ...], "reference": [{"dtype",
  * "shape"} or null,
  * ...]}, all optional. inputs and oracles as kg_judge_set says: addresses, NULL for what is absent;
- * oracles are double for floating outputs and int64 for integers and bool. All memory is borrowed
- * until kgen_judge_clear_sets or kgen_judge_close. */
+ * oracles are double for floating outputs and int64 for integers and bool. Addresses are
+ * the host's, or the GPU's that the judge is for. All memory is borrowed until
+ * kgen_judge_clear_sets or kgen_judge_close. */
 KGEN_API int kgen_judge_add_set(kgen_judge *judge, size_t index, const char *set_json,
                                 const void *const *inputs, size_t ninputs,
                                 const void *const *oracles, size_t noutputs, char *err,

@@ -73,6 +73,12 @@ typedef void (*kgen_progress)(void *ctx, const char *entry);
 struct kg_judge;
 KGEN_API int kgen_search(struct kg_judge *judge, const char *run_dir, const char *options,
                          kgen_progress progress, void *ctx, char **json, char *err, size_t nerr);
+/* The same with several judges, one a device (1 to 16), which judge as many Candidates at once.
+ * They must be for one Op, one architecture and the same Cases, each with its own input sets;
+ * progress comes from several threads, one at a time. */
+KGEN_API int kgen_search_over(struct kg_judge *const *judges, size_t njudges, const char *run_dir,
+                              const char *options, kgen_progress progress, void *ctx, char **json,
+                              char *err, size_t nerr);
 /* Adds one entry to a Run's journal. */
 KGEN_API int kgen_journal_add(const char *run_dir, const char *kind, const char *fields, char *err,
                               size_t nerr);

@@ -66,11 +66,13 @@ static int check_launch_args(const kg_plan_launch *l, size_t launch, size_t prog
 int kg_cuda_check_args(const kg_plan *plan, size_t programs_bytes, const void *cubin, size_t n,
                        kg_error *err) {
     kg_cubin_function f;
+    kg_error e = {.msg = ""};
     int rc = KG_OK;
     for (size_t i = 0; rc == KG_OK && i < plan->nlaunches; i++) {
-        rc = kg_cubin_function_get(cubin, n, plan->launches[i].kernel, &f, err);
-        if (rc == KG_OK)
-            rc = check_launch_args(&plan->launches[i], i, programs_bytes, &f, err);
+        rc = kg_cubin_function_get(cubin, n, plan->launches[i].kernel, &f, &e);
+        if (rc != KG_OK)
+            return kg_fail(err, KG_EINVAL, "launches[%zu].kernel: %.400s", i, e.msg);
+        rc = check_launch_args(&plan->launches[i], i, programs_bytes, &f, err);
     }
     return rc;
 }

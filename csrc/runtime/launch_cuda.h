@@ -10,8 +10,7 @@
 size_t kg_cuda_arg_bytes(const kg_plan_arg *a, size_t programs_bytes);
 
 /* Holds the arguments of every launch of the plan against the parameters of the kernels in the
- * cubin: number and sizes. KG_EINVAL names launch and argument, KG_ENOTFOUND the kernel that is not
- * there. */
+ * cubin: number and sizes. KG_EINVAL names launch and argument, or the kernel that is not there. */
 int kg_cuda_check_args(const kg_plan *plan, size_t programs_bytes, const void *cubin, size_t n,
                        kg_error *err);
 

@@ -158,16 +158,17 @@ bool kg_kernel_verified(const kg_here *here, const kg_call *call, const kg_index
     return field == NULL;
 }
 
-/* Whether the machine can run what was built for that architecture. A CUDA Kernel is built for the
- * device that it meets, so an older architecture's serves a newer one; what a source needs beyond
- * that its plan says (min_arch). */
+/* Whether the machine can run what was judged on that architecture. A CUDA Kernel is built for the
+ * device that it meets, so an older architecture's serves a newer one; from 9.0 on it may use what
+ * only that architecture has (sm_90a), and serves its own generation alone. */
 static bool runs_here(const kg_here *here, int device, const kg_place *place, const char *arch) {
     if (kg_arch_target(arch) != device)
         return false;
+    int64_t code = kg_arch_code(arch);
     if (device == KG_CUDA)
-        return kg_arch_code(arch) <= place->arch;
+        return code <= place->arch && (code < 90 || code / 10 == place->arch / 10);
     if (strncmp(arch, "x86-64", 6) == 0)
-        return here->level > 0 && kg_arch_code(arch) <= here->level;
+        return here->level > 0 && code <= here->level;
     return here->level == 0;
 }
 

@@ -55,9 +55,7 @@ static int check_device(const kg_plan *p, const kg_constants *c, const kg_call *
     if (p->min_arch == NULL)
         return KG_OK;
     int64_t needed = kg_arch_code(p->min_arch);
-    /* sm_90a: with features that no other architecture has, later ones neither. */
-    bool alone = p->target == KG_CUDA && p->min_arch[strlen(p->min_arch) - 1] == 'a';
-    bool fits = needed == 0 || alone ? c->arch == needed : c->arch >= needed;
+    bool fits = needed == 0 ? c->arch == 0 : c->arch >= needed;
     if (fits)
         return KG_OK;
     if (p->target == KG_CUDA)

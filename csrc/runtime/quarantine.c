@@ -27,7 +27,7 @@ bool kg_quarantined(const char *kernel_id, const char *device, char why[512]) {
     kg_buf text;
     if (!entry_path(kernel_id, device, folder, path) || !kg_is_file(path))
         return false;
-    kg_buf_init(&text, MAX_ENTRY);
+    kg_buf_init(&text, 0);
     if (kg_read_file(path, MAX_ENTRY, &text, NULL) == KG_OK) {
         const char *at = text.data != NULL ? strstr(text.data, "\nerror ") : NULL;
         if (at != NULL)
@@ -49,7 +49,9 @@ int kg_quarantine(const char *kernel_id, const char *kernel, const char *device,
     if (!entry_path(kernel_id, device, folder, path))
         return kg_fail(err, KG_EIO, "there is no cache folder (KGEN_CACHE) to quarantine %s in",
                        kernel);
-    kg_buf_init(&text, MAX_ENTRY);
+    if (kg_is_file(path)) /* what was first written is nearest to the cause */
+        return KG_OK;
+    kg_buf_init(&text, 0);
     kg_buf_printf(&text, "kernel %s\nid %s\ndevice %s\nerror %.*s\n", kernel, kernel_id, device,
                   (int)strcspn(error, "\n"), error);
     int rc = kg_buf_check(&text, "a quarantine", err);

@@ -88,7 +88,8 @@ static int build_image(const kg_ready_request *ask, const kg_plan *plan, const k
     kg_error e = {.msg = ""};
     char label[96];
     kg_buf_init(&messages, 0);
-    snprintf(label, sizeof(label), "%.60s-%.12s.c", ask->block->op->name, ask->kernel->id);
+    snprintf(label, sizeof(label), "%.60s-%.12s.%s", ask->block->op->name, ask->kernel->id,
+             ask->call->device == KG_CUDA ? "cu" : "c");
     kg_load_request load = {.plan = plan,
                             .unit = unit,
                             .label = label,

@@ -75,8 +75,8 @@ static int bind_mask(kg_call *call, AtenTensorHandle mask, int *program, kg_erro
     const kg_tensor *q = &call->args[QUERY].u.t, *k = &call->args[KEY].u.t;
     const int64_t full[4] = {q->size[0], q->size[1], q->size[2], k->size[2]};
     kg_tensor m, *t = &call->captured[0];
-    int32_t device;
-    int rc = kg_torch_view(mask, &m, &device, NULL, err);
+    int32_t device, index;
+    int rc = kg_torch_view(mask, &m, &device, &index, err);
     if (rc != KG_OK)
         return rc;
     switch (m.dtype) {
@@ -95,7 +95,8 @@ static int bind_mask(kg_call *call, AtenTensorHandle mask, int *program, kg_erro
     default:
         return KG_ENOTFOUND;
     }
-    if (m.ndim > 4 || device != call->device || (m.dtype != KG_BOOL && m.dtype != q->dtype))
+    if (m.ndim > 4 || device != call->device || index != call->device_index ||
+        (m.dtype != KG_BOOL && m.dtype != q->dtype))
         return KG_ENOTFOUND;
     t->data = m.data;
     t->dtype = m.dtype;
@@ -262,9 +263,9 @@ static int mod_captured(mod_call *m, kg_error *err) {
     int rc = KG_OK;
     c->ncaptured = m->ninputs - 3;
     for (size_t i = 0; rc == KG_OK && i < c->ncaptured; i++) {
-        int32_t device;
-        rc = kg_torch_view(m->inputs[3 + i], &c->captured[i], &device, NULL, err);
-        if (rc == KG_OK && device != c->device)
+        int32_t device, index;
+        rc = kg_torch_view(m->inputs[3 + i], &c->captured[i], &device, &index, err);
+        if (rc == KG_OK && (device != c->device || index != c->device_index))
             rc = kg_fail(err, KG_EINVAL,
                          "attention_mod: captured tensor %zu is on another device than query", i);
     }

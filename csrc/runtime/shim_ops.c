@@ -180,9 +180,13 @@ static void take_captured(own_call *c, StableIValue slot, kg_value *v, kg_error 
     note(c, kg_list_take(slot, at, KG_MAX_CAPTURED, &n, c->rc == KG_OK ? err : NULL));
     c->ninputs += n;
     c->call.ncaptured = n;
-    for (size_t i = 0; i < n; i++)
-        note(c,
-             kg_torch_view(at[i], &c->call.captured[i], NULL, NULL, c->rc == KG_OK ? err : NULL));
+    for (size_t i = 0; i < n; i++) {
+        int32_t device = c->call.device, index = c->call.device_index;
+        note(c, kg_torch_view(at[i], &c->call.captured[i], &device, &index,
+                              c->rc == KG_OK ? err : NULL));
+        if (device != c->call.device || index != c->call.device_index)
+            note(c, KG_ENOTFOUND); /* as take_tensor */
+    }
 }
 
 static void take_number(kg_arg_type type, StableIValue slot, kg_value *v) {

@@ -67,11 +67,20 @@ static int get_text(const kg_json *o, const char *key, const char **out, kg_erro
 }
 
 static int read_options(const char *text, kg_judge_options *o, kg_error *err) {
-    static const char *const keys[] = {"threads", "arch", "worker", "timeout_ms", "memory", NULL};
-    const char *arch = "", *worker = "";
-    int64_t threads = 0;
+    static const char *const keys[] = {"device", "index",      "threads", "arch",
+                                       "worker", "timeout_ms", "memory",  NULL};
+    const char *arch = "", *worker = "", *device = "cpu";
+    int64_t threads = 0, index = 0;
     kg_json *root = NULL;
     int rc = parse(text, "options", keys, &root, err);
+    if (rc == KG_OK)
+        rc = get_text(root, "device", &device, err);
+    if (rc == KG_OK)
+        rc = get_int(root, "index", &index, err);
+    if (rc == KG_OK && strcmp(device, "cpu") != 0 && strcmp(device, "cuda") != 0)
+        rc = kg_fail(err, KG_EINVAL, "device: \"%.40s\"; it must be cpu or cuda", device);
+    if (rc == KG_OK && (index < 0 || index > INT32_MAX))
+        rc = kg_fail(err, KG_EINVAL, "index: %lld is no GPU's", (long long)index);
     if (rc == KG_OK)
         rc = get_int(root, "threads", &threads, err);
     if (rc == KG_OK)
@@ -87,6 +96,8 @@ static int read_options(const char *text, kg_judge_options *o, kg_error *err) {
     if (rc == KG_OK && (strlen(arch) >= sizeof o->arch || strlen(worker) >= sizeof o->worker))
         rc = kg_fail(err, KG_EOVERFLOW, "arch or worker is too long");
     if (rc == KG_OK) {
+        o->device = strcmp(device, "cuda") == 0 ? KG_CUDA : KG_CPU;
+        o->index = (int)index;
         o->threads = (uint32_t)threads;
         snprintf(o->arch, sizeof o->arch, "%s", arch);
         snprintf(o->worker, sizeof o->worker, "%s", worker);

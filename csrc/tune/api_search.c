@@ -42,7 +42,8 @@ static int gather(const options *o, const kg_judge *judge, kg_sources *out, kg_e
     const kg_op *op = kg_judge_op(judge);
     int rc = KG_OK;
     if (o->kernels)
-        rc = kg_propose_builtin(o->kernels, op, KG_CPU, kg_judge_constants(judge), out, err);
+        rc = kg_propose_builtin(o->kernels, op, kg_judge_target(judge), kg_judge_constants(judge),
+                                out, err);
     for (size_t i = 0; !rc && i < kg_json_size(o->files); i++) {
         const char *path;
         rc = kg_json_str(kg_json_at(o->files, i), "files", &path, err);
@@ -126,13 +127,16 @@ static int result_json(const char *run_dir, const kg_sources *sources, const kg_
     return rc;
 }
 
-static int search(kg_judge *judge, const char *run_dir, const options *o, kg_json **out,
+static int search(kg_judges *judges, const char *run_dir, const options *o, kg_json **out,
                   kg_error *err) {
     kg_sources sources = {0};
     kg_journal *journal = NULL;
     kg_search_result result = {0};
-    kg_evaluator evaluator = kg_judge_evaluator(judge);
-    int rc = gather(o, judge, &sources, err);
+    kg_evaluator evaluator;
+    int rc = kg_judges_evaluator(judges, &evaluator, err);
+    const kg_judge *judge = rc ? NULL : judges->items[0];
+    if (!rc)
+        rc = gather(o, judge, &sources, err);
     if (!rc)
         rc = kg_journal_open(run_dir, &journal, err);
     if (!rc)
@@ -154,6 +158,13 @@ static void give_error(const kg_error *e, char *err, size_t nerr) {
 
 int kgen_search(struct kg_judge *judge, const char *run_dir, const char *options_json,
                 kgen_progress progress, void *ctx, char **json, char *err, size_t nerr) {
+    return kgen_search_over(&judge, 1, run_dir, options_json, progress, ctx, json, err, nerr);
+}
+
+int kgen_search_over(struct kg_judge *const *judges, size_t njudges, const char *run_dir,
+                     const char *options_json, kgen_progress progress, void *ctx, char **json,
+                     char *err, size_t nerr) {
+    kg_judges all = {.items = judges, .n = njudges};
     kg_error e = {0};
     kg_json *given = NULL, *result = NULL;
     kg_buf text;
@@ -165,7 +176,7 @@ int kgen_search(struct kg_judge *judge, const char *run_dir, const char *options
     o.search.progress = progress;
     o.search.progress_ctx = ctx;
     if (!rc)
-        rc = search(judge, run_dir, &o, &result, &e);
+        rc = search(&all, run_dir, &o, &result, &e);
     if (!rc) {
         kg_json_canonical(result, &text);
         rc = kg_buf_check(&text, "result of a search", &e);

@@ -119,6 +119,10 @@ const char *kg_judge_arch(const kg_judge *j) {
     return j->options.arch;
 }
 
+int kg_judge_target(const kg_judge *j) {
+    return j->device->target;
+}
+
 size_t kg_judge_cases(const kg_judge *j) {
     return j->ncases;
 }

@@ -33,6 +33,7 @@ void kg_judge_close(kg_judge *j);
 const kg_op *kg_judge_op(const kg_judge *j);
 const kg_constants *kg_judge_constants(const kg_judge *j);
 const char *kg_judge_arch(const kg_judge *j);
+int kg_judge_target(const kg_judge *j); /* kg_device */
 
 int kg_judge_add_case(kg_judge *j, const char *case_json, size_t n, const char *what, size_t *index,
                       kg_error *err);

@@ -13,6 +13,7 @@
 
 enum {
     FRONT = 4096,
+    BEHIND = 16,      /* a store beyond the end hits the band, and not an address without memory */
     BAND = 2 << 20,   /* the most of a front band that is filled and checked */
     LOOSE = 64 << 20, /* a slot may be as much larger than it must be */
     RESERVE = 1 << 30 /* bytes of the device that copies of sets leave free */
@@ -80,7 +81,7 @@ static int settle(kg_cuda_judge *c, kg_slot *s, size_t bytes, size_t align, kg_e
     int rc = kg_cuda_granularity(c->index, &unit, err);
     if (rc != KG_OK)
         return rc;
-    size_t needed = (FRONT + bytes + cycle + unit - 1) / unit * unit;
+    size_t needed = (FRONT + bytes + BEHIND + cycle + unit - 1) / unit * unit;
     if (needed > s->room || s->room - needed > LOOSE) {
         unmake(s);
         rc = make(c, s, needed, err);
@@ -88,7 +89,7 @@ static int settle(kg_cuda_judge *c, kg_slot *s, size_t bytes, size_t align, kg_e
             return rc;
     }
     s->used = s->room; /* an allocation is mapped as a whole */
-    s->offset = (s->used - bytes - skew) / cycle * cycle + skew;
+    s->offset = (s->used - bytes - BEHIND - skew) / cycle * cycle + skew;
     s->bytes = bytes;
     kg_band bands[2];
     bands_of(s, bands);

@@ -47,6 +47,7 @@ typedef struct search {
     int64_t started_ns, deadline_ns;
     double spent_before;   /* seconds, by earlier lives of this Run */
     size_t journal_before; /* entries that were there when the search began */
+    pthread_mutex_t lock;  /* over journal and result, while several lanes judge */
 } search;
 
 static bool late(const search *s) {
@@ -238,14 +239,40 @@ static kg_json *verdict_entry(const search *s, const candidate *c, kg_level leve
     return e;
 }
 
-static int judge(search *s, candidate *c, kg_level level, kg_error *err) {
+/* Under the lock. Takes the outcome's Record. */
+static int learn(search *s, candidate *c, kg_level level, kg_outcome *o, int64_t took_ns,
+                 kg_error *err) {
+    int rc = note(s, "verdict", verdict_entry(s, c, level, o, took_ns), err);
+    if (rc) {
+        kg_json_free(o->record);
+        return rc;
+    }
+    s->result->judged++;
+    s->result->verdicts[o->verdict]++;
+    c->failed = o->verdict != KG_VERDICT_PASS;
+    memcpy(c->time_ns, o->time_ns, sizeof c->time_ns);
+    return o->record ? keep_record(s, c, o->record, err) : KG_OK;
+}
+
+/* Under the lock: whether an earlier life of this Run has the answer, which is taken. */
+static bool known(search *s, candidate *c, kg_level level, int *rc, kg_error *err) {
     const kg_json *before = remembered(s, c, level);
     if (before)
-        return resume(s, c, before, err);
+        *rc = resume(s, c, before, err);
+    return before != NULL;
+}
+
+static int judge(search *s, candidate *c, size_t lane, kg_level level, kg_error *err) {
+    int rc = KG_OK;
+    pthread_mutex_lock(&s->lock);
+    bool done = known(s, c, level, &rc, err);
+    pthread_mutex_unlock(&s->lock);
+    if (done)
+        return rc;
     kg_outcome o = {0};
     int64_t start = kg_now_ns();
-    int rc = s->evaluator->judge(s->evaluator->ctx, &s->sources->items[c->source], &c->tuning,
-                                 level, &o, err);
+    rc = s->evaluator->judge(s->evaluator->ctx, lane, &s->sources->items[c->source], &c->tuning,
+                             level, &o, err);
     if (rc)
         return rc;
     if (o.verdict != KG_VERDICT_PASS && kg_stop_wanted()) {
@@ -253,16 +280,79 @@ static int judge(search *s, candidate *c, kg_level level, kg_error *err) {
         kg_json_free(o.record);
         return kg_fail(err, KG_EINTR, "search over %s stopped", s->op);
     }
-    rc = note(s, "verdict", verdict_entry(s, c, level, &o, kg_now_ns() - start), err);
-    if (rc) {
-        kg_json_free(o.record);
-        return rc;
+    pthread_mutex_lock(&s->lock);
+    rc = learn(s, c, level, &o, kg_now_ns() - start, err);
+    pthread_mutex_unlock(&s->lock);
+    return rc;
+}
+
+/* --- several at once, where there are several devices --- */
+
+typedef struct lanes {
+    search *s;
+    candidate **work;
+    size_t n;
+    kg_level level;
+    atomic_size_t next;
+    atomic_int rc; /* the first that is not KG_OK ends all lanes after their present Candidate */
+    kg_error err;  /* of the first; under the search's lock */
+} lanes;
+
+typedef struct lane {
+    lanes *all;
+    size_t index;
+    pthread_t thread;
+} lane;
+
+static void fail_lanes(lanes *l, int rc, const kg_error *err) {
+    pthread_mutex_lock(&l->s->lock);
+    if (atomic_load(&l->rc) == KG_OK) {
+        l->err = *err;
+        atomic_store(&l->rc, rc);
     }
-    s->result->judged++;
-    s->result->verdicts[o.verdict]++;
-    c->failed = o.verdict != KG_VERDICT_PASS;
-    memcpy(c->time_ns, o.time_ns, sizeof c->time_ns);
-    return o.record ? keep_record(s, c, o.record, err) : KG_OK;
+    pthread_mutex_unlock(&l->s->lock);
+}
+
+static void *judge_some(void *arg) {
+    const lane *me = arg;
+    lanes *l = me->all;
+    for (;;) {
+        size_t i = atomic_fetch_add(&l->next, 1);
+        kg_error err = {0};
+        int rc = KG_OK;
+        if (i >= l->n || atomic_load(&l->rc) != KG_OK)
+            return NULL;
+        if (kg_stop_wanted())
+            rc = kg_fail(&err, KG_EINTR, "search over %s stopped", l->s->op);
+        else if (!l->work[i]->dropped)
+            rc = judge(l->s, l->work[i], me->index, l->level, &err);
+        if (rc)
+            fail_lanes(l, rc, &err);
+    }
+}
+
+static size_t lanes_of(const search *s) {
+    size_t n = s->evaluator->lanes;
+    return n < 1 ? 1 : n < KG_MAX_LANES ? n : KG_MAX_LANES;
+}
+
+/* This thread is lane 0; a lane without a thread is done without. */
+static int judge_batch(search *s, candidate **work, size_t n, kg_level level, kg_error *err) {
+    lanes all = {.s = s, .work = work, .n = n, .level = level};
+    lane each[KG_MAX_LANES];
+    size_t want = lanes_of(s), started = 1;
+    for (size_t i = 0; i < want; i++)
+        each[i] = (lane){.all = &all, .index = i};
+    while (started < want && started < n &&
+           !pthread_create(&each[started].thread, NULL, judge_some, &each[started]))
+        started++;
+    judge_some(&each[0]);
+    for (size_t i = 1; i < started; i++)
+        pthread_join(each[i].thread, NULL);
+    for (size_t i = 0; i < n; i++)
+        s->result->dropped += work[i]->dropped;
+    int rc = atomic_load(&all.rc);
+    return rc == KG_OK ? KG_OK : kg_fail(err, rc, "%s", all.err.msg);
 }
 
 /* --- rungs --- */
@@ -275,35 +365,37 @@ static size_t alive_list(search *s, candidate **list) {
     return n;
 }
 
-/* One Candidate of a rung. When the time is up only what the journal knows goes on. */
-static int run_one(search *s, candidate *c, kg_level level, bool time_up, kg_error *err) {
-    if (kg_stop_wanted())
-        return kg_fail(err, KG_EINTR, "search over %s stopped", s->op);
-    if (c->dropped) {
-        s->result->dropped++;
-        return KG_OK;
+/* Those of a batch that are to be judged, to work; how many. When the time is up only what the
+ * journal knows goes on. */
+static size_t admit(search *s, candidate **batch, size_t n, kg_level level, bool time_up,
+                    candidate **work) {
+    size_t ready = 0;
+    for (size_t i = 0; i < n; i++) {
+        candidate *c = batch[i];
+        if (!c->dropped && time_up && !remembered(s, c, level)) {
+            c->alive = false;
+            s->result->out_of_time = true;
+        } else {
+            work[ready++] = c;
+        }
     }
-    if (time_up && !remembered(s, c, level)) {
-        c->alive = false;
-        s->result->out_of_time = true;
-        return KG_OK;
-    }
-    return judge(s, c, level, err);
+    return ready;
 }
 
 /* Judges what is alive; what was not reached when the time was up is alive no more. */
 static int run_rung(search *s, kg_level level, candidate **list, bool must_finish, kg_error *err) {
-    size_t n = alive_list(s, list);
+    candidate *work[BATCH * KG_MAX_LANES];
+    size_t n = alive_list(s, list), most = BATCH * lanes_of(s), batch;
     int rc = KG_OK;
-    for (size_t from = 0; !rc && from < n; from += BATCH) {
-        size_t batch = n - from < BATCH ? n - from : BATCH;
+    for (size_t from = 0; !rc && from < n; from += batch) {
+        batch = n - from < most ? n - from : most;
         /* The first batch is judged whatever the clock says: a budget too short still gives an
          * answer. */
         bool time_up = from > 0 && !must_finish && late(s);
+        size_t ready = admit(s, list + from, batch, level, time_up, work);
         if (!time_up)
             prepare(s, list + from, batch);
-        for (size_t i = from; !rc && i < from + batch; i++)
-            rc = run_one(s, list[i], level, time_up, err);
+        rc = judge_batch(s, work, ready, level, err);
     }
     return rc;
 }
@@ -398,6 +490,7 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
                 .journal_before = kg_journal_size(journal)};
     s.spent_before = spent_before(&s);
     s.deadline_ns = s.started_ns + options->budget_ms * 1000000 - (int64_t)(s.spent_before * 1e9);
+    pthread_mutex_init(&s.lock, NULL);
     *out = (kg_search_result){.ncases = evaluator->ncases};
     for (size_t i = 0; i < KG_MAX_CASES; i++)
         out->winners[i].source = -1;
@@ -417,6 +510,7 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
     out->spent_s = spent(&s);
     free(list);
     free(s.all);
+    pthread_mutex_destroy(&s.lock);
     return rc;
 }
 

@@ -12,6 +12,7 @@
 #include "tune/verdict.h"
 
 #define KG_MAX_CASES 64
+#define KG_MAX_LANES 16
 
 typedef enum kg_level {
     KG_LEVEL_QUICK, /* one input set, and a short timing: enough to drop the slow half */
@@ -30,11 +31,13 @@ typedef struct kg_outcome {
 typedef struct kg_evaluator {
     void *ctx;
     size_t ncases;
+    size_t lanes; /* how many Candidates can be judged at once; 0 and 1: one */
     /* Compiles ahead; several threads call it at once. Failure shows again when it is judged.
      * KG_ENOTFOUND: `require` holds for no Case, and the Candidate is dropped without a verdict. */
     int (*prepare)(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_error *err);
-    int (*judge)(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_level level,
-                 kg_outcome *out, kg_error *err);
+    /* lane < lanes: calls of one lane never overlap. */
+    int (*judge)(void *ctx, size_t lane, const kg_source *source, const kg_tuning *tuning,
+                 kg_level level, kg_outcome *out, kg_error *err);
 } kg_evaluator;
 
 typedef struct kg_search_options {

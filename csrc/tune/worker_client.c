@@ -456,6 +456,7 @@ int kg_worker_run(kg_worker *w, const kg_run *run, int64_t limit_ms, kg_call_tim
             continue;
         times[i].window_ns = kg_get_u64(&in);
         times[i].wall_ns = kg_get_u64(&in);
+        times[i].graph = kg_get_u8(&in) != 0;
     }
     return well_formed(&in, err);
 }

@@ -69,6 +69,7 @@ typedef struct kg_run {
  * the call, by its own clock and by the host's. */
 typedef struct kg_call_time {
     uint64_t ns, window_ns, wall_ns;
+    bool graph;
 } kg_call_time;
 
 /* What a GPU's worker is told of a kernel, and what it tells of it. */

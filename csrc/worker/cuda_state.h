@@ -43,6 +43,7 @@ typedef struct kg_cuda_state {
     kg_cuda_launch launches[KG_MAX_LAUNCHES];
     void *args[KG_MAX_LAUNCHES][KG_MAX_LAUNCH_ARGS];
     kg_cuda_call_time times[KG_W_MAX_TIMED];
+    bool graph; /* the timed calls were replays */
 } kg_cuda_state;
 
 /* Tells the judge what the driver said (err has it) while it was asked for something of the

@@ -299,6 +299,7 @@ static int do_run(kg_cuda_state *w, kg_error *err) {
         kg_put_u64(&w->talk.reply, w->times[i].ns);
         kg_put_u64(&w->talk.reply, w->times[i].window_ns);
         kg_put_u64(&w->talk.reply, w->times[i].wall_ns);
+        kg_put_u8(&w->talk.reply, w->graph);
     }
     return KG_OK;
 }

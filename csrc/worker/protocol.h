@@ -35,8 +35,8 @@ enum kg_wire {
      * turn), i64 strides (rank - 1); u32 launches, then for each: u32 entry, on a CPU i64 range,
      * i64 grain; on a GPU i64 grid[3], block[3], cluster[3], shared, u32 KG_LAUNCH_*; u32 args,
      * then for each: u8 kind (KG_WA_*) and its value. Runs warm + timed calls. OK: u32 timed, u64
-     * nanoseconds each; on a GPU followed by u64 of the whole window and u64 of the wall clock
-     * around it. */
+     * nanoseconds each; on a GPU followed by u64 of the whole window, u64 of the wall clock
+     * around it, and u8 whether it was the replay of a graph. */
     KG_W_RUN = 4,
     /* u32 n, u64 working set in bytes each. OK: u32 n, then f64 read, f64 write, f64 copy in bytes
      * a second each. */

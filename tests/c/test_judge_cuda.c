@@ -4,6 +4,7 @@
 #include "test.h"
 
 #include <dirent.h>
+#include <unistd.h>
 
 #include "base/fs.h"
 #include "fake_cuda.h"
@@ -11,15 +12,16 @@
 #include "sys/proc.h"
 #include "tune/judge.h"
 #include "tune/judge_internal.h"
+#include "tune/search_judge.h"
 
 #define DRIVER KGEN_BINARY_DIR "/libkgen_fakecuda.so"
 #define KERNELS "kernels=" KGEN_BINARY_DIR "/libkgen_fakekernels.so"
 
-enum { ROWS = 33, COLUMNS = 50, COUNT = ROWS * COLUMNS };
+enum { ROWS = 64, COLUMNS = 100, COUNT = ROWS * COLUMNS };
 
 static const char CASE[] =
     "{\"format\": 1, \"op\": \"softmax\", \"device\": \"cuda\", \"precision\": \"native\", "
-    "\"args\": {\"input\": {\"dtype\": \"float32\", \"shape\": [33, 50], \"stride\": [50, 1], "
+    "\"args\": {\"input\": {\"dtype\": \"float32\", \"shape\": [64, 100], \"stride\": [100, 1], "
     "\"align\": 16, \"fill\": {\"kind\": \"normal\", \"mean\": 0, \"std\": 1}}, \"dim\": -1}, "
     "\"count\": 1}";
 
@@ -117,8 +119,8 @@ TEST_WITHIN(judge_cuda_tells_right_from_wrong, 240) {
     rig r;
     rig_open(&r, KERNELS);
     expect_kernel(&r, "right", KG_VERDICT_PASS, "");
-    expect_kernel(&r, "wrong", KG_VERDICT_WRONG_VALUES, "[32, 49] expected");
-    expect_kernel(&r, "short_by_a_row", KG_VERDICT_NOT_ALL_WRITTEN, "they lie in [32, 0..49]");
+    expect_kernel(&r, "wrong", KG_VERDICT_WRONG_VALUES, "[63, 99] expected");
+    expect_kernel(&r, "short_by_a_row", KG_VERDICT_NOT_ALL_WRITTEN, "they lie in [63, 0..99]");
     expect_kernel(&r, "not_finite", KG_VERDICT_NONFINITE, "[0, 3] expected");
     expect_kernel(&r, "past_the_end", KG_VERDICT_OUT_OF_BOUNDS, "4 bytes behind its end");
     expect_kernel(&r, "before_the_begin", KG_VERDICT_OUT_OF_BOUNDS, "8 bytes before its begin");
@@ -176,8 +178,8 @@ TEST_WITHIN(judge_cuda_names_what_a_launch_asks_too_much_of, 120) {
     source_of(&text, "right", ", \"cooperative\": true", "");
     expect(&r, text.data, KG_VERDICT_PASS, "");
     kg_buf_free(&text);
-    source_of(&text, "right", ", \"cluster\": [3]", "");
-    expect(&r, text.data, KG_VERDICT_OUT_OF_RESOURCES, "cluster of 3 blocks");
+    source_of(&text, "right", ", \"cluster\": [4]", "");
+    expect(&r, text.data, KG_VERDICT_OUT_OF_RESOURCES, "cluster of 4 blocks");
     kg_buf_free(&text);
     expect_kernel(&r, "right", KG_VERDICT_PASS, "");
     kg_judge_close(r.judge);
@@ -263,6 +265,229 @@ TEST_WITHIN(judge_cuda_times_cold_and_warm, 120) {
     kg_judge_close(r.judge);
 }
 
+/* --- launches --- */
+
+/* In /dev, where the worker may write; removed at the end. */
+static void log_name(char out[64]) {
+    snprintf(out, 64, "/dev/shm/kgen-test-%d", (int)getpid());
+    unlink(out);
+}
+
+static void expect_log(const char *path, const char *part) {
+    kg_error err = {0};
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    CHECK_OK(kg_read_file(path, 1 << 20, &text, &err), err);
+    CHECK_HAS(text.data, part);
+    kg_buf_free(&text);
+}
+
+TEST_WITHIN(judge_cuda_launches_as_the_plan_says, 120) {
+    rig r;
+    kg_buf text;
+    char log[64], settings[400];
+    log_name(log);
+    snprintf(settings, sizeof settings, KERNELS ",devices=2,log=%s", log);
+    rig_open_with(&r, settings, (kg_judge_options){.index = 1});
+    source_of(&text, "right", ", \"cluster\": [2], \"shared\": 65536, \"pdl\": true", "");
+    expect(&r, text.data, KG_VERDICT_PASS, "");
+    kg_buf_free(&text);
+    expect_log(log, "right grid 64,1,1 block 128,1,1 cluster 2,1,1 shared 65536 pdl device 1\n");
+    source_of(&text, "right", ", \"cooperative\": true", "");
+    expect(&r, text.data, KG_VERDICT_PASS, "");
+    kg_buf_free(&text);
+    expect_log(log, "cluster 1,1,1 shared 0 cooperative device 1\n");
+    expect_log(log, "kg_check_compare_float32");
+    unlink(log);
+    kg_judge_close(r.judge);
+}
+
+TEST_WITHIN(judge_cuda_maps_tensors_and_clears_workspace, 120) {
+    rig r;
+    rig_open(&r, KERNELS);
+    expect(
+        &r,
+        "/* kgen\n{ \"format\": 1, \"op\": \"softmax\", \"target\": \"cuda\", "
+        "\"workspace\": {\"zeros\": {\"dtype\": \"int32\", \"shape\": [\"M\"], \"zero\": true}}, "
+        "\"tensor_maps\": {\"in\": {\"tensor\": \"input\", \"dims\": [\"N\", \"M\"], "
+        "\"strides\": [\"4 * N\"], \"box\": [\"20\", \"2\"], \"swizzle\": 0, \"l2\": 128}}, "
+        "\"launches\": [{\"kernel\": \"mapped\", \"grid\": [1], \"block\": [32], \"args\": "
+        "[{\"map\": \"in\"}, \"output\", \"zeros\", {\"i32\": \"M\"}, {\"i32\": \"N\"}]}] }\n*/\n"
+        "struct alignas(64) Map { unsigned long long opaque[16]; };\n"
+        "extern \"C\" __global__ void mapped(const __grid_constant__ Map in, float *y, int *zeros, "
+        "int m, int n) { y[n] = (float)(in.opaque[0] + zeros[m]); }\n",
+        KG_VERDICT_PASS, "");
+    kg_judge_close(r.judge);
+}
+
+/* --- several devices --- */
+
+TEST_WITHIN(judge_cuda_searches_over_two_devices, 180) {
+    rig r, two;
+    kg_error err = {0};
+    kg_evaluator evaluator;
+    kg_outcome outcome = {0};
+    kg_sources sources = {0};
+    kg_buf text;
+    char path[512];
+    rig_open_with(&r, KERNELS ",devices=2", (kg_judge_options){0});
+    rig_open_with(&two, KERNELS ",devices=2", (kg_judge_options){.index = 1});
+    kg_judge *const items[] = {r.judge, two.judge};
+    kg_judges judges = {.items = items, .n = 2};
+    CHECK_OK(kg_judges_evaluator(&judges, &evaluator, &err), err);
+    CHECK_UINT(evaluator.lanes, 2);
+    source_of(&text, "right", "", "");
+    snprintf(path, sizeof path, "%s", test_path("right.cu"));
+    CHECK_OK(kg_write_atomic(path, text.data, text.len, &err), err);
+    CHECK_OK(kg_sources_add_file(&sources, path, "right.cu", kg_judge_op(r.judge), &err), err);
+    kg_tuning tuning;
+    kg_tuning_default(sources.items[0].plan, &tuning);
+    for (size_t lane = 0; lane < 2; lane++) {
+        CHECK_OK(evaluator.judge(evaluator.ctx, lane, &sources.items[0], &tuning, KG_LEVEL_QUICK,
+                                 &outcome, &err),
+                 err);
+        CHECK_INT(outcome.verdict, KG_VERDICT_PASS);
+        CHECK(outcome.time_ns[0] > 0);
+    }
+    kg_judge *const same[] = {r.judge, r.judge};
+    judges = (kg_judges){.items = same, .n = 2};
+    CHECK_ERR(kg_judges_evaluator(&judges, &evaluator, &err), err, KG_EINVAL, "judge 1 is not");
+    kg_sources_free(&sources);
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    kg_judge_close(two.judge);
+}
+
+/* --- the corpus (tests/judge/candidates), as far as it comes without a GPU --- */
+
+static bool decided_before_it_runs(const char *name) {
+    static const char *const early[] = {"compile_error", "policy", "plan_error", "launch_error",
+                                        "out_of_resources_workspace"};
+    for (size_t i = 0; i < sizeof early / sizeof *early; i++)
+        if (strncmp(name, early[i], strlen(early[i])) == 0)
+            return true;
+    return false;
+}
+
+/* kg_judge_prepare leaves it to the judgement to say what does not compile. */
+static void compiles(rig *r, const kg_judge_request *q) {
+    kg_error err = {0};
+    kg_candidate c;
+    kg_instance *inst;
+    kg_buf image, messages;
+    kg_buf_init(&image, 0);
+    kg_buf_init(&messages, 0);
+    CHECK_OK(kg_candidate_read(r->judge, q, &c, &err), err);
+    CHECK_OK(kg_candidate_bind(r->judge, &c, &r->judge->cases[0], &inst, &err), err);
+    int rc =
+        r->judge->device->image(r->judge, &c, &r->judge->cases[0], inst, &image, &messages, &err);
+    if (rc != KG_OK)
+        FAIL("%s: %s: %s", q->name, err.msg, messages.data ? messages.data : "");
+    kg_instance_free(inst);
+    kg_candidate_clear(&c);
+    kg_buf_free(&image);
+    kg_buf_free(&messages);
+}
+
+static void one_of_the_corpus(rig *r, const char *path, const char *name) {
+    kg_error err = {0};
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    CHECK_OK(kg_read_file(path, 1 << 20, &text, &err), err);
+    kg_judge_request q = {.text = text.data, .n = text.len, .name = name, .all_sets = true};
+    if (!decided_before_it_runs(name)) {
+        compiles(r, &q);
+    } else {
+        kg_judge_report *report = judge_text(r, text.data, 0);
+        const char *verdict = kg_verdict_name((int)kg_judge_verdict(report));
+        if (strncmp(name, verdict, strlen(verdict)) != 0)
+            FAIL("%s: %s: %s", name, verdict, kg_judge_message(report));
+        kg_judge_report_free(report);
+    }
+    kg_buf_free(&text);
+}
+
+/* --- memory of the sets --- */
+
+/* Where there is room a set is copied to the device once, and found again by its address. */
+TEST_WITHIN(judge_cuda_keeps_sets_where_there_is_room, 120) {
+    rig r;
+    rig_open(&r, KERNELS ",memory=8192");
+    kg_buf text;
+    source_of(&text, "right", "", "");
+    kg_judge_report_free(judge_text(&r, text.data, 0));
+    size_t uploads = r.driver->calls("cuMemcpyHtoDAsync_v2");
+    CHECK_UINT(uploads, 4); /* two inputs, two oracles */
+    kg_judge_report *report = judge_text(&r, text.data, 9);
+    CHECK_INT(kg_judge_verdict(report), KG_VERDICT_PASS);
+    kg_judge_report_free(report);
+    CHECK_UINT(r.driver->calls("cuMemcpyHtoDAsync_v2"), uploads);
+    /* What is written there after the sets were cleared is new. */
+    kg_judge_clear_sets(r.judge, 0);
+    add_sets(&r);
+    r.oracle[0][0] = 0.5;
+    expect(&r, text.data, KG_VERDICT_WRONG_VALUES, "[0, 0] expected 0.5 got");
+    expect_kernel(&r, "wrong", KG_VERDICT_WRONG_VALUES, "");
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    CHECK_UINT(r.driver->live_bytes(), 0);
+}
+
+/* More than goes through pinned memory at once, on either side of the seam, and addresses that are
+ * no multiple of 16. */
+TEST_WITHIN(judge_cuda_compares_in_pieces, 120) {
+    rig r;
+    kg_error err = {0};
+    enum { MANY = (4 << 20) + 12345 };
+    rig_open(&r, KERNELS);
+    float *out = malloc((MANY + 1) * sizeof *out);
+    double *oracle = malloc((MANY + 1) * sizeof *oracle);
+    CHECK(out && oracle);
+    for (int i = 0; i <= MANY; i++) {
+        oracle[i] = (i % 1000 - 500) * 0.01;
+        out[i] = (float)(oracle[i] * (1 + (i % 7) * 1e-4));
+    }
+    out[MANY / 2] = NAN;
+    for (int skew = 0; skew < 2; skew++) {
+        kg_comparison a, b;
+        CHECK_OK(kg_judge_errors(r.judge, KG_F32, out + skew, oracle + skew, MANY, &a, &err), err);
+        CHECK_OK(
+            kg_compare(KG_F32, out + skew, oracle + skew, MANY, kg_poison(KG_F32, 1), 2, &b, &err),
+            err);
+        CHECK_UINT(a.nonfinite, 1);
+        CHECK_UINT(a.not_close, b.not_close);
+        CHECK_NEAR(a.max_err, b.max_err, 0);
+        CHECK_NEAR(a.norm_err, b.norm_err, 1e-12);
+        CHECK_NEAR(a.scale, b.scale, 0);
+    }
+    free(out);
+    free(oracle);
+    kg_judge_close(r.judge);
+}
+
+TEST_WITHIN(judge_cuda_finds_trivial_answers, 120) {
+    rig r;
+    kg_error err = {0};
+    kg_json *found;
+    rig_open(&r, KERNELS ",memory=8192");
+    CHECK_OK(kg_judge_trivial(r.judge, 0, &found, &err), err);
+    CHECK_UINT(kg_json_size(found), 0);
+    kg_json_free(found);
+    kg_judge_clear_sets(r.judge, 0);
+    for (int s = 0; s < 2; s++)
+        for (int i = 0; i < COUNT; i++)
+            r.input[s][i] = 1, r.oracle[s][i] = 1;
+    for (int s = 0; s < 2; s++) {
+        const void *inputs[] = {r.input[s]}, *oracles[] = {r.oracle[s]};
+        kg_judge_set set = {.inputs = inputs, .ninputs = 1, .oracles = oracles, .noutputs = 1};
+        CHECK_OK(kg_judge_add_set(r.judge, 0, &set, &err), err);
+    }
+    CHECK_OK(kg_judge_trivial(r.judge, 0, &found, &err), err);
+    CHECK(kg_json_size(found) >= 3); /* ones, the mean, the input */
+    kg_json_free(found);
+    kg_judge_close(r.judge);
+}
+
 static size_t open_files(void) {
     size_t n = 0;
     DIR *d = opendir("/proc/self/fd");
@@ -305,4 +530,26 @@ TEST(judge_cuda_has_one_architecture) {
     CHECK_ERR(kg_judge_open("{}", 2, "op.json", &o, &j, &err), err, KG_EINVAL, "which is sm_80");
     o = (kg_judge_options){.device = KG_CUDA, .index = 3};
     CHECK_ERR(kg_judge_open("{}", 2, "op.json", &o, &j, &err), err, KG_EINVAL, "device 3");
+}
+
+TEST_WITHIN(judge_cuda_corpus_gets_as_far_as_it_should, 240) {
+    rig r;
+    kg_error err = {0};
+    char **names;
+    size_t n, cuda = 0;
+    static const char folder[] = KGEN_SOURCE_DIR "/tests/judge/candidates";
+    rig_open(&r, KERNELS);
+    CHECK_OK(kg_list_dir(folder, &names, &n, &err), err);
+    for (size_t i = 0; i < n; i++) {
+        size_t length = strlen(names[i]);
+        char path[512];
+        if (length < 3 || strcmp(names[i] + length - 3, ".cu") != 0)
+            continue;
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        one_of_the_corpus(&r, path, names[i]);
+        cuda++;
+    }
+    CHECK(cuda >= 40);
+    kg_free_names(names, n);
+    kg_judge_close(r.judge);
 }

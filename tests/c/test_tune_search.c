@@ -1,4 +1,6 @@
 /* The search against a made-up evaluator whose times are known, so that the winner is known too. */
+#include <time.h>
+
 #include "base/fs.h"
 #include "base/stop.h"
 #include "test.h"
@@ -20,6 +22,9 @@ static const char source_text[] =
 typedef struct fake {
     int judged[3], prepared, die_after;
     bool crash; /* it dies as a Candidate does whose worker was stopped */
+    size_t lanes;
+    int in_lane[KG_MAX_LANES], at_once, most_at_once; /* calls under way */
+    int by_lane[KG_MAX_LANES];
 } fake;
 
 static kg_op *read_op(void) {
@@ -46,14 +51,30 @@ static int prepare(void *ctx, const kg_source *source, const kg_tuning *t, kg_er
     return t->value[0] == 7 ? KG_ENOTFOUND : KG_OK;
 }
 
+/* One call of a lane at a time; with several lanes they take long enough to meet. */
+static void enter(fake *f, size_t lane) {
+    const struct timespec pause = {.tv_nsec = 5000000};
+    if (__atomic_add_fetch(&f->in_lane[lane], 1, __ATOMIC_SEQ_CST) != 1)
+        FAIL("two calls in lane %zu", lane);
+    int now = __atomic_add_fetch(&f->at_once, 1, __ATOMIC_SEQ_CST);
+    if (now > __atomic_load_n(&f->most_at_once, __ATOMIC_SEQ_CST))
+        __atomic_store_n(&f->most_at_once, now, __ATOMIC_SEQ_CST);
+    f->by_lane[lane]++;
+    if (f->lanes > 1)
+        nanosleep(&pause, NULL);
+    __atomic_sub_fetch(&f->at_once, 1, __ATOMIC_SEQ_CST);
+    __atomic_sub_fetch(&f->in_lane[lane], 1, __ATOMIC_SEQ_CST);
+}
+
 /* Case 0 is fastest at A = 3, B = 2; Case 1 at A = 5, B = 1. A = 0 fails; B = 3 passes the short
  * test alone. */
-static int judge(void *ctx, const kg_source *source, const kg_tuning *t, kg_level level,
-                 kg_outcome *out, kg_error *err) {
+static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tuning *t,
+                 kg_level level, kg_outcome *out, kg_error *err) {
     fake *f = ctx;
     int64_t a = t->value[0], b = t->value[1];
     (void)source;
-    f->judged[level]++;
+    enter(f, lane);
+    __atomic_fetch_add(&f->judged[level], 1, __ATOMIC_SEQ_CST);
     if (f->die_after && f->judged[0] + f->judged[1] + f->judged[2] > f->die_after) {
         kg_stop_set(true);
         out->verdict = KG_VERDICT_CRASH;
@@ -80,7 +101,7 @@ static int run(fake *f, int64_t budget_ms, kg_search_result *out) {
     kg_sources sources = {0};
     kg_journal *journal = NULL;
     kg_error err = {0};
-    kg_evaluator e = {.ctx = f, .ncases = 2, .prepare = prepare, .judge = judge};
+    kg_evaluator e = {.ctx = f, .ncases = 2, .lanes = f->lanes, .prepare = prepare, .judge = judge};
     kg_search_options o = {.budget_ms = budget_ms, .compile_jobs = 2};
     read_sources(op, &sources);
     if (kg_journal_open(test_dir(), &journal, &err))
@@ -116,6 +137,34 @@ TEST(search_finds_the_best_for_each_case) {
     int64_t a = 0;
     kg_json_int(kg_json_get(r.winners[1].record, "a"), "a", &a, NULL);
     CHECK_INT(a, 5);
+    kg_search_result_free(&r);
+}
+
+TEST(search_over_several_devices_finds_the_same) {
+    fake f = {.lanes = 3};
+    kg_search_result r;
+    CHECK_INT(run(&f, 60000, &r), KG_OK);
+    check_winners(&r);
+    CHECK_INT(f.judged[0], 28);
+    CHECK_INT(r.dropped, 4);
+    CHECK(f.most_at_once == 2 || f.most_at_once == 3);
+    for (int i = 0; i < 3; i++)
+        CHECK(f.by_lane[i] > 0);
+    kg_search_result_free(&r);
+    /* What the lanes learnt is in the journal, each once. */
+    fake again = {.lanes = 2};
+    CHECK_INT(run(&again, 60000, &r), KG_OK);
+    check_winners(&r);
+    CHECK_INT(again.judged[0] + again.judged[1] + again.judged[2], 0);
+    kg_search_result_free(&r);
+}
+
+TEST(search_over_several_devices_stops_in_all_lanes) {
+    fake killed = {.lanes = 3, .die_after = 20};
+    kg_search_result r;
+    CHECK_INT(run(&killed, 60000, &r), KG_EINTR);
+    kg_stop_set(false);
+    CHECK(killed.judged[0] < 28);
     kg_search_result_free(&r);
 }
 

@@ -10,7 +10,13 @@
 
 #include "fake_internal.h"
 
-enum { MAX_RULES = 32, MAX_CALLS = 128, GRANULARITY = 2 << 20, MAX_FAKE_DEVICES = 16 };
+enum {
+    MAX_RULES = 32,
+    MAX_CALLS = 128,
+    GRANULARITY = 2 << 20,
+    MAX_FAKE_DEVICES = 16,
+    MAX_RESERVED = 256
+};
 
 fake_config fake_conf = {.devices = 1,
                          .arch = 90,
@@ -524,12 +530,45 @@ int cuMemHostGetDevicePointer_v2(kg_cu_ptr *out, void *p, unsigned flags) {
     return 0;
 }
 
+/* Addresses that cuMemAddressReserve gave. */
+static struct {
+    uintptr_t at;
+    size_t bytes;
+} reserved[MAX_RESERVED];
+
+static bool is_device_memory(uintptr_t p) {
+    bool found = false;
+    pthread_mutex_lock(&fake_lock);
+    for (const block *b = blocks; b != NULL && !found; b = b->next)
+        found = p >= b->at && p - b->at < b->bytes;
+    for (size_t i = 0; i < MAX_RESERVED && !found; i++)
+        found = p >= reserved[i].at && p - reserved[i].at < reserved[i].bytes;
+    pthread_mutex_unlock(&fake_lock);
+    return found;
+}
+
+/* at 0: a free place. */
+static void note_reserved(uintptr_t which, uintptr_t at, size_t bytes) {
+    pthread_mutex_lock(&fake_lock);
+    for (size_t i = 0; i < MAX_RESERVED; i++)
+        if (reserved[i].at == which) {
+            reserved[i].at = at;
+            reserved[i].bytes = bytes;
+            break;
+        }
+    pthread_mutex_unlock(&fake_lock);
+}
+
 int cuPointerGetAttribute(void *out, int which, kg_cu_ptr p) {
     int device = 0;
+    unsigned type = KG_CU_MEMORY_DEVICE;
     BEGIN(cuPointerGetAttribute, FAKE_CONTEXT);
-    if (which != KG_CU_POINTER_DEVICE_ORDINAL || p == 0)
+    if (which == KG_CU_POINTER_MEMORY_TYPE && is_device_memory((uintptr_t)p))
+        memcpy(out, &type, sizeof(type));
+    else if (which == KG_CU_POINTER_DEVICE_ORDINAL && p != 0)
+        memcpy(out, &device, sizeof(device));
+    else
         return KG_CU_INVALID_VALUE;
-    memcpy(out, &device, sizeof(device));
     return 0;
 }
 
@@ -582,12 +621,14 @@ int cuMemAddressReserve(kg_cu_ptr *out, size_t n, size_t align, kg_cu_ptr at,
     if (start > (uintptr_t)p)
         munmap(p, start - (uintptr_t)p);
     munmap((void *)(start + n), (uintptr_t)p + GRANULARITY - start);
+    note_reserved(0, start, n);
     *out = (kg_cu_ptr)start;
     return 0;
 }
 
 int cuMemAddressFree(kg_cu_ptr at, size_t n) {
     BEGIN(cuMemAddressFree, FAKE_CONTEXT);
+    note_reserved((uintptr_t)at, 0, 0);
     return munmap((void *)(uintptr_t)at, n) == 0 ? 0 : KG_CU_INVALID_VALUE;
 }
 

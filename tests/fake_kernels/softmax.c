@@ -56,6 +56,26 @@ KERNEL(by_turns, static int calls; rows(&c, 0, c.rows, calls++ % 2 ? 1 : 1 + 1.2
 KERNEL(late, struct timespec t = {.tv_sec = 1, .tv_nsec = 200000000}; nanosleep(&t, NULL);
        rows(&c, 0, c.rows, 1);)
 
+/* (map of the input, output, workspace that was cleared, M, N): goes wrong unless the map is of the
+ * input (address, dims, stride and box as the stand-in encodes them) and the workspace is zeros. */
+EXPORT void fake_kernel_mapped(const fake_launch *l);
+void fake_kernel_mapped(const fake_launch *l) {
+    uint64_t map[16];
+    call c = {.y = (float *)(uintptr_t)FAKE_ARG(uint64_t, l, 1),
+              .rows = FAKE_ARG(int, l, 3),
+              .columns = FAKE_ARG(int, l, 4)};
+    const int *zeros = (const int *)(uintptr_t)FAKE_ARG(uint64_t, l, 2);
+    memcpy(map, l->bytes + l->offset[0], sizeof map);
+    if (map[2] != (uint64_t)c.columns || map[3] != (uint64_t)c.rows ||
+        map[7] != 4 * (uint64_t)c.columns || (uint32_t)map[11] != 20 || (uint32_t)map[12] != 2)
+        return;
+    for (int i = 0; i < c.rows; i++)
+        if (zeros[i] != 0)
+            return;
+    c.x = (float *)(uintptr_t)map[0];
+    rows(&c, 0, c.rows, 1);
+}
+
 /* As a GPU would: a write to memory that is mapped for reading is a fault of the context. The
  * system call tells without one of this process. */
 KERNEL(writes_input, {
