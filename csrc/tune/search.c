@@ -262,18 +262,12 @@ static bool known(search *s, candidate *c, kg_level level, int *rc, kg_error *er
     return before != NULL;
 }
 
-/* When the time is up only what the journal knows goes on. */
-static int judge(search *s, candidate *c, size_t lane, kg_level level, bool time_up,
-                 kg_error *err) {
+static int judge(search *s, candidate *c, size_t lane, kg_level level, kg_error *err) {
     int rc = KG_OK;
     pthread_mutex_lock(&s->lock);
     bool done = known(s, c, level, &rc, err);
-    if (!done && time_up) {
-        c->alive = false;
-        s->result->out_of_time = true;
-    }
     pthread_mutex_unlock(&s->lock);
-    if (done || time_up)
+    if (done)
         return rc;
     kg_outcome o = {0};
     int64_t start = kg_now_ns();
@@ -299,7 +293,6 @@ typedef struct lanes {
     candidate **work;
     size_t n;
     kg_level level;
-    bool time_up;
     atomic_size_t next;
     atomic_int rc; /* the first that is not KG_OK ends all lanes after their present Candidate */
     kg_error err;  /* of the first; under the search's lock */
@@ -332,7 +325,7 @@ static void *judge_some(void *arg) {
         if (kg_stop_wanted())
             rc = kg_fail(&err, KG_EINTR, "search over %s stopped", l->s->op);
         else if (!l->work[i]->dropped)
-            rc = judge(l->s, l->work[i], me->index, l->level, l->time_up, &err);
+            rc = judge(l->s, l->work[i], me->index, l->level, &err);
         if (rc)
             fail_lanes(l, rc, &err);
     }
@@ -344,9 +337,8 @@ static size_t lanes_of(const search *s) {
 }
 
 /* This thread is lane 0; a lane without a thread is done without. */
-static int judge_batch(search *s, candidate **work, size_t n, kg_level level, bool time_up,
-                       kg_error *err) {
-    lanes all = {.s = s, .work = work, .n = n, .level = level, .time_up = time_up};
+static int judge_batch(search *s, candidate **work, size_t n, kg_level level, kg_error *err) {
+    lanes all = {.s = s, .work = work, .n = n, .level = level};
     lane each[KG_MAX_LANES];
     size_t want = lanes_of(s), started = 1;
     for (size_t i = 0; i < want; i++)
@@ -373,8 +365,26 @@ static size_t alive_list(search *s, candidate **list) {
     return n;
 }
 
+/* Those of a batch that are to be judged, to work; how many. When the time is up only what the
+ * journal knows goes on. */
+static size_t admit(search *s, candidate **batch, size_t n, kg_level level, bool time_up,
+                    candidate **work) {
+    size_t ready = 0;
+    for (size_t i = 0; i < n; i++) {
+        candidate *c = batch[i];
+        if (!c->dropped && time_up && !remembered(s, c, level)) {
+            c->alive = false;
+            s->result->out_of_time = true;
+        } else {
+            work[ready++] = c;
+        }
+    }
+    return ready;
+}
+
 /* Judges what is alive; what was not reached when the time was up is alive no more. */
 static int run_rung(search *s, kg_level level, candidate **list, bool must_finish, kg_error *err) {
+    candidate *work[BATCH * KG_MAX_LANES];
     size_t n = alive_list(s, list), most = BATCH * lanes_of(s), batch;
     int rc = KG_OK;
     for (size_t from = 0; !rc && from < n; from += batch) {
@@ -382,9 +392,10 @@ static int run_rung(search *s, kg_level level, candidate **list, bool must_finis
         /* The first batch is judged whatever the clock says: a budget too short still gives an
          * answer. */
         bool time_up = from > 0 && !must_finish && late(s);
+        size_t ready = admit(s, list + from, batch, level, time_up, work);
         if (!time_up)
             prepare(s, list + from, batch);
-        rc = judge_batch(s, list + from, batch, level, time_up, err);
+        rc = judge_batch(s, work, ready, level, err);
     }
     return rc;
 }
@@ -477,11 +488,11 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
                 .result = out,
                 .started_ns = kg_now_ns(),
                 .journal_before = kg_journal_size(journal)};
-    pthread_mutex_init(&s.lock, NULL);
     s.spent_before = options->began_ns ? options->spent_s : spent_before(&s);
     if (options->began_ns)
         s.started_ns = options->began_ns;
     s.deadline_ns = s.started_ns + options->budget_ms * 1000000 - (int64_t)(s.spent_before * 1e9);
+    pthread_mutex_init(&s.lock, NULL);
     *out = (kg_search_result){.ncases = evaluator->ncases};
     for (size_t i = 0; i < KG_MAX_CASES; i++)
         out->winners[i].source = -1;

@@ -207,8 +207,8 @@ class _Checker:
             return replace(row, message=str(e), unchecked=True)
         say("judging")
         evidence = spread.judge(
-            one.contract, one.source, f"{row.kernel}.c", one.record.get("tunables") or None, trials,
-            arch=row.arch, any_size=spread.is_dynamic(pin["key"]), folder=one.task_folder, say=say,
+            one.contract, one.source, one.file, one.record.get("tunables") or None, trials, arch=row.arch,
+            any_size=spread.is_dynamic(pin["key"]), folder=one.task_folder, say=say, index=one.device.index or 0,
         )  # fmt: skip
         fitting = [t for t in trials if t.label not in evidence.skipped]
         if not fitting:
@@ -240,10 +240,12 @@ class _Checker:
         with _timing_judge(one, spread.timing_trials(pin["key"]) if dynamic else [], judged, dynamic) as (judge, trial):
             say("inputs of new seeds")
             made = trial.task(json.loads(one.contract), one.task_folder)
-            fresh = sets.for_gate(judge, made, Reference.open(made), 0)
+            fresh = sets.for_gate(judge, made, Reference.open(made, one.device.index or 0), 0)
         names = [n for n, v in fresh[0].args.items() if v is not None]
         reference = registry / one.kernel["op"] if own else None
-        with gate.Gate(trial.case, names, fresh, registry, reference, say, self.staging / "cache") as g:
+        with gate.Gate(
+            trial.case, names, fresh, registry, reference, say, self.staging / "cache", one.device.index or 0
+        ) as g:
             return gate.run(g, one.kernel["id"], 0.0, self.seconds), trial.label
 
     def _decide(self, row: CheckedPin, result: gate.GateResult, case: str) -> CheckedPin:
@@ -295,7 +297,10 @@ class _timing_judge:
     def __enter__(self) -> tuple[Judge, spread.Trial]:
         reason: BadInput | None = None
         for trial in self.choices:
-            self.judge = Judge(self.one.contract, arch=self.one.kernel["arch"])
+            device = self.one.device
+            self.judge = Judge(
+                self.one.contract, arch=self.one.kernel["arch"] if device.type == "cpu" else None, device=device
+            )
             try:
                 self.judge.add_case(trial.case)
                 tunables = self.one.record.get("tunables") or None

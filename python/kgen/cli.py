@@ -71,7 +71,7 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--device",
-        metavar="D",
+        metavar="DEVICE",
         help="cpu, cuda or cuda:N: the model and its inputs are moved there. Default: where the model's tensors are; a "
         "KernelBench-style file, whose tensors are on the CPU, goes to the first GPU that torch sees",
     )
@@ -107,9 +107,9 @@ def _add_capture(sub: argparse._SubParsersAction) -> None:
 def _add_judge(sub: argparse._SubParsersAction) -> None:
     p = sub.add_parser("judge", help="judge candidate files against a Task")
     p.add_argument("task", metavar="TASK_DIR", help="a folder that `kgen capture` wrote; its reference is run")
-    p.add_argument("files", metavar="FILE", nargs="+", help="C files that open with a plan (docs/formats.md)")
+    p.add_argument("files", metavar="FILE", nargs="+", help="C or CUDA files that open with a plan (docs/formats.md)")
     p.add_argument("--tunables", metavar="JSON", help='values, such as {"BLOCK_M": 64}; default: the first of each')
-    p.add_argument("--device", metavar="D", help="which GPU, as cuda:1, for a Task that was captured on one")
+    p.add_argument("--device", metavar="DEVICE", help="which GPU, as cuda:1, for a Task that was captured on one")
     p.add_argument("--no-timing", action="store_true", help="correctness alone")
     p.add_argument("--json", action="store_true", help="one Record a line")
     p.set_defaults(run_command=_lazy("tune", "run_judge"))
@@ -182,7 +182,7 @@ def _add_registry_commands(sub: argparse._SubParsersAction) -> None:
     p.set_defaults(run_command=_lazy("verify", "run_why"))
 
     p = sub.add_parser("build", help="compile active kernels into the cache, to ship it")
-    p.add_argument("--arch", metavar="A", help="of the machine that serves: x86-64-v3, x86-64-v4 ... (default: this machine's)")
+    p.add_argument("--arch", metavar="A", help="of the machine that serves: x86-64-v3, x86-64-v4, sm_90 ... (default: this CPU's)")
     _registry_option(p, everywhere)
     p.set_defaults(run_command=_lazy("verify", "run_build"))
 
@@ -199,7 +199,7 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
 
     p = sub.add_parser("demo", help="tune the example model and show what came of it")
     p.add_argument("--budget", metavar="TIME", default="2m", help="time for the search: 90s, 2m (default 2m)")
-    p.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: the first GPU, the CPU without one)")
+    p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: the first GPU, the CPU without one)")
     p.add_argument("--run", metavar="DIR", help="keep the Run here, and go on with it when it is there (default: a new one in the cache)")
     p.set_defaults(run_command=_lazy("demo", "run_demo"))
 

@@ -121,6 +121,11 @@ def of_case(case: dict[str, Any], index: int = 0) -> Device:
     return CPU if case["device"] == "cpu" else Device("cuda", index)
 
 
+def for_arch(arch: str) -> Device:
+    """Where Kernels of an architecture are judged: the CPU, or this process's current GPU."""
+    return Device("cuda", torch.cuda.current_device()) if arch.startswith("sm_") else CPU
+
+
 # Room
 
 

@@ -234,11 +234,11 @@ class Gate:
         registry: Path,
         reference: Path | None = None,
         say: Callable[[str], None] = lambda _: None,
-        index: int = 0,
         cache: Path | None = None,
+        index: int = 0,
     ):
-        """index: the GPU of a CUDA Case. cache: where the other process keeps images and the registry's index; None: in
-        the user's cache."""
+        """cache: where the other process keeps images and the registry's index; None: in the user's cache. index: the GPU
+        of a CUDA Case."""
         if len(sets) < 2:
             raise ValueError("the gate needs two input sets or more")
         self.sets, self.say = list(sets), say

@@ -458,12 +458,13 @@ def judge(
     arch: str | None = None, any_size: bool = True, reps: int = 0, threads: int | None = None,
     folder: Path = Path("spread"), say: Callable[[str], None] = lambda _: None, index: int = 0,
 ) -> Evidence:  # fmt: skip
-    """Judges a Candidate on Trials in groups that fit in memory; ends with the first that fails. index: the GPU of CUDA
-    Cases."""
+    """Judges a Candidate on Trials in groups that fit in memory; ends with the first that fails. arch: of a CPU; a GPU runs
+    what is built for itself. index: the GPU of CUDA Cases."""
     about, found, done = json.loads(contract), Evidence(), 0
     for group in _groups(trials):
         device = devices.of_case(group[0].case, index)
-        with Judge(contract, arch=arch, threads=threads, device=device) as j, devices.room_for(device, name):
+        built_for = arch if device.type == "cpu" else None
+        with Judge(contract, arch=built_for, threads=threads, device=device) as j, devices.room_for(device, name):
             hashes = [j.describe(add(j, about, t, folder))["hash"] for t in group]
             record = j.run(source, name=name, tunables=tunables, any_size=any_size, reps=reps)
         done += len(group)

@@ -265,7 +265,9 @@ class OpTuner:
             say("inputs of new seeds")
             fresh = sets.for_gate(judge, self.task, self.reference, i)
             names = [n for n, v in fresh[0].args.items() if v is not None]
-            with gate.Gate(self.task.cases[i], names, fresh, staging, reference, say, self.device.index or 0) as g:
+            with gate.Gate(
+                self.task.cases[i], names, fresh, staging, reference, say, index=self.device.index or 0
+            ) as g:
                 del fresh
                 devices.release(self.device)
                 return gate.run(g, id_, self.options.min_speedup)

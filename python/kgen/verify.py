@@ -63,6 +63,18 @@ class Active:
         return (Path(self.kernel["path"]) / self.record["source"]).read_bytes()
 
     @property
+    def file(self) -> str:
+        """What messages call the source: "softmax/v1.cu"."""
+        return label(self.kernel) + Path(str(self.record["source"])).suffix
+
+    @property
+    def device(self) -> Any:
+        """The torch.device that it is judged on."""
+        from . import devices
+
+        return devices.for_arch(self.kernel["arch"])
+
+    @property
     def task_folder(self) -> Path:
         return self.registry / self.kernel["op"] / "task"
 
@@ -88,6 +100,23 @@ def runs_on(kernel_arch: str, machine: str) -> bool:
 def on_cuda(arch: str) -> bool:
     """Whether Kernels of an architecture are a GPU's."""
     return arch.startswith("sm_")
+
+
+def gpu_level(arch: str) -> int:
+    """90 of sm_90 and sm_90a. BadInput for what is no GPU's architecture that kgen has kernels for."""
+    found = re.fullmatch(r"sm_(\d{2,3})a?", arch)
+    if not found or int(found[1]) < 80:
+        raise BadInput(f"architecture {arch}: of GPUs it is sm_80 or newer, as sm_90")
+    return int(found[1])
+
+
+def built_for(kernel_arch: str, machine: str) -> str | None:
+    """The architecture that a machine builds a Kernel for: a CPU's for the Kernel's own, a GPU's for the GPU, which may be
+    newer. None: it does not run there."""
+    if on_cuda(machine):
+        fits = on_cuda(kernel_arch) and gpu_level(kernel_arch) <= gpu_level(machine)
+        return f"sm_{gpu_level(machine)}" if fits else None
+    return kernel_arch if runs_on(kernel_arch, machine) else None
 
 
 def why_not_here(arch: str) -> str:
@@ -190,8 +219,8 @@ def _judge(one: Active, trials: Trials, say: Callable[[str], object]) -> list[An
             continue
         found.append(
             spread.judge(
-                one.contract, one.source, f"{label(one.kernel)}.c", one.record.get("tunables") or None, group,
-                arch=one.kernel["arch"], any_size=any_size, folder=one.task_folder, say=say,
+                one.contract, one.source, one.file, one.record.get("tunables") or None, group, arch=one.kernel["arch"],
+                any_size=any_size, folder=one.task_folder, say=say, index=one.device.index or 0,
             )
         )  # fmt: skip
     return found
@@ -358,14 +387,15 @@ def build(arch: str | None = None, *, registry: str | Path | None = None) -> Ite
     Cases, dynamic pins for any size, attention also with the Programs that it was judged on. That machine then needs no
     compiler. EnvironmentLacks: this one has none, or its cache cannot be written."""
     machine = arch or machine_arch()
-    arch_level(machine)
+    gpu_level(machine) if on_cuda(machine) else arch_level(machine)
     for one in active(None, str(registry) if registry is not None else None):
-        if not runs_on(one.kernel["arch"], machine):
+        target = built_for(one.kernel["arch"], machine)
+        if target is None:
             continue
         trials = trials_of(one)
         yield from (Built(label(one.kernel), left, "failed", message="its Case is not known here") for left in trials.left_out)
         for trial, any_size in [*((t, False) for t in trials.exact), *((t, True) for t in _one_a_unit(trials.dynamic))]:
-            yield from _build_one(one, trial, any_size)
+            yield from _build_one(one, trial, any_size, target)
 
 
 def _one_a_unit(trials: list[Any]) -> list[Any]:
@@ -378,13 +408,13 @@ def _one_a_unit(trials: list[Any]) -> list[Any]:
     return list(kept.values())
 
 
-def _build_one(one: Active, trial: Any, any_size: bool) -> Iterator[Built]:
+def _build_one(one: Active, trial: Any, any_size: bool, arch: str) -> Iterator[Built]:
     name = label(one.kernel)
     reason = ""
     for choice in trial if isinstance(trial, list) else [trial]:
         try:
             got = _libkgen.build_image(
-                one.contract, choice.case, one.source, one.record.get("tunables") or {}, one.kernel["arch"], any_size
+                one.contract, choice.case, one.source, one.record.get("tunables") or {}, arch, any_size
             )
         except BadInput as e:
             reason = str(e)

@@ -4,6 +4,7 @@ them, where sets are kept, which baselines there are, the gate's protocol, and w
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import math
 import os
@@ -44,6 +45,8 @@ from kgen import (
 )
 from kgen.devices import CPU
 from kgen.gate import Gate, GateError, GateSet, SeededSet
+
+verify = importlib.import_module("kgen.verify")  # kgen.verify is the function
 
 CUDA0 = torch.device("cuda", 0)
 NORMAL = {"kind": "normal", "mean": 3.0, "std": 2.0}
@@ -487,7 +490,7 @@ class Cache:
 class InProcess:
     """gate._Child without a process."""
 
-    def __init__(self, job: dict[str, Any], memory: int, registry: Path):
+    def __init__(self, job: dict[str, Any], memory: int, registry: Path, cache: Path | None):
         kgen.load(registry)
         self.registry, self.ready = registry, set()
         self.child = gate_child.Child(json.loads(json.dumps({**job, "memory": os.dup(memory)})))
@@ -633,6 +636,26 @@ def test_an_image_for_a_gpu_that_is_not_here(fresh_home: Path) -> None:
         _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, "sm_x", True)
     with pytest.raises(kgen.errors.KgenError, match="sm_75|sm_80"):
         _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, "sm_75", True)
+
+
+def test_kgen_build_for_a_gpu(fresh_home: Path, tmp_path: Path) -> None:
+    """For the machine that serves: an older architecture's Kernels are built for the newer GPU."""
+    key = {**sr.softmax_key(), "device": "cuda"}
+    for arch in ("sm_80", "sm_90"):
+        source = cr.SOFTMAX.replace("FACTOR 1.0f", f"FACTOR 1.0f /* {arch} */")
+        sr.promote(tmp_path / "g", "softmax", source, [key], arch=arch, device="a GPU")
+    sr.promote(tmp_path / "g", "softmax", sr.SOFTMAX, [sr.softmax_key()])
+    for machine, built_for in (("sm_90a", {"sm_80": "sm_90", "sm_90": "sm_90"}), ("sm_86", {"sm_80": "sm_86"}), ("x86-64-v3", {})):
+        assert {a: b for a in ("sm_80", "sm_90") if (b := verify.built_for(a, machine))} == built_for
+    for bad in ("sm_75", "sm_9x", "sm_", "gfx90"):
+        with pytest.raises(kgen.errors.BadInput, match="architecture"):
+            list(verify.build(bad, registry=tmp_path / "g"))
+    if cuda_packages.nvrtc() is None:
+        pytest.skip("the rest needs NVRTC (pip install nvidia-cuda-nvrtc)")
+    for machine, count in (("sm_90", 2), ("sm_80", 1)):
+        rows = list(verify.build(machine, registry=tmp_path / "g"))
+        assert [r.state for r in rows] == ["built"] * count, rows
+        assert all(r.state == "there" for r in verify.build(machine, registry=tmp_path / "g"))
 
 
 def test_nvrtc_is_looked_for_beside_torch_and_where_it_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
