@@ -145,6 +145,7 @@ DEV struct rows rows_of(const half_bits *at, long long stride, int n, int width)
     return r;
 }
 
+/* The first n of 8 elements, zeros for the rest. */
 DEV uint4 load_partial(const half_bits *from, int n) {
     unsigned word[4];
 #pragma unroll
@@ -155,34 +156,40 @@ DEV uint4 load_partial(const half_bits *from, int n) {
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-/* n elements, at most 8, to 16 bytes of shared memory, zeros after them. */
-DEV void copy_chunk(unsigned char *to, const struct rows &r, const half_bits *from, int n) {
-    if (r.vectors)
-        copy_async((unsigned)__cvta_generic_to_shared(to), from, 2 * n);
-    else
-        *(uint4 *)to = load_partial(from, n);
-}
-
 /* 16 rows from `first` on into shared memory at `to`, padded with zeros to 16 x PAD, by one warp. One
  * pointer walks down where lanes make whole rows, so that no address is kept a chunk. */
-template <int PAD> DEV void copy_16(unsigned char *to, const struct rows &r, int first) {
+template <int PAD> DEV void copy_vectors(unsigned to, const struct rows &r, int first) {
     constexpr int CHUNKS = PAD / 8, WAVE = 32 / CHUNKS;
     const int lane = (int)threadIdx.x % 32;
     if constexpr (WAVE > 0 && 32 % CHUNKS == 0) {
-        const int row = lane / CHUNKS, c = lane % CHUNKS * 8, width = min(8, max(0, r.width - c));
+        const int row = lane / CHUNKS, c = lane % CHUNKS * 8, bytes = c < r.width ? 16 : 0;
         const half_bits *from = r.at + (first + row) * r.stride + c;
         to += row * ROW + c * 2;
 #pragma unroll
         for (int i = 0; i < 16; i += WAVE) {
-            copy_chunk(to + i * ROW, r, from, first + row + i < r.n ? width : 0);
+            copy_async(to + i * ROW, from, first + row + i < r.n ? bytes : 0);
             from += WAVE * r.stride;
         }
     } else {
         for (int k = lane; k < 16 * CHUNKS; k += 32) {
             const int row = k / CHUNKS, c = k % CHUNKS * 8;
-            copy_chunk(to + row * ROW + c * 2, r, r.at + (first + row) * r.stride + c,
-                       first + row < r.n ? min(8, max(0, r.width - c)) : 0);
+            copy_async(to + row * ROW + c * 2, r.at + (first + row) * r.stride + c,
+                       first + row < r.n && c < r.width ? 16 : 0);
         }
+    }
+}
+
+template <int PAD> DEV void copy_16(unsigned char *to, const struct rows &r, int first) {
+    if (r.vectors) {
+        copy_vectors<PAD>((unsigned)__cvta_generic_to_shared(to), r, first);
+        return;
+    }
+#pragma unroll 1
+    for (int k = (int)threadIdx.x % 32; k < 16 * PAD / 8; k += 32) {
+        const int row = k / (PAD / 8), c = k % (PAD / 8) * 8;
+        const int n = first + row < r.n ? r.width - c : 0;
+        *(uint4 *)(to + row * ROW + c * 2) =
+            load_partial(r.at + (first + row) * r.stride + c, n);
     }
 }
 

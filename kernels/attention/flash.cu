@@ -144,6 +144,7 @@ DEV struct rows rows_of(const half_bits *at, long long stride, int n, int width)
     return r;
 }
 
+/* The first n of 8 elements, zeros for the rest. */
 DEV uint4 load_partial(const half_bits *from, int n) {
     unsigned word[4];
 #pragma unroll
@@ -154,37 +155,48 @@ DEV uint4 load_partial(const half_bits *from, int n) {
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-/* n elements, at most 8, to 16 bytes of shared memory, zeros after them. */
-DEV void copy_chunk(unsigned char *to, const struct rows &r, const half_bits *from, int n) {
-    if (r.vectors)
-        copy_async((unsigned)__cvta_generic_to_shared(to), from, 2 * n);
-    else
-        *(uint4 *)to = load_partial(from, n);
-}
-
 /* ROWS rows from `first` on into shared memory at `to`, padded with zeros to ROWS x PAD. Where the
  * threads make whole rows, one pointer walks down: addresses that are kept for the next tile would
  * cost two registers a chunk. */
-template <int ROWS, int PAD> DEV void copy_rows(unsigned char *to, const struct rows &r, int first) {
-    constexpr int CHUNKS = PAD / 8, WAVE = THREADS / CHUNKS, TOTAL = ROWS * CHUNKS;
+template <int ROWS, int PAD>
+DEV void copy_vectors(unsigned to, const struct rows &r, int first) {
+    constexpr int CHUNKS = PAD / 8, WAVE = THREADS / CHUNKS;
     if constexpr (THREADS % CHUNKS == 0) {
         const int row = (int)threadIdx.x / CHUNKS, c = (int)threadIdx.x % CHUNKS * 8;
         const half_bits *from = r.at + (first + row) * r.stride + c;
-        const int width = min(8, max(0, r.width - c));
+        const int bytes = c < r.width ? 16 : 0;
         to += row * (PAD + 8) * 2 + c * 2;
 #pragma unroll
         for (int i = 0; i < ROWS; i += WAVE) {
             if (ROWS % WAVE == 0 || row + i < ROWS)
-                copy_chunk(to + i * (PAD + 8) * 2, r, from, first + row + i < r.n ? width : 0);
+                copy_async(to + i * (PAD + 8) * 2, from, first + row + i < r.n ? bytes : 0);
             from += WAVE * r.stride;
         }
     } else {
-        for (int k = (int)threadIdx.x; k < TOTAL; k += THREADS) {
+        for (int k = (int)threadIdx.x; k < ROWS * CHUNKS; k += THREADS) {
             const int row = k / CHUNKS, c = k % CHUNKS * 8;
-            copy_chunk(to + row * (PAD + 8) * 2 + c * 2, r, r.at + (first + row) * r.stride + c,
-                       first + row < r.n ? min(8, max(0, r.width - c)) : 0);
+            copy_async(to + row * (PAD + 8) * 2 + c * 2, r.at + (first + row) * r.stride + c,
+                       first + row < r.n && c < r.width ? 16 : 0);
         }
     }
+}
+
+template <int ROWS, int PAD>
+DEV void copy_elements(unsigned char *to, const struct rows &r, int first) {
+#pragma unroll 1
+    for (int k = (int)threadIdx.x; k < ROWS * PAD / 8; k += THREADS) {
+        const int row = k / (PAD / 8), c = k % (PAD / 8) * 8;
+        const int n = first + row < r.n ? r.width - c : 0;
+        *(uint4 *)(to + row * (PAD + 8) * 2 + c * 2) =
+            load_partial(r.at + (first + row) * r.stride + c, n);
+    }
+}
+
+template <int ROWS, int PAD> DEV void copy_rows(unsigned char *to, const struct rows &r, int first) {
+    if (r.vectors)
+        copy_vectors<ROWS, PAD>((unsigned)__cvta_generic_to_shared(to), r, first);
+    else
+        copy_elements<ROWS, PAD>(to, r, first);
 }
 
 /* What a warp keeps of its MT x 16 queries; element i of a tile is of row lane / 4 + i / 2 * 8. */

@@ -86,19 +86,30 @@ DEV struct rows rows_of(const float *at, long long stride, int n, int width) {
     return r;
 }
 
+/* Chunk k of rows of PAD / 4 chunks: its row and first column. */
+template <int PAD> DEV int2 chunk_at(int k) {
+    return make_int2(k / (PAD / 4), k % (PAD / 4) * 4);
+}
+
 /* ROWS rows from `first` on into shared memory at `to`, padded with zeros to ROWS x PAD. */
 template <int ROWS, int PAD> DEV void copy_rows(float *to, const struct rows &r, int first) {
+    if (r.vectors) {
 #pragma unroll 4
+        for (int k = (int)threadIdx.x; k < ROWS * (PAD / 4); k += THREADS) {
+            const int2 at = chunk_at<PAD>(k);
+            copy_async(to + at.x * D_ROW + at.y, r.at + (first + at.x) * r.stride + at.y,
+                       first + at.x < r.n && at.y < r.width ? 16 : 0);
+        }
+        return;
+    }
+#pragma unroll 1
     for (int k = (int)threadIdx.x; k < ROWS * (PAD / 4); k += THREADS) {
-        const int row = k / (PAD / 4), c = k % (PAD / 4) * 4;
-        const int n = first + row < r.n ? min(4, max(0, r.width - c)) : 0;
-        const float *from = r.at + (first + row) * r.stride + c;
-        float *place = to + row * D_ROW + c;
-        if (r.vectors)
-            copy_async(place, from, 4 * n);
-        else
-            *(float4 *)place = make_float4(n > 0 ? from[0] : 0.0f, n > 1 ? from[1] : 0.0f,
-                                           n > 2 ? from[2] : 0.0f, n > 3 ? from[3] : 0.0f);
+        const int2 at = chunk_at<PAD>(k);
+        const int n = first + at.x < r.n ? r.width - at.y : 0;
+        const float *from = r.at + (first + at.x) * r.stride + at.y;
+        *(float4 *)(to + at.x * D_ROW + at.y) =
+            make_float4(n > 0 ? from[0] : 0.0f, n > 1 ? from[1] : 0.0f, n > 2 ? from[2] : 0.0f,
+                        n > 3 ? from[3] : 0.0f);
     }
 }
 

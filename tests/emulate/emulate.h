@@ -47,6 +47,9 @@ struct uint3 {
 struct alignas(8) uint2 {
     unsigned x, y;
 };
+struct alignas(8) int2 {
+    int x, y;
+};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -56,6 +59,9 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+inline int2 make_int2(int x, int y) {
+    return {x, y};
+}
 inline uint2 make_uint2(unsigned x, unsigned y) {
     return {x, y};
 }

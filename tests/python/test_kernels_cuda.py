@@ -285,7 +285,7 @@ MUTANTS = {
     "flash without rescaling": ("flash", "s.out[m][o][2 * half] *= decay;", "", "plain"),
     "flash does not wait": ("flash", '"cp.async.wait_group 0;"', '"cp.async.wait_group 3;"', "plain"),
     "flash without its barriers": ("flash", "__syncthreads();", "", "causal"),
-    "flash reads keys past the last": ("flash", "first + row + i < r.n ? width : 0", "width", "plain"),
+    "flash reads keys past the last": ("flash", "first + row + i < r.n ? bytes : 0", "bytes", "plain"),
     "flash takes part tiles for whole": ("flash", "code == 1", "code != 0", "window"),
     "fma forgets the warp's barrier": ("fma", "__syncwarp();", "", "plain"),
     "decode does not join its parts": ("decode", "sum += rows[i * step + width + 1] *", "sum = rows[i * step + width + 1] *", "alibi"),
