@@ -61,6 +61,14 @@ KGEN_API int kgen_build_image(const char *op_json, const char *case_json, const 
                               size_t n, const char *tunables_json, const char *arch, int any_size,
                               char **json, char *err, size_t nerr);
 
+/* What a Candidate comes to for a Case on a device that need not be here: `unit`, the translation
+ * unit (any_size: as a dynamic pin has it), and the bound plan as csrc/tune/instance_json.h says.
+ * sms and shared (bytes a block may have; 0: no limit) are the device's. KG_ENOTFOUND: `require`
+ * does not hold for the Case. */
+KGEN_API int kgen_candidate_unit(const char *op_json, const char *case_json, const char *source,
+                                 size_t n, const char *tunables_json, const char *arch, int sms,
+                                 int64_t shared, int any_size, char **json, char *err, size_t nerr);
+
 /* Called with each journal entry of a search as canonical JSON. */
 typedef void (*kgen_progress)(void *ctx, const char *entry);
 

@@ -1,6 +1,8 @@
 /* Builds ahead of time what a Kernel needs to serve a Case: the translation unit that the runtime
  * would make, compiled into the image cache for any architecture, whether or not this machine can
  * run it. Judges nothing and loads nothing. */
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kgen_tune.h"
@@ -8,6 +10,7 @@
 #include "runtime/image_cuda.h"
 #include "sys/cc.h"
 #include "tune/contract.h"
+#include "tune/instance_json.h"
 
 typedef struct job {
     kg_op *op;
@@ -157,6 +160,60 @@ int kgen_build_image(const char *op_json, const char *case_json, const char *sou
         memcpy(err, e.msg, length);
         err[length] = '\0';
     }
+    kg_buf_free(&text);
+    job_free(&j);
+    return rc;
+}
+
+static int bind_for(job *j, const char *arch, int sms, int64_t shared, kg_error *err) {
+    int64_t code = kg_arch_code(arch);
+    if (code < 0)
+        return kg_fail(err, KG_EUNSUPPORTED,
+                       "%s is no architecture; known are sm_80 ..., x86-64-v1 to v4 and aarch64",
+                       arch);
+    kg_constants constants = {.num_threads = 1, .arch = code, .num_sms = sms, .max_shared = shared};
+    return kg_plan_bind(j->plan, j->op, &j->tuning, &constants, &j->c->call, &j->inst, err);
+}
+
+/* out: the text of o, which is freed. */
+static int take_json(kg_json *o, kg_buf *out, kg_error *err) {
+    int rc = o ? kg_json_canonical(o, out) : kg_fail(err, KG_ENOMEM, "result");
+    kg_json_free(o);
+    return rc == KG_OK ? kg_buf_check(out, "result", err) : rc;
+}
+
+int kgen_candidate_unit(const char *op_json, const char *case_json, const char *source, size_t n,
+                        const char *tunables_json, const char *arch, int sms, int64_t shared,
+                        int any_size, char **json, char *err, size_t nerr) {
+    kg_error e = {0};
+    kg_buf text;
+    job j;
+    job_init(&j);
+    kg_buf_init(&text, 0);
+    int rc = read_job(&j, op_json, case_json, source, n, tunables_json, &e);
+    if (rc == KG_OK) {
+        align_inputs(j.c);
+        rc = bind_for(&j, arch, sms, shared, &e);
+    }
+    if (rc == KG_OK)
+        rc = kg_source_build(j.plan, j.op, &j.tuning, &j.c->call, any_size ? NULL : &j.inst->dims,
+                             source, n, KG_UNIT_NAME, &j.unit, &e);
+    if (rc == KG_OK) {
+        kg_json *o = kg_instance_to_json(j.plan, j.op, j.inst);
+        char *unit = kg_buf_take(&j.unit);
+        kg_json *all = kg_json_set_str(o, "unit", unit);
+        free(unit);
+        if (!all)
+            kg_json_free(o);
+        rc = take_json(all ? o : NULL, &text, &e);
+    }
+    char *taken = rc == KG_OK ? kg_buf_take(&text) : NULL;
+    if (rc == KG_OK && !taken)
+        rc = kg_fail(&e, KG_ENOMEM, "result");
+    if (rc == KG_OK)
+        *json = taken;
+    else if (err && nerr)
+        snprintf(err, nerr, "%s", e.msg);
     kg_buf_free(&text);
     job_free(&j);
     return rc;

@@ -84,6 +84,18 @@ def lib() -> ctypes.CDLL:
         "kgen_search_over": [out, size, text, text, PROGRESS, ctypes.c_void_p, out],
         "kgen_candidate_check": [text, text, size, text, text, out],
         "kgen_build_image": [text, text, text, size, text, text, ctypes.c_int, out],
+        "kgen_candidate_unit": [
+            text,
+            text,
+            text,
+            size,
+            text,
+            text,
+            ctypes.c_int,
+            ctypes.c_int64,
+            ctypes.c_int,
+            out,
+        ],
     }.items():
         function = getattr(so, name)
         function.argtypes = args + err
@@ -218,6 +230,32 @@ def build_image(
         len(source),
         json.dumps(tunables).encode(),
         arch.encode(),
+        int(any_size),
+    )
+
+
+def candidate_unit(
+    op_json: str,
+    case: dict[str, Any],
+    source: bytes,
+    tunables: dict[str, int] | None,
+    arch: str,
+    sms: int = 0,
+    shared: int = 0,
+    any_size: bool = False,
+) -> dict[str, Any]:
+    """The translation unit of a Candidate for a Case, `unit`, and its bound plan (outputs, workspace, launches), on a
+    device of `sms` multiprocessors and `shared` bytes a block that need not be here."""
+    return call_json(
+        lib().kgen_candidate_unit,
+        op_json.encode(),
+        json.dumps(case).encode(),
+        source,
+        len(source),
+        json.dumps(tunables).encode() if tunables is not None else None,
+        arch.encode(),
+        sms,
+        shared,
         int(any_size),
     )
 
