@@ -41,8 +41,8 @@ typedef struct kg_evaluator {
 } kg_evaluator;
 
 typedef struct kg_search_options {
-    int64_t budget_ms; /* wall clock for this Op over all lives of the Run; what is under way is
-                          finished */
+    int64_t budget_ms;     /* wall clock for this Op over all lives of the Run; what is under way is
+                              finished */
     size_t max_candidates; /* a source; 0: 96 */
     int compile_jobs;      /* threads that prepare; 0: the CPUs of this process */
     /* Every journal entry of this search, as canonical JSON; also what was resumed. May be NULL. */

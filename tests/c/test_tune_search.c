@@ -208,7 +208,8 @@ TEST(search_answers_within_no_budget) {
     kg_search_result_free(&r);
 }
 
-/* The budget is the Run's: a life that used it up leaves nothing for the next, unless more is given. */
+/* The budget is the Run's: a life that used it up leaves nothing for the next, unless more is
+ * given. */
 TEST(search_spends_its_budget_once) {
     fake first = {0}, same = {0}, more = {0};
     kg_search_result r;
