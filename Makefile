@@ -38,7 +38,7 @@ demo: build
 ctest: $(VENV)/.kgen-test
 	@$(call configure,ci,build-ci)
 	@cmake --build build-ci -j$(JOBS) -- --no-print-directory -s
-	@build-ci/kgen-ctests
+	@KGEN_TEST_NVRTC="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" build-ci/kgen-ctests
 
 lint: $(VENV)/.kgen-test build
 	@tools/lint.sh

@@ -33,6 +33,11 @@ KGEN_API int kgen_registry_gc(const char *registry, int dry, char **json, char *
  * and with no lock held; NULL: to stderr when KGEN_LOG is set. */
 KGEN_API void kgen_on_message(void (*sink)(int level, const char *message));
 
+/* A folder to look for NVRTC in: a site-packages, or one that holds the library (sys/nvrtc.h has
+ * the order). To be told before anything is compiled; C cannot ask Python where its packages are.
+ */
+KGEN_API void kgen_nvrtc_search(const char *folder);
+
 /* Derives a registry's index and writes it to index_path. */
 KGEN_API int kgen_index_build(const char *registry, const char *index_path, char *err, size_t nerr);
 /* The same; what is left out of the index goes to warn, on the caller's thread. */
@@ -55,6 +60,14 @@ KGEN_API int kgen_candidate_check(const char *op_json, const char *source, size_
 KGEN_API int kgen_build_image(const char *op_json, const char *case_json, const char *source,
                               size_t n, const char *tunables_json, const char *arch, int any_size,
                               char **json, char *err, size_t nerr);
+
+/* What a Candidate comes to for a Case on a device that need not be here: `unit`, the translation
+ * unit (any_size: as a dynamic pin has it), and the bound plan as csrc/tune/instance_json.h says.
+ * sms and shared (bytes a block may have; 0: no limit) are the device's. KG_ENOTFOUND: `require`
+ * does not hold for the Case. */
+KGEN_API int kgen_candidate_unit(const char *op_json, const char *case_json, const char *source,
+                                 size_t n, const char *tunables_json, const char *arch, int sms,
+                                 int64_t shared, int any_size, char **json, char *err, size_t nerr);
 
 /* Called with each journal entry of a search as canonical JSON. */
 typedef void (*kgen_progress)(void *ctx, const char *entry);

@@ -3,7 +3,7 @@
 # really absent (the apt line is shown before it runs; without root it is only shown, exit code 3), and
 # .venv with a torch (for CUDA where there is a GPU), or with the torch that the present Python already has, offline too.
 # Refuses to touch anything outside .venv except through that one apt line.
-#   tools/setup.sh demo|test     test adds pytest, hypothesis and clang-format
+#   tools/setup.sh demo|test     test adds pytest, hypothesis, clang-format and NVRTC
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,6 +11,7 @@ goal=${1:-demo}
 python=${PYTHON:-python3}
 venv=.venv
 torch_pin=2.13.0
+nvrtc_pin=13.0.88
 
 say() { printf 'setup: %s\n' "$*"; }
 lack() { printf 'setup: %s\n' "$*" >&2; exit 3; }
@@ -163,6 +164,15 @@ install_python_packages() {
     say "going on without what pip could not install"
 }
 
+# NVRTC compiles the CUDA kernels without a GPU; a torch with CUDA has brought one.
+install_nvrtc() {
+    "$venv/bin/python" -c 'import glob, sys
+sys.exit(not any(glob.glob(p + "/nvidia/*/lib/libnvrtc.so.*") for p in sys.path if p))' && return 0
+    say "installing nvidia-cuda-nvrtc $nvrtc_pin (about 90 MB)"
+    pip_install "nvidia-cuda-nvrtc==$nvrtc_pin" ||
+        say "going on without NVRTC: tests/python/test_cuda_sources.py will be skipped"
+}
+
 # A path file, not pip install -e: it needs no network and no build.
 install_kgen() {
     echo "$PWD/python" >"$(site_packages)/kgen.pth"
@@ -180,6 +190,7 @@ PY
 case $goal in demo | test) ;; *) echo "usage: tools/setup.sh demo|test" >&2; exit 2 ;; esac
 install_packages
 install_python_packages
+[ "$goal" = demo ] || install_nvrtc
 install_kgen
 touch "$venv/.kgen-$goal"
 [ "$goal" = demo ] || touch "$venv/.kgen-demo"

@@ -11,8 +11,9 @@
 
 /* What may be included, and all that it takes. */
 static const char *const LISTED[] = {"cuda_fp16.h", "cuda_bf16.h", "cuda_fp8.h", "mma.h"};
+/* file: below the folder of headers; NULL: an empty text, for what NVRTC itself has. */
 static const struct {
-    const char *name, *file; /* as an include has it; below the folder */
+    const char *name, *file;
 } FILES[] = {
     {"cuda_fp16.h", "cuda_fp16.h"},
     {"cuda_fp16.hpp", "cuda_fp16.hpp"},
@@ -24,6 +25,10 @@ static const struct {
     {"crt/mma.h", "crt/mma.h"},
     {"crt/mma.hpp", "crt/mma.hpp"},
     {"mma.hpp", "crt/mma.hpp"},
+    {"vector_types.h", NULL},
+    {"vector_functions.h", NULL},
+    {"device_types.h", NULL},
+    {"nv/target", NULL},
 };
 enum { NFILES = sizeof(FILES) / sizeof(FILES[0]), MAX_HEADER = 4 << 20, MAX_WORD = 64 };
 
@@ -226,27 +231,39 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* over what follows */
 static kg_nvrtc_header headers[NFILES];
 static kg_cuda_header_set set;
 
+/* *out is NULL when the file is not there: an older toolkit has no fp8, and a wheel may leave crt/
+ * out; the compiler says so if it is wanted. */
+static int read_header(const char *folder, const char *file, char **out, kg_error *err) {
+    kg_buf text;
+    char path[640];
+    int rc = KG_OK;
+    kg_buf_init(&text, MAX_HEADER);
+    *out = NULL;
+    snprintf(path, sizeof(path), "%s/%s", folder, file != NULL ? file : "");
+    if (file != NULL && !kg_is_file(path))
+        return KG_OK;
+    if (file != NULL)
+        rc = kg_read_file(path, MAX_HEADER, &text, err);
+    *out = rc == KG_OK ? kg_buf_take(&text) : NULL;
+    if (rc == KG_OK && *out == NULL)
+        rc = kg_fail(err, KG_ENOMEM, "no memory for a header");
+    kg_buf_free(&text);
+    return rc;
+}
+
 static int read_headers(const char *folder, kg_error *err) {
     kg_buf all;
     int rc = KG_OK;
     size_t n = 0;
     kg_buf_init(&all, 0);
     for (size_t i = 0; rc == KG_OK && i < NFILES; i++) {
-        kg_buf text;
-        char path[640];
-        snprintf(path, sizeof(path), "%s/%s", folder, FILES[i].file);
-        kg_buf_init(&text, MAX_HEADER);
-        if (!kg_is_file(path))
-            continue; /* an older toolkit has no fp8; the compiler says so if it is wanted */
-        rc = kg_read_file(path, MAX_HEADER, &text, err);
+        char *text = NULL;
+        rc = read_header(folder, FILES[i].file, &text, err);
+        if (rc != KG_OK || text == NULL)
+            continue;
         kg_put_str(&all, FILES[i].name);
-        kg_buf_add(&all, text.data, text.len);
-        char *taken = rc == KG_OK ? kg_buf_take(&text) : NULL;
-        if (rc == KG_OK && taken == NULL)
-            rc = kg_fail(err, KG_ENOMEM, "no memory for a header");
-        if (rc == KG_OK)
-            headers[n++] = (kg_nvrtc_header){.name = FILES[i].name, .text = taken};
-        kg_buf_free(&text);
+        kg_buf_puts(&all, text);
+        headers[n++] = (kg_nvrtc_header){.name = FILES[i].name, .text = text};
     }
     if (rc == KG_OK)
         rc = kg_buf_check(&all, "headers", err);

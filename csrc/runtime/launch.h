@@ -64,6 +64,9 @@ typedef struct kg_ready {
     size_t nlaunches;
     kg_ready_launch launches[KG_MAX_LAUNCHES];
     _Atomic int trust;
+    /* Whether the image ran on this device, was waited for, and did not lose it; of all classes
+     * that it serves. NULL for a ready that no image table made. */
+    _Atomic bool *proved;
 } kg_ready;
 
 /* Copies what a launch needs of an instance. functions: one for each launch of the plan. */

@@ -130,19 +130,41 @@ int kg_cuda_encode(const kg_map *m, const void *address, kg_cuda_map *out, kg_er
 
 /* ---- loading ---- */
 
+/* In the device's context, where another thread's capture does not mind what this one does. */
+typedef struct outside {
+    kg_cuda_scope scope;
+    bool relaxed;
+    int before;
+} outside;
+
+static void leave_outside(outside *o) {
+    if (o->relaxed)
+        kg_cuda_capture_restore(o->before);
+    kg_cuda_leave(&o->scope);
+}
+
+static int enter_outside(int32_t device, outside *o, kg_error *err) {
+    *o = (outside){.relaxed = false};
+    int rc = kg_cuda_enter(device, &o->scope, err);
+    if (rc == KG_OK)
+        rc = kg_cuda_capture_relax(&o->before, err);
+    o->relaxed = rc == KG_OK;
+    return rc;
+}
+
 /* Modules stay for the life of the process, like the CPU's images. */
 static int load_functions(const kg_load_request *ask, const kg_buf *image, kg_function *functions,
                           kg_error *err) {
-    kg_cuda_scope scope;
+    outside scope;
     kg_cu_module module = NULL;
-    int rc = kg_cuda_enter(ask->device_index, &scope, err);
+    int rc = enter_outside(ask->device_index, &scope, err);
     if (rc == KG_OK)
         rc = kg_cuda_module_load(image->data, image->len, &module, err);
     for (size_t i = 0; rc == KG_OK && i < ask->plan->nlaunches; i++)
         rc = kg_cuda_function(module, ask->plan->launches[i].kernel, &functions[i].cuda, err);
     if (rc != KG_OK)
         kg_cuda_module_unload(module);
-    kg_cuda_leave(&scope);
+    leave_outside(&scope);
     return rc;
 }
 
@@ -398,24 +420,24 @@ static int run_cuda(const kg_ready *r, const kg_call *call, const kg_host *host,
 /* ---- what is not a launch ---- */
 
 static int settle_cuda(const kg_call *call, const kg_host *host, kg_error *err) {
-    kg_cuda_scope scope;
+    outside scope;
     kg_cu_stream stream = NULL;
     int rc = stream_of(call, host, &stream, err);
     if (rc != KG_OK)
         return rc;
-    rc = kg_cuda_enter(call->device_index, &scope, err);
+    rc = enter_outside(call->device_index, &scope, err);
     if (rc == KG_OK)
         rc = kg_cuda_stream_synchronize(stream, err);
-    kg_cuda_leave(&scope);
+    leave_outside(&scope);
     return rc;
 }
 
 static int read_cuda(const kg_call *call, void *to, const void *from, size_t n, kg_error *err) {
-    kg_cuda_scope scope;
-    int rc = kg_cuda_enter(call->device_index, &scope, err);
+    outside scope;
+    int rc = enter_outside(call->device_index, &scope, err);
     if (rc == KG_OK)
         rc = kg_cuda_to_host(to, device_address(from), n, err);
-    kg_cuda_leave(&scope);
+    leave_outside(&scope);
     return rc;
 }
 

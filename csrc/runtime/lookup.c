@@ -79,17 +79,26 @@ void kg_here_fill(kg_here *here, const char *torch_version) {
     here->has_amx = kg_cpu_has_amx();
 }
 
-/* A Record says "gcc 12.2.0" or the compiler's whole first line: the version's number must be in
- * ours. */
+/* What follows the compiler's name: cc and gcc are one program. */
+static const char *after_name(const char *version) {
+    const char *rest = strchr(version, ' ');
+    return rest != NULL ? rest + 1 : version;
+}
+
+/* A Record has the compiler's whole first line or, written by hand, "gcc 12.2.0": then the number
+ * must be the last word of ours. */
 static bool same_compiler(const char *recorded, const char **ours) {
     const kg_cc *cc;
-    const char *number = strrchr(recorded, ' ');
     *ours = "no compiler";
     if (kg_cc_find(&cc, NULL) != KG_OK)
         return false;
     *ours = cc->version;
-    return recorded[0] != '\0' &&
-           strstr(cc->version, number != NULL ? number + 1 : recorded) != NULL;
+    if ((strstr(recorded, "clang") != NULL) != (strcmp(cc->kind, "clang") == 0))
+        return false;
+    const char *theirs = after_name(recorded), *mine = after_name(cc->version);
+    const char *last = strrchr(mine, ' ');
+    return strcmp(theirs, mine) == 0 ||
+           (strchr(theirs, ' ') == NULL && strcmp(theirs, last != NULL ? last + 1 : mine) == 0);
 }
 
 int kg_place_of(const kg_here *here, int device, int32_t index, kg_place *out, kg_error *err) {

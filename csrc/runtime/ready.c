@@ -16,6 +16,7 @@ typedef struct loaded {
     int32_t device; /* index; a function belongs to one */
     int status;     /* KG_OK, or what building it came to */
     char *why;
+    _Atomic bool proved; /* kg_ready's */
     size_t nfunctions;
     kg_function functions[KG_MAX_LAUNCHES];
     struct loaded *next;
@@ -67,16 +68,17 @@ static int explain_failure(const kg_ready_request *ask, int rc, const kg_buf *me
                            const kg_error *e, kg_error *err) {
     const char *text = telling_line(messages->len > 0 ? messages->data : e->msg);
     int line = (int)strcspn(text, "\n");
-    if (rc == KG_EENV && ask->call->device == KG_CUDA)
+    if (rc == KG_EENV && ask->call->device == KG_CUDA) /* the same for every Kernel, said once */
         return kg_fail(err, rc,
-                       "%s is not built and cannot be here: run `kgen build` where NVRTC is and "
-                       "ship its cache (KGEN_CACHE), or: %.*s",
-                       ask->name, line < 300 ? line : 300, text);
+                       "its Kernels are not built and cannot be here: run `kgen build` where NVRTC "
+                       "is and ship its cache (KGEN_CACHE), or: %.*s",
+                       line < 300 ? line : 300, text);
     if (rc == KG_EENV)
         return kg_fail(err, rc,
-                       "%s is not built and this machine has no C compiler: run `kgen build` where "
-                       "there is one and ship its cache (KGEN_CACHE), or install one (%.*s)",
-                       ask->name, line < 200 ? line : 200, text);
+                       "its Kernels are not built and this machine has no C compiler: run `kgen "
+                       "build` where there is one and ship its cache (KGEN_CACHE), or install one "
+                       "(%.*s)",
+                       line < 200 ? line : 200, text);
     return kg_fail(err, rc, "%s could not be built: %.*s", ask->name, line < 300 ? line : 300,
                    text);
 }
@@ -112,8 +114,13 @@ static int not_while_recording(const kg_ready_request *ask, kg_error *err) {
                    ask->name);
 }
 
+/* What is tried again at the next class. */
+static bool passes(int status) {
+    return status == KG_ENOMEM || status == KG_EBUSY || status == KG_EDEVICE;
+}
+
 static int get_image(const kg_ready_request *ask, const kg_plan *plan, const kg_buf *unit,
-                     kg_hash128 key, const kg_function **out, kg_error *err) {
+                     kg_hash128 key, loaded **out, kg_error *err) {
     int32_t device = ask->call->device_index;
     loaded *l = find_loaded(key, device);
     kg_error e;
@@ -126,6 +133,11 @@ static int get_image(const kg_ready_request *ask, const kg_plan *plan, const kg_
         l->key = key;
         l->device = device;
         l->status = build_image(ask, plan, unit, l, &e);
+        if (passes(l->status)) {
+            int status = l->status;
+            free(l);
+            return kg_fail(err, status, "%s", e.msg);
+        }
         if (l->status != KG_OK)
             l->why = strdup(e.msg);
         l->next = *bucket(key);
@@ -136,7 +148,7 @@ static int get_image(const kg_ready_request *ask, const kg_plan *plan, const kg_
     if (l->nfunctions != plan->nlaunches)
         return kg_fail(err, KG_ECORRUPT, "%s: its image has %zu launches, its plan %zu", ask->name,
                        l->nfunctions, plan->nlaunches);
-    *out = l->functions;
+    *out = l;
     return KG_OK;
 }
 
@@ -167,7 +179,7 @@ static int build_unit(const kg_ready_request *ask, const kg_plan *plan, kg_buf *
 
 int kg_ready_build(const kg_ready_request *ask, kg_ready *out, kg_hash128 *image, kg_error *err) {
     const kg_plan *plan;
-    const kg_function *functions = NULL;
+    loaded *l = NULL;
     kg_instance *inst = NULL;
     kg_hash128 key = {0, 0};
     kg_error e;
@@ -183,12 +195,14 @@ int kg_ready_build(const kg_ready_request *ask, kg_ready *out, kg_hash128 *image
     rc = build_unit(ask, plan, &unit, err);
     if (rc == KG_OK) {
         key = image_key(&unit, ask->arch, plan->flags);
-        rc = get_image(ask, plan, &unit, key, &functions, err);
+        rc = get_image(ask, plan, &unit, key, &l, err);
     }
     if (rc == KG_OK)
-        rc = kg_ready_make(plan, inst, functions, ask->call, out, err);
-    if (rc == KG_OK)
+        rc = kg_ready_make(plan, inst, l->functions, ask->call, out, err);
+    if (rc == KG_OK) {
+        out->proved = &l->proved;
         *image = key;
+    }
     kg_instance_free(inst);
     kg_buf_free(&unit);
     return rc;

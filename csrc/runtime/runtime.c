@@ -99,8 +99,12 @@ static void bump(_Atomic uint64_t *counter) {
 static int recording(const kg_call *call, bool *yes, kg_error *err) {
     const kg_launcher *device = kg_launcher_of(call->device);
     *yes = false;
-    return device->recording != NULL ? device->recording(call, kg_proc_state.host, yes, err)
-                                     : KG_OK;
+    if (device->recording == NULL)
+        return KG_OK;
+    int rc = device->recording(call, kg_proc_state.host, yes, err);
+    /* The driver refuses the question on the default stream while another one captures. */
+    *yes = *yes || rc == KG_EBUSY;
+    return rc == KG_EBUSY ? KG_OK : rc;
 }
 
 /* The class, resolved by this thread or by the one that held the lock before; *out is NULL when no
@@ -204,7 +208,7 @@ static int lost(const kg_call *call, kg_error *err) {
     return device_lost(s, call, false, err);
 }
 
-/* ---- the first run of a class ---- */
+/* ---- the first run ---- */
 
 static void drop(const kg_class *c, void **handles) {
     for (size_t i = 0; i < c->ready.noutputs; i++)
@@ -247,8 +251,8 @@ static int check_first(kg_class *c, const kg_call *call, void **handles, const k
     return kg_fail(err, KG_EUNSUPPORTED, "%s: %.300s", name, e.msg);
 }
 
-/* Before a class' first run on a device: what others left behind is not put down to it. Nothing can
- * be waited for in a capture; *wait says whether it may be. */
+/* Before an image's first run on a device: what others left behind is not put down to it. Nothing
+ * can be waited for in a capture; *wait says whether it may be. */
 static int before_first(const kg_class *c, const kg_call *call, int trust, bool *wait,
                         kg_error *err) {
     const kg_launcher *device = kg_launcher_of(call->device);
@@ -269,14 +273,20 @@ static int before_first(const kg_class *c, const kg_call *call, int trust, bool 
     return *wait ? device->settle(call, kg_proc_state.host, err) : rc;
 }
 
+/* A Program that was not compared yet is a first run, too. */
+static bool is_first(const kg_class *c, const kg_call *call, int trust) {
+    return call->device != KG_CPU && (trust == KG_TRUST_UNKNOWN || c->ready.proved == NULL ||
+                                      !atomic_load_explicit(c->ready.proved, memory_order_relaxed));
+}
+
 static int after_first(kg_class *c, const kg_call *call, void **handles, kg_error *err) {
     int rc = kg_launcher_of(call->device)->settle(call, kg_proc_state.host, err);
     if (rc != KG_OK)
         drop(c, handles);
     if (rc == KG_EDEVICE)
         return device_lost(suspect_of(c), call, true, err);
-    if (rc == KG_OK)
-        atomic_store(&c->proved, true);
+    if (rc == KG_OK && c->ready.proved != NULL)
+        atomic_store(c->ready.proved, true);
     return rc;
 }
 
@@ -302,7 +312,7 @@ static int run_class(kg_class *c, const kg_call *call, void **handles, kg_error 
     if (trust == KG_TRUST_REFUSED)
         return kg_fail(err, KG_ENOTFOUND, "its Kernel was wrong on this Program");
     int rc = KG_OK;
-    if (!atomic_load_explicit(&c->proved, memory_order_relaxed))
+    if (is_first(c, call, trust))
         rc = before_first(c, call, trust, &wait, err);
     if (rc == KG_OK)
         rc = kg_launcher_of(call->device)

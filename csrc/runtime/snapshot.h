@@ -34,7 +34,6 @@ typedef struct kg_class {
     const kg_reg *reg;
     kg_hash128 image; /* of the translation unit */
     kg_ready ready;
-    _Atomic bool proved; /* its first run on a device was waited for, and did not lose the device */
     _Atomic(struct kg_suspect *)
         suspect; /* runtime.c's name for the Kernel when a device is lost */
     unsigned char signature[];

@@ -173,6 +173,11 @@ int kg_cuda_event_synchronize(kg_cu_event e, kg_error *err);
 int kg_cuda_event_done(kg_cu_event e, bool *done, kg_error *err);
 int kg_cuda_event_elapsed(kg_cu_event from, kg_cu_event to, float *ms, kg_error *err);
 
+/* What a thread does while another one captures (torch does it so that nothing unsafe goes unseen)
+ * would end that capture. Between relax and restore this thread says that it knows what it does:
+ * loading, allocating, waiting for streams that do not capture. *before is for restore. */
+int kg_cuda_capture_relax(int *before, kg_error *err);
+void kg_cuda_capture_restore(int before);
 /* Between begin and end, what this thread puts on the stream is recorded and not run. After a
  * failure of end the stream captures no more. */
 int kg_cuda_capture_begin(kg_cu_stream s, kg_error *err);

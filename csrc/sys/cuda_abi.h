@@ -88,6 +88,7 @@ enum {
     KG_CU_EVENT_DISABLE_TIMING = 2,
     KG_CU_STREAM_NON_BLOCKING = 1,
     KG_CU_CAPTURE_MODE_THREAD_LOCAL = 1,
+    KG_CU_CAPTURE_MODE_RELAXED = 2,
     KG_CU_CAPTURE_STATUS_NONE = 0,
     KG_CU_HOST_ALLOC_DEVICEMAP = 2,
     KG_CU_HOST_REGISTER_DEVICEMAP = 2,
@@ -184,6 +185,7 @@ typedef struct kg_cu_uuid {
     X(1, cuStreamQuery, (kg_cu_stream))                                                            \
     X(1, cuStreamWaitEvent, (kg_cu_stream, kg_cu_event, unsigned))                                 \
     X(1, cuStreamIsCapturing, (kg_cu_stream, int *))                                               \
+    X(1, cuThreadExchangeStreamCaptureMode, (int *))                                               \
     X(1, cuStreamBeginCapture_v2, (kg_cu_stream, int))                                             \
     X(1, cuStreamEndCapture, (kg_cu_stream, kg_cu_graph *))                                        \
     X(1, cuGraphInstantiateWithFlags, (kg_cu_graph_exec *, kg_cu_graph, unsigned long long))       \

@@ -76,6 +76,18 @@ int kg_cuda_event_elapsed(kg_cu_event from, kg_cu_event to, float *ms, kg_error 
     return rc;
 }
 
+int kg_cuda_capture_relax(int *before, kg_error *err) {
+    int mode = KG_CU_CAPTURE_MODE_RELAXED;
+    int rc = KG_CU_CALL(cuThreadExchangeStreamCaptureMode, "", (&mode), err);
+    if (rc == KG_OK)
+        *before = mode;
+    return rc;
+}
+
+void kg_cuda_capture_restore(int before) {
+    (void)kg_cu.cuThreadExchangeStreamCaptureMode(&before);
+}
+
 int kg_cuda_capture_begin(kg_cu_stream s, kg_error *err) {
     return KG_CU_CALL(cuStreamBeginCapture_v2, "", (s, KG_CU_CAPTURE_MODE_THREAD_LOCAL), err);
 }

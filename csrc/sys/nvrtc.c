@@ -15,7 +15,7 @@
 #include "sys/cuda.h"
 #include "sys/nvrtc_abi.h"
 
-enum { MAX_FOLDERS = 16, MAX_OPTIONS = 64, MAX_HEADERS = 32 };
+enum { MAX_FOLDERS = 16, MAX_OPTIONS = 64, MAX_HEADERS = 32, MAX_HEADER = 16 << 20 };
 
 static kg_nvrtc_table nv;
 
@@ -77,7 +77,7 @@ static void open_builtins(const char *folder) {
         if (strncmp(names[i], "libnvrtc-builtins.so", 20) == 0 &&
             snprintf(path, sizeof(path), "%s/%s", folder, names[i]) < (int)sizeof(path))
             (void)dlopen(path,
-                         RTLD_NOW | RTLD_GLOBAL); /* without it the compile says what is missing */
+                         RTLD_NOW | RTLD_LOCAL); /* without it the compile says what is missing */
     kg_free_names(names, n);
 }
 
@@ -101,9 +101,25 @@ static bool holds_headers(const char *folder, const char *below, char out[512]) 
            snprintf(out, 512, "%s/%s", folder, below) < 512;
 }
 
+/* A toolkit's headers are for its own major version; one without cuda.h tells nothing. */
+static bool same_major(const char *folder, int major) {
+    static const char define[] = "#define CUDA_VERSION ";
+    char path[PATH_MAX];
+    kg_buf text;
+    int version = 0;
+    kg_buf_init(&text, 0);
+    if (snprintf(path, sizeof(path), "%s/cuda.h", folder) < (int)sizeof(path) &&
+        kg_read_file(path, MAX_HEADER, &text, NULL) == KG_OK) {
+        const char *at = strstr(text.data, define);
+        version = at != NULL ? (int)strtol(at + sizeof(define) - 1, NULL, 10) : 0;
+    }
+    kg_buf_free(&text);
+    return version / 1000 == major;
+}
+
 /* Headers lie in include/ beside lib/, in the package beside NVRTC's own (CUDA 12's wheels), or
  * in a toolkit. */
-static void find_include(const char *folder, char out[512]) {
+static void find_include(const char *folder, int major, char out[512]) {
     static const char *const places[] = {"../include", "../../include",
                                          "../../cuda_runtime/include",
                                          "../targets/x86_64-linux/include"};
@@ -113,7 +129,7 @@ static void find_include(const char *folder, char out[512]) {
             return;
     for (size_t i = 0; i < sizeof(toolkits) / sizeof(toolkits[0]); i++)
         if (toolkits[i] != NULL && toolkits[i][0] == '/' &&
-            holds_headers(toolkits[i], "include", out))
+            holds_headers(toolkits[i], "include", out) && same_major(out, major))
             return;
     out[0] = '\0';
 }
@@ -140,7 +156,7 @@ static bool try_library(const char *folder, const char *path, attempt *a) {
         return false;
     found = (kg_nvrtc){.major = major, .minor = minor};
     snprintf(found.path, sizeof(found.path), "%s", path);
-    find_include(folder, found.include);
+    find_include(folder, major, found.include);
     return true;
 }
 

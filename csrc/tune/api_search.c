@@ -117,6 +117,7 @@ static int result_json(const char *run_dir, const kg_sources *sources, const kg_
     kg_json_set_int(o, "resumed", (int64_t)r->resumed);
     kg_json_set_int(o, "dropped", (int64_t)r->dropped);
     kg_json_set_bool(o, "out_of_time", r->out_of_time);
+    kg_json_set_double(o, "spent_s", r->spent_s);
     if (!kg_json_set_bool(o, "stopped", stopped) && !rc)
         rc = kg_fail(err, KG_ENOMEM, "result of a search");
     if (rc)

@@ -44,13 +44,18 @@ typedef struct search {
     kg_search_result *result;
     candidate *all;
     size_t n;
-    int64_t deadline_ns;
+    int64_t started_ns, deadline_ns;
+    double spent_before;   /* seconds, by earlier lives of this Run */
     size_t journal_before; /* entries that were there when the search began */
     pthread_mutex_t lock;  /* over journal and result, while several lanes judge */
 } search;
 
 static bool late(const search *s) {
     return kg_now_ns() >= s->deadline_ns;
+}
+
+static double spent(const search *s) {
+    return s->spent_before + (double)(kg_now_ns() - s->started_ns) * 1e-9;
 }
 
 static void tell(const search *s, const kg_json *entry) {
@@ -184,6 +189,18 @@ static const kg_json *remembered(const search *s, const candidate *c, kg_level l
     return NULL;
 }
 
+/* What earlier lives of this Run spent on this Op, in seconds. */
+static double spent_before(const search *s) {
+    double most = 0, x;
+    for (size_t i = 0; i < s->journal_before; i++) {
+        const kg_json *e = kg_journal_at(s->journal, i);
+        if (text_is(e, "kind", "verdict") && text_is(e, "op", s->op) &&
+            !kg_json_double(kg_json_get(e, "spent_s"), "spent_s", &x, NULL) && x > most)
+            most = x;
+    }
+    return most;
+}
+
 static int resume(search *s, candidate *c, const kg_json *entry, kg_error *err) {
     const char *name = "";
     kg_json_str(kg_json_get(entry, "verdict"), "verdict", &name, NULL);
@@ -213,6 +230,7 @@ static kg_json *verdict_entry(const search *s, const candidate *c, kg_level leve
     kg_json_set_str(e, "verdict", kg_verdict_name((int)o->verdict));
     kg_json_set_str(e, "message", o->message);
     kg_json_set_double(e, "took_s", (double)took_ns * 1e-9);
+    kg_json_set_double(e, "spent_s", spent(s));
     for (size_t i = 0; i < s->evaluator->ncases; i++)
         kg_json_push_double(times, o->time_ns[i]);
     kg_json_set(e, "time_ns", times);
@@ -347,22 +365,37 @@ static size_t alive_list(search *s, candidate **list) {
     return n;
 }
 
+/* Those of a batch that are to be judged, to work; how many. When the time is up only what the
+ * journal knows goes on. */
+static size_t admit(search *s, candidate **batch, size_t n, kg_level level, bool time_up,
+                    candidate **work) {
+    size_t ready = 0;
+    for (size_t i = 0; i < n; i++) {
+        candidate *c = batch[i];
+        if (!c->dropped && time_up && !remembered(s, c, level)) {
+            c->alive = false;
+            s->result->out_of_time = true;
+        } else {
+            work[ready++] = c;
+        }
+    }
+    return ready;
+}
+
 /* Judges what is alive; what was not reached when the time was up is alive no more. */
 static int run_rung(search *s, kg_level level, candidate **list, bool must_finish, kg_error *err) {
+    candidate *work[BATCH * KG_MAX_LANES];
     size_t n = alive_list(s, list), most = BATCH * lanes_of(s), batch;
     int rc = KG_OK;
     for (size_t from = 0; !rc && from < n; from += batch) {
         batch = n - from < most ? n - from : most;
         /* The first batch is judged whatever the clock says: a budget too short still gives an
          * answer. */
-        if (from > 0 && !must_finish && late(s)) {
-            for (size_t i = from; i < n; i++)
-                list[i]->alive = false;
-            s->result->out_of_time = true;
-            break;
-        }
-        prepare(s, list + from, batch);
-        rc = judge_batch(s, list + from, batch, level, err);
+        bool time_up = from > 0 && !must_finish && late(s);
+        size_t ready = admit(s, list + from, batch, level, time_up, work);
+        if (!time_up)
+            prepare(s, list + from, batch);
+        rc = judge_batch(s, work, ready, level, err);
     }
     return rc;
 }
@@ -453,8 +486,10 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
                 .journal = journal,
                 .options = options,
                 .result = out,
-                .deadline_ns = kg_now_ns() + options->budget_ms * 1000000,
+                .started_ns = kg_now_ns(),
                 .journal_before = kg_journal_size(journal)};
+    s.spent_before = spent_before(&s);
+    s.deadline_ns = s.started_ns + options->budget_ms * 1000000 - (int64_t)(s.spent_before * 1e9);
     pthread_mutex_init(&s.lock, NULL);
     *out = (kg_search_result){.ncases = evaluator->ncases};
     for (size_t i = 0; i < KG_MAX_CASES; i++)
@@ -472,6 +507,7 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
         rc = run(&s, list, err);
     if (!rc || rc == KG_EINTR)
         choose(&s);
+    out->spent_s = spent(&s);
     free(list);
     free(s.all);
     pthread_mutex_destroy(&s.lock);

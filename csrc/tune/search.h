@@ -41,7 +41,8 @@ typedef struct kg_evaluator {
 } kg_evaluator;
 
 typedef struct kg_search_options {
-    int64_t budget_ms;     /* wall clock for this Op; what is under way is finished */
+    int64_t budget_ms;     /* wall clock for this Op over all lives of the Run; what is under way is
+                              finished */
     size_t max_candidates; /* a source; 0: 96 */
     int compile_jobs;      /* threads that prepare; 0: the CPUs of this process */
     /* Every journal entry of this search, as canonical JSON; also what was resumed. May be NULL. */
@@ -65,6 +66,7 @@ typedef struct kg_search_result {
         dropped; /* Candidates judged now, taken from the journal, not for any Case */
     size_t verdicts[KG_VERDICT_COUNT];
     bool out_of_time;
+    double spent_s; /* of the budget, earlier lives of the Run included */
     kg_json **records;
     size_t nrecords;
 } kg_search_result;

@@ -64,11 +64,12 @@ def _define_on_access() -> None:
         __module__ = base.__module__  # torch builds the ops' own module names, which exports keep, from it
 
         def __getattr__(self, name: str) -> Any:
-            if not name.startswith("__"):
-                from . import ops
+            if name.startswith("__"):
+                return super().__getattr__(name)
+            from . import ops
 
-                ops.define(name)
-            return super().__getattr__(name)
+            ops.define(name)
+            return ops.packet(super().__getattr__(name))
 
     namespace.__class__ = KgenOps
 
@@ -88,6 +89,7 @@ _LAZY = {
     "patch_report": ("patch", "patch_report"),
     "tune": ("tune", "tune"),
     "verify": ("verify", "verify"),
+    "check": ("check", "check"),
     "build": ("verify", "build"),
     "TraceError": ("trace", "TraceError"),
     "load": ("serving", "load"),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import cuda_packages
 from ._paths import binary
 from .errors import BadInput, EnvironmentLacks, KgenError
 
@@ -22,8 +23,8 @@ ERROR_BYTES = 2048
 
 # Status of csrc/base/error.h to the error that the user meets; what is not here is a plain KgenError.
 _BAD_INPUT = {-3, -4, -5, -6, -7, -8, -9, -12, -13, -17}
-# Memory, disk, a program that is not there or does not start.
-_ENVIRONMENT = {-1, -2, -11, -15}
+# Memory, disk, a program that is not there or does not start, a device that failed.
+_ENVIRONMENT = {-1, -2, -11, -15, -18}
 EINTR = -14
 
 SINK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
@@ -80,13 +81,29 @@ def lib() -> ctypes.CDLL:
             ctypes.c_uint64,
             ctypes.POINTER(ctypes.c_double),
         ],
-        "kgen_search": [ctypes.c_void_p, text, text, PROGRESS, ctypes.c_void_p, out],
+        "kgen_search_over": [out, size, text, text, PROGRESS, ctypes.c_void_p, out],
         "kgen_candidate_check": [text, text, size, text, text, out],
         "kgen_build_image": [text, text, text, size, text, text, ctypes.c_int, out],
+        "kgen_candidate_unit": [
+            text,
+            text,
+            text,
+            size,
+            text,
+            text,
+            ctypes.c_int,
+            ctypes.c_int64,
+            ctypes.c_int,
+            out,
+        ],
     }.items():
         function = getattr(so, name)
         function.argtypes = args + err
         function.restype = ctypes.c_int
+    so.kgen_nvrtc_search.argtypes = [text]
+    so.kgen_nvrtc_search.restype = None
+    for folder in cuda_packages.folders():
+        so.kgen_nvrtc_search(folder.encode())
     so.kgen_on_message.argtypes = [SINK]
     so.kgen_on_message.restype = None
     so.kgen_on_message(_warn)
@@ -217,6 +234,32 @@ def build_image(
     )
 
 
+def candidate_unit(
+    op_json: str,
+    case: dict[str, Any],
+    source: bytes,
+    tunables: dict[str, int] | None,
+    arch: str,
+    sms: int = 0,
+    shared: int = 0,
+    any_size: bool = False,
+) -> dict[str, Any]:
+    """The translation unit of a Candidate for a Case, `unit`, and its bound plan (outputs, workspace, launches), on a
+    device of `sms` multiprocessors and `shared` bytes a block that need not be here."""
+    return call_json(
+        lib().kgen_candidate_unit,
+        op_json.encode(),
+        json.dumps(case).encode(),
+        source,
+        len(source),
+        json.dumps(tunables).encode() if tunables is not None else None,
+        arch.encode(),
+        sms,
+        shared,
+        int(any_size),
+    )
+
+
 def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     """Median of a over b (how many times faster b is) and its 95% interval, from pairs measured in turn."""
     n = min(len(a), len(b))
@@ -237,10 +280,16 @@ def stop(wanted: bool) -> None:
 
 
 def search(
-    judge: int, run_dir: str | Path, options: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+    judge: ctypes.c_void_p | Sequence[ctypes.c_void_p],
+    run_dir: str | Path,
+    options: dict[str, Any],
+    progress: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Searches over a judge's Cases (csrc/kgen_tune.h has options and result). judge: the handle of a kg_judge. An
-    exception of progress ends the search and is raised."""
+    """Searches over a judge's Cases (csrc/kgen_tune.h has options and result). judge: the handle of a kg_judge, or those of
+    several devices that judge at once. progress comes from several threads then, one at a time. An exception of it ends
+    the search and is raised."""
+    handles = [judge] if isinstance(judge, ctypes.c_void_p) else list(judge)
+    judges = (ctypes.c_void_p * len(handles))(*handles)
     failed: list[Exception] = []
 
     def tell(_: Any, entry: bytes) -> None:
@@ -253,7 +302,7 @@ def search(
     callback = PROGRESS(tell)
     try:
         return call_json(
-            lib().kgen_search, judge, _path(run_dir), json.dumps(options).encode(), callback, None
+            lib().kgen_search_over, judges, len(handles), _path(run_dir), json.dumps(options).encode(), callback, None
         )
     finally:
         if failed:

@@ -18,7 +18,7 @@ import torch
 from . import _paths
 from .errors import BadInput, EnvironmentLacks, KgenError
 
-_NOT_FOUND, _ENVIRONMENT = -7, -11
+_NOT_FOUND, _ENVIRONMENT = -7, {-1, -11, -18}  # no memory, a machine that lacks something, a device that failed
 _ERR = 1024
 PRECISIONS = {"fp32": 0, "native": 0, "tf32": 1, "bf16": 2}
 
@@ -69,7 +69,7 @@ _lib = _load()
 def _raise(code: int, message: str) -> None:
     if code == _NOT_FOUND:
         raise LookupError(message)
-    if code == _ENVIRONMENT:
+    if code in _ENVIRONMENT:
         raise EnvironmentLacks(message)
     raise BadInput(message)
 

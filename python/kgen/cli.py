@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -69,22 +70,28 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--device",
-        metavar="D",
-        help="cpu, cuda or cuda:N: the model and its inputs are moved there. Default: where the model's tensors are; a "
-        "KernelBench-style file, whose tensors are on the CPU, goes to the first GPU that torch sees",
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:N: the model and its inputs are moved there; of cuda:0,cuda:1 the first has the model and "
+        "all judge. Default: where the model's tensors are; a KernelBench-style file, whose tensors are on the CPU, goes to "
+        "the first GPU that torch sees",
     )
 
 
 def _add_tune(sub: argparse._SubParsersAction) -> None:
     p = sub.add_parser("tune", help="capture a model's shapes, search, judge and promote kernels")
     _model_options(p)
-    p.add_argument("--proposer", default="builtin", choices=["builtin"])
-    p.add_argument("--budget", default="15m", help="time for the search: 90s, 15m, 1h (default 15m)")
+    p.add_argument(
+        "--proposer", default="builtin", choices=["builtin"], help="where candidates come from: kgen's own templates"
+    )
+    p.add_argument("--budget", metavar="TIME", default="15m", help="time for the search: 90s, 15m, 1h (default 15m)")
     p.add_argument("--run", metavar="DIR", help="the Run's folder (default: runs/<model>-<time> in the cache)")
     p.add_argument("--resume", action="store_true", help="go on with the Run in --run")
     _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
     p.add_argument("--no-promote", action="store_true", help="judge and gate only")
-    p.add_argument("--min-speedup", type=float, default=1.05, help="lower bound that a promotion needs")
+    p.add_argument(
+        "--min-speedup", metavar="RATIO", type=float, default=1.05,
+        help="what the lower end of the 95%% interval must be above for a promotion (default 1.05)",
+    )  # fmt: skip
     p.add_argument("--json", action="store_true", help="the result as JSON, on stdout")
     p.set_defaults(run_command=_lazy("tune", "run_tune"))
 
@@ -92,17 +99,17 @@ def _add_tune(sub: argparse._SubParsersAction) -> None:
 def _add_capture(sub: argparse._SubParsersAction) -> None:
     p = sub.add_parser("capture", help="write a model's Tasks to a folder that another machine can judge")
     _model_options(p)
-    p.add_argument("-o", "--output", metavar="TASK_DIR", required=True)
-    p.add_argument("--json", action="store_true")
+    p.add_argument("-o", "--output", metavar="TASK_DIR", required=True, help="the folder; with several Tasks, one below it each")
+    p.add_argument("--json", action="store_true", help="one Task a line: op, folder, cases, share")
     p.set_defaults(run_command=_lazy("tune", "run_capture"))
 
 
 def _add_judge(sub: argparse._SubParsersAction) -> None:
     p = sub.add_parser("judge", help="judge candidate files against a Task")
-    p.add_argument("task", metavar="TASK_DIR")
-    p.add_argument("files", metavar="FILE", nargs="+")
+    p.add_argument("task", metavar="TASK_DIR", help="a folder that `kgen capture` wrote; its reference is run")
+    p.add_argument("files", metavar="FILE", nargs="+", help="C or CUDA files that open with a plan (docs/formats.md)")
     p.add_argument("--tunables", metavar="JSON", help='values, such as {"BLOCK_M": 64}; default: the first of each')
-    p.add_argument("--device", metavar="D", help="which GPU, as cuda:1, for a Task that was captured on one")
+    p.add_argument("--device", metavar="DEVICE", help="which GPU, as cuda:1, for a Task that was captured on one")
     p.add_argument("--no-timing", action="store_true", help="correctness alone")
     p.add_argument("--json", action="store_true", help="one Record a line")
     p.set_defaults(run_command=_lazy("tune", "run_judge"))
@@ -110,79 +117,150 @@ def _add_judge(sub: argparse._SubParsersAction) -> None:
 
 def _add_registry_commands(sub: argparse._SubParsersAction) -> None:
     everywhere = "this registry alone (default: all that `import kgen` reads)"
+    version = "v3, v3-3fa2 where a merge gave two kernels one number, or the first digits of an id"
     p = sub.add_parser("list", help="every promoted kernel")
     _registry_option(p, everywhere)
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--json", action="store_true", help="one kernel a line")
     p.set_defaults(run_command=_lazy("commands", "run_list"))
 
     p = sub.add_parser("show", help="an Op, or one kernel and its evidence")
-    p.add_argument("name", metavar="OP[/vN]")
-    p.add_argument("--source", action="store_true", help="print its source")
-    p.add_argument("--json", action="store_true")
+    p.add_argument("name", metavar="OP[/vN]", help=f"softmax, or softmax/v3; a version is {version}")
+    p.add_argument("--source", action="store_true", help="print the kernel's source, too")
+    p.add_argument("--json", action="store_true", help="the kernel's Record as it is")
     _registry_option(p, everywhere)
     p.set_defaults(run_command=_lazy("commands", "run_show"))
 
     p = sub.add_parser("diff", help="what differs between two versions")
-    p.add_argument("op", metavar="OP")
-    p.add_argument("a", metavar="vA")
-    p.add_argument("b", metavar="vB")
+    p.add_argument("op", metavar="OP", help="softmax")
+    p.add_argument("a", metavar="vA", help=version)
+    p.add_argument("b", metavar="vB", help="the other one")
     _registry_option(p, everywhere)
     p.set_defaults(run_command=_lazy("commands", "run_diff"))
 
     p = sub.add_parser("rollback", help="make an earlier version active again")
-    p.add_argument("op", metavar="OP")
-    p.add_argument("version", metavar="vN")
+    p.add_argument("op", metavar="OP", help="softmax")
+    p.add_argument("version", metavar="vN", help=version)
     _registry_option(p, everywhere)
     p.set_defaults(run_command=_lazy("commands", "run_rollback"))
 
-    p = sub.add_parser("gc", help="remove kernels that nothing points to")
+    p = sub.add_parser("gc", help="remove kernels that are neither active nor what an active one replaced")
     p.add_argument("--dry-run", action="store_true", help="only say what would go")
     _registry_option(p, everywhere)
     p.set_defaults(run_command=_lazy("commands", "run_gc"))
 
     p = sub.add_parser("verify", help="judge active kernels again on this machine and renew their evidence")
-    p.add_argument("op", metavar="OP", nargs="?")
+    p.add_argument("op", metavar="OP", nargs="?", help="this Op alone (default: all)")
     _registry_option(p, everywhere)
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--json", action="store_true", help="one kernel a line")
     p.set_defaults(run_command=_lazy("verify", "run_verify"))
 
+    p = sub.add_parser("check", help="for CI: are active kernels still right, and as fast as a baseline file says")
+    p.add_argument("op", metavar="OP", nargs="?", help="this Op alone (default: all)")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--baseline", metavar="FILE", help="speedups to compare with, made by --write-baseline on this machine")
+    which.add_argument("--write-baseline", metavar="FILE", help="keep the speedups of this check in FILE if all is well")
+    p.add_argument("--require", choices=["cuda"], help="fail without a CUDA device, and when no CUDA kernel was checked")
+    p.add_argument(
+        "--strict", action="store_true", help="fail, too, when anything that this machine runs was not checked, speed included"
+    )
+    p.add_argument("--junit", metavar="FILE", help="write JUnit XML, one testcase a pin")
+    p.add_argument("--md", metavar="FILE", help="write a Markdown summary")
+    p.add_argument("--budget", metavar="TIME", help="begin no other pin after 90s, 15m, 1h (default: check all)")
+    p.add_argument("--timing", metavar="TIME", default="20s", help="time one pin for at most this long (default 20s)")
+    _registry_option(p, everywhere)
+    p.add_argument("--json", action="store_true", help="the report as one JSON object, on stdout")
+    p.set_defaults(run_command=_lazy("check_report", "run_check"))
+
     p = sub.add_parser("why", help="which kernel serves a call, and why not another")
-    p.add_argument("op", metavar="OP")
+    p.add_argument("op", metavar="OP", help="attention, softmax, or an Op of a registry")
     p.add_argument(
         "args",
         metavar="ARG",
         nargs="*",
-        help="tensors as float32[1,8,1024,64], attributes as name=value or plain numbers",
+        help="its arguments: tensors as float32[1,8,1024,64], the rest as name=value or plain numbers",
     )
     p.set_defaults(run_command=_lazy("verify", "run_why"))
 
     p = sub.add_parser("build", help="compile active kernels into the cache, to ship it")
-    p.add_argument("--arch", metavar="A", help="x86-64-v3, x86-64-v4 ...; default: this machine's")
+    p.add_argument("--arch", metavar="A", help="of the machine that serves: x86-64-v3, x86-64-v4, sm_90 ... (default: this CPU's)")
     _registry_option(p, everywhere)
     p.set_defaults(run_command=_lazy("verify", "run_build"))
 
 
 def _add_others(sub: argparse._SubParsersAction) -> None:
     p = sub.add_parser("report", help="draw what a Run found, as one HTML page")
-    p.add_argument("run_dir", metavar="RUN_DIR")
-    p.add_argument("-o", "--output", metavar="F.html")
+    p.add_argument("run_dir", metavar="RUN_DIR", help="a Run's folder, which `kgen tune` names when it begins")
+    p.add_argument("-o", "--output", metavar="F.html", help="the page (default: RUN_DIR/report.html)")
     p.set_defaults(run_command=_lazy("report", "run_report"))
 
     p = sub.add_parser("doctor", help="what is found, what is not, what to do")
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--json", action="store_true", help="the findings as a JSON list")
     p.set_defaults(run_command=_lazy("doctor", "run_doctor"))
 
     p = sub.add_parser("demo", help="tune the example model and show what came of it")
-    p.add_argument("--budget", default="2m", help="time for the search (default 2m)")
-    p.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: the first GPU, the CPU without one)")
-    p.add_argument("--run", metavar="DIR", help="keep the Run here (default: a new folder in the cache)")
+    p.add_argument("--budget", metavar="TIME", default="2m", help="time for the search: 90s, 2m (default 2m)")
+    p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: the first GPU, the CPU without one)")
+    p.add_argument("--run", metavar="DIR", help="keep the Run here, and go on with it when it is there (default: a new one in the cache)")
     p.set_defaults(run_command=_lazy("demo", "run_demo"))
+
+
+_EPILOG = """\
+`kgen doctor` says what is missing, `kgen tune MODEL` makes kernels, and `import kgen` serves them;
+`kgen COMMAND --help` tells more. Registries are the folders of KGEN_REGISTRY, then the user's
+(~/.local/share/kgen/generated), then the one that comes with kgen.
+
+exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 the environment lacks something,
+130 interrupted (`kgen tune` says how to go on)
+"""
+
+# What a command's own help says after its line in the list: a text, then examples.
+_MORE: dict[str, tuple[str, ...]] = {
+    "tune": (
+        "The model runs once; each part of it that is an Op with a template is searched for a faster kernel, and what passes "
+        "the judge and the gate is promoted. What stands behind -- is the script's own command line. Ctrl-C loses the "
+        "candidate under way; --resume goes on.",
+        "tune my_model.py",
+        "tune train.py --module net --inputs batch --budget 5m -- --layers 4",
+    ),
+    "capture": ("What stands behind -- is the script's own command line.", "capture my_model.py -o task"),
+    "judge": (
+        "Exit code 0 if every file passes, 1 if not.",
+        "judge task kernel.c",
+        "judge task kernel.c --tunables '{\"BLOCK_M\": 64}'",
+    ),
+    "show": ("", "show softmax", "show softmax/v3 --source"),
+    "diff": ("Tunables, times and source.", "diff softmax v1 v2"),
+    "rollback": ("Every pin (a shape, or a range of shapes) that it was promoted for points at it again.", "rollback softmax v2"),
+    "gc": ("", "gc --dry-run"),
+    "verify": (
+        "For a new device, torch or compiler: what passes gets new evidence, written into its registry, so that "
+        "KGEN_POLICY=strict serves it here. Exit code 1 when a kernel fails; its pins stay.",
+    ),
+    "check": (
+        "Judges every active kernel that this machine runs on fresh seeds and times it beside the best that torch does, pin by "
+        "pin; changes no registry. Exit code 1 when a kernel is wrong, when one is surely slower than the baseline says (the "
+        "upper end of the 95% interval of its speedup over the baseline's is below 0.95), and when none was checked.",
+        "check --write-baseline speeds.json",
+        "check --baseline speeds.json --strict --junit kernels.xml --md summary.md",
+    ),
+    "why": (
+        "The call is made once, with tensors of zeros.",
+        "why softmax float32[4096,1024] -1",
+        "why attention float32[1,8,1024,64] float32[1,8,1024,64] float32[1,8,1024,64] is_causal=True",
+    ),
+    "build": ("Prints the folder that a machine without a compiler needs, and names with KGEN_CACHE.", "build --arch x86-64-v3"),
+    "doctor": ("Exit code 3 when something that is needed is missing.",),
+    "demo": ("Its kernels go into its own Run, not into your registry.",),
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
-        prog="kgen", description="PyTorch kernels that are generated, judged and promoted."
+        prog="kgen",
+        description="PyTorch kernels that are generated, judged and promoted.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     top.add_argument("--version", action="store_true", dest="show_version", help="print the version")
@@ -192,8 +270,14 @@ def parser() -> argparse.ArgumentParser:
     _add_judge(sub)
     _add_registry_commands(sub)
     _add_others(sub)
-    for p in sub.choices.values():
+    short = {a.dest: a.help or "" for a in sub._choices_actions}
+    for name, p in sub.choices.items():
         p.add_argument("--debug", action="store_true", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+        more, *examples = _MORE.get(name, ("",))
+        text = f"{short[name][0].upper()}{short[name][1:]}. {more}"
+        shown = "\n".join(f"    kgen {e}" for e in examples)
+        p.description = "\n\n".join(filter(None, (textwrap.fill(text.strip(), 80), shown)))
+        p.formatter_class = argparse.RawDescriptionHelpFormatter
     return top
 
 

@@ -18,18 +18,21 @@ _NEAR, _AT = 1 - 2.0**-9, 1 - 2.0**-8
 
 
 def _floats(x: Tensor, r: Tensor, largest: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the squared differences and oracles, the largest of each, and how many are wrong beyond that."""
+    """Sums of the squared differences and oracles, the largest of each, and how many are wrong beyond that. The rules are
+    those of csrc/tune/check_core.h."""
     x, r = x.double(), r.double()
+    size = r.abs()
+    odd = ~(x - r).isfinite() | (size > largest)
     lost, unknown = x.isnan(), r.isnan()
-    beyond = r.abs() > largest * _NEAR
+    beyond = size > largest * _NEAR
     along = torch.where(r > 0, x, -x)
     wrong = beyond & (lost | (along == -math.inf))
     same = beyond & ~wrong & (along >= largest * _AT) & ((along == math.inf) | ~r.isinf())
-    both = ~unknown & ~wrong & ~same & ~(beyond & r.isinf()) & x.isfinite()
-    same |= unknown & lost
-    bad = (~same & ~both).sum()
-    d, r = torch.where(both, x - r, 0.0), torch.where(both, r, 0.0)
-    return d.square().sum(), r.square().sum(), d.abs().max(), r.abs().max(), bad
+    finite = ~unknown & ~wrong & ~same & ~(beyond & r.isinf()) & x.isfinite()
+    counted = ~odd | finite
+    bad = (odd & ~finite & ~same & ~(unknown & lost)).sum()
+    d, size = torch.where(counted, (x - r).abs(), 0.0), torch.where(counted, size, 0.0)
+    return d.square().sum(), size.square().sum(), d.max(), size.max(), bad
 
 
 def _integers(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -104,6 +104,25 @@ def machine_arch() -> str:
     return f"x86-64-v{level}"
 
 
+def cpu_name() -> str:
+    """As a Record's environment has it; the architecture's name where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def cuda_device() -> tuple[str, str] | None:
+    """Name and architecture ("sm_90") of the CUDA device that torch uses; None where it sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return torch.cuda.get_device_name(), f"sm_{major}{minor}"
+
+
 def _cpu() -> Finding:
     cores = len(os.sched_getaffinity(0))
     return Finding("CPU", platform.machine() == "x86_64", f"{machine_arch()}, {cores} CPUs for this process")

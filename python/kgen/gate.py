@@ -49,8 +49,9 @@ AGREE, DISTURBED = 0.03, 5
 # Baselines this near to the fastest are measured again before one is chosen.
 NEAR = 1.25
 TRIES, MOST_REPS = 4, 1 << 20
-# How the reason of a Kernel that is right and not fast enough begins.
+# How the reason of a Kernel that is right and not fast enough begins; and that of one with nothing to compare it with.
 SLOWER = "not surely"
+NO_BASELINE = "no baseline works here: nothing to compare with"
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,12 @@ class GateError(KgenError):
     """The gate's other process failed, which says nothing about the Kernel's speed."""
 
 
-def _environment(registry: Path, gpu: bool) -> dict[str, str]:
+def _environment(registry: Path, cache: Path | None, gpu: bool) -> dict[str, str]:
     """Of the other process: kgen as a user's process has it, but with the Candidate's registry first."""
     env = dict(os.environ, KGEN_REGISTRY=str(registry), KGEN_POLICY="arch")
     env.pop("KGEN_DISABLE", None)
+    if cache is not None:
+        env["KGEN_CACHE"] = str(cache)
     # On a CPU its compilers run in the process itself: nothing is left over when it is killed, and two cores need no pool.
     # On a GPU there is much more to compile; the pool is of the process's own group, and goes with it.
     env["TORCHINDUCTOR_COMPILE_THREADS"] = str(min(8, len(os.sched_getaffinity(0)))) if gpu else "1"
@@ -161,7 +164,7 @@ def _environment(registry: Path, gpu: bool) -> dict[str, str]:
 class _Child:
     """The process of gate_child.py."""
 
-    def __init__(self, job: dict[str, Any], memory: int, registry: Path):
+    def __init__(self, job: dict[str, Any], memory: int, registry: Path, cache: Path | None):
         ours, theirs = socket.socketpair()
         self.socket, self.link = ours, ours.makefile("rwb")
         self.said = tempfile.TemporaryFile()
@@ -169,7 +172,7 @@ class _Child:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kgen.gate_child", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(), memory),
-            env=_environment(registry, job["device"] == "cuda"),
+            env=_environment(registry, cache, job["device"] == "cuda"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("KGEN_LOG") else self.said,
@@ -231,9 +234,11 @@ class Gate:
         registry: Path,
         reference: Path | None = None,
         say: Callable[[str], None] = lambda _: None,
+        cache: Path | None = None,
         index: int = 0,
     ):
-        """index: the GPU of a CUDA Case."""
+        """cache: where the other process keeps images and the registry's index; None: in the user's cache. index: the GPU
+        of a CUDA Case."""
         if len(sets) < 2:
             raise ValueError("the gate needs two input sets or more")
         self.sets, self.say = list(sets), say
@@ -259,7 +264,7 @@ class Gate:
             "index": self.device.index or 0,
             "bytes": self.memory.size,
         }
-        self.registry = registry
+        self.registry, self.cache = registry, cache
         self.random = random.SystemRandom()
         self.child: _Child | None = None
         self.wake = math.inf  # ns of a batch without a call, the least that was seen
@@ -297,7 +302,7 @@ class Gate:
 
     def _open(self) -> _Child:
         if self.child is None:
-            self.child = _Child(self.job, self.memory.fd, self.registry)
+            self.child = _Child(self.job, self.memory.fd, self.registry, self.cache)
         return self.child
 
     def close(self) -> None:
@@ -518,7 +523,7 @@ def _run(gate: Gate, kernel_id: str, min_speedup: float, seconds: float, result:
         return
     working = _measure_baselines(gate, result)
     if not working:
-        result.reason = "no baseline works here: nothing to compare with"
+        result.reason = NO_BASELINE
         return
     base = working[0]
     result.baseline = gate.contenders[base[0]]["name"]

@@ -42,10 +42,11 @@ class _Access(ctypes.Structure):
 
 @functools.cache
 def _driver() -> ctypes.CDLL:
+    name = os.environ.get("KGEN_LIBCUDA") or "libcuda.so.1"
     try:
-        lib = ctypes.CDLL("libcuda.so.1")
+        lib = ctypes.CDLL(name)
     except OSError as e:
-        raise EnvironmentLacks(f"libcuda.so.1 cannot be loaded ({e}): install NVIDIA's driver") from e
+        raise EnvironmentLacks(f"{name} cannot be loaded ({e}): install NVIDIA's driver") from e
     size, handle, address = ctypes.c_size_t, ctypes.c_uint64, ctypes.c_uint64
     flags, pointer = ctypes.c_uint64, ctypes.POINTER
     for name, args in {

@@ -55,6 +55,14 @@ def _define_family(name: str) -> None:
     _define_own(name.removeprefix("_").removesuffix("_train"))
 
 
+def packet(found: Any) -> Any:
+    """torch.ops.kgen.<name> as it is handed out: the canonical Ops get a quicker way in from eager code."""
+    quick = _PACKETS.get(found.__name__)
+    if quick is not None:
+        found.__class__ = quick
+    return found
+
+
 # ---- pieces ----
 
 
@@ -144,13 +152,70 @@ def recording() -> Iterator[None]:
         yield
 
 
+# ---- the quick way in ----
+#
+# What Python adds to an op is most of what a small call costs: the public op's kernel and, with gradients on, the
+# boxed Python kernel are each a trip through the dispatcher. Calls of plain tensors from eager code skip them and do
+# what they would have done. Everything else (subclasses and fake tensors, torch.func, dual numbers, autocast,
+# torch.jit.trace, and torch.compile, which never gets here) takes the whole way, and so does
+# torch.ops.kgen.<name>.default.
+
+_grad_on = torch.is_grad_enabled
+_functorch = torch._C._are_functorch_transforms_active
+_any_autocast = torch._C._is_any_autocast_enabled
+_jit_tracing = torch._C._is_tracing
+_softmax_backend: Callable[..., Any]  # set when the family is defined
+_attention_backend: Callable[..., Any]
+
+
+class _SoftmaxPacket(torch._ops.OpOverloadPacket):
+    def __call__(self, input: Any, dim: Any) -> Any:
+        if type(input) is Tensor and not _jit_tracing():
+            if not _grad_on():
+                return _softmax_backend(input, dim)
+            # Autocast leaves a CPU's softmax alone.
+            if forward_ad._current_level < 0 and not _functorch() and (input.is_cpu or not _any_autocast()):
+                return _softmax_apply(dim, input) if input.requires_grad else _softmax_backend(input, dim)
+        return self._op(input, dim)
+
+
+class _AttentionPacket(torch._ops.OpOverloadPacket):
+    def __call__(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: Any = 0.0,
+        is_causal: Any = False,
+        *,
+        scale: Any = None,
+        enable_gqa: Any = False,
+    ) -> Any:
+        plain = type(query) is Tensor and type(key) is Tensor and type(value) is Tensor and dropout_p == 0.0
+        if plain and (attn_mask is None or (type(attn_mask) is Tensor and not is_causal)) and not _jit_tracing():
+            if not _grad_on():
+                return _attention_backend(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+            quick = forward_ad._current_level < 0 and not _functorch() and not _any_autocast()
+            if quick and query.dtype in _ATTENTION_DTYPES and query.dim() == 4:
+                found = _differentiable_attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+                if found is not None:
+                    return found
+                return _attention_backend(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        return self._op(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+_ATTENTION_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
+_PACKETS: dict[str, type[torch._ops.OpOverloadPacket]] = {"softmax": _SoftmaxPacket, "attention": _AttentionPacket}
+
+
 # ---- softmax ----
 
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dim: int, input: Tensor) -> Tensor:
-        output = _BACKENDS["_softmax_train"](input, dim)
+        output = _softmax_backend(input, dim)
         ctx.dim = dim
         ctx.save_for_backward(output)
         return output
@@ -181,11 +246,14 @@ def _softmax_cuda_cast(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, 
 
 
 def _define_softmax() -> None:
+    global _softmax_backend
+    _softmax_backend = _op("_softmax")._op
     _fake(_SOFTMAX[1:], lambda input, dim: torch.empty_like(input))
     _autograd("_softmax_train", _differentiable_softmax, lambda input, dim: torch.softmax(input, dim))
-    torch.library.register_vmap("kgen::softmax", _softmax_vmap, lib=_lib)
-    # On the CPU torch's own softmax keeps the dtype of its input under autocast, so this one does.
-    _autocast("softmax", "cuda", _softmax_cuda_cast)
+    for name in _SOFTMAX[:2]:
+        torch.library.register_vmap(f"kgen::{name}", _softmax_vmap, lib=_lib)
+        # On the CPU torch's own softmax keeps the dtype of its input under autocast, so this one does.
+        _autocast(name, "cuda", _softmax_cuda_cast)
 
 
 # ---- attention ----
@@ -200,7 +268,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Tensor:
         ctx.options = options
         ctx.save_for_backward(*tensors)
-        return _BACKENDS["_attention_train"](*tensors, *options)
+        return _attention_backend(*tensors, *options)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -283,6 +351,13 @@ def _attention_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any, **kw: Any) 
     return output.unflatten(0, (size, b)), 0
 
 
+def _backend_attention_vmap(
+    info: Any, in_dims: tuple[Any, ...], query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: Any, gqa: bool
+) -> tuple[Tensor, int]:
+    dims = (*in_dims[:4], None, None)
+    return _attention_vmap(info, dims, query, key, value, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
+
+
 def _low_precision(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
     def cast(t: Any) -> Any:
         floating = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
@@ -292,13 +367,17 @@ def _low_precision(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]
 
 
 def _define_attention() -> None:
+    global _attention_backend
+    _attention_backend = _op("_attention")._op
     _fake(("_attention", "_attention_train"), _attention_fake)
     _fake(("_attention_backward",), _attention_backward_fake)
     _lib.impl("_attention_backward", _attention_backward, "CompositeExplicitAutograd")
     _autograd("_attention_train", _differentiable_attention, _torch_attention)
     torch.library.register_vmap("kgen::attention", _attention_vmap, lib=_lib)
+    torch.library.register_vmap("kgen::_attention", _backend_attention_vmap, lib=_lib)
     for device in ("cpu", "cuda"):
-        _autocast("attention", device, _low_precision)
+        for name in _ATTENTION[:2]:
+            _autocast(name, device, _low_precision)
 
 
 # ---- attention with a Program ----

@@ -49,6 +49,43 @@ def attention(
     Products are made in the query's dtype, as eager torch does; the Program runs in fp64 for fp64 inputs, else in
     fp32. A row whose every score is masked gives 0 and -inf.
     """
+    return _attention(query, key, value, captured, scalars, program, scale, 0)
+
+
+def wide_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    captured: Sequence[Tensor],
+    scalars: Sequence[float],
+    program: str | None,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The same in fp64 whatever the inputs are. On a GPU one of a batch after the other, so that no fp64 copies of all
+    inputs stand beside the output."""
+    if not query.is_cuda:
+        return _attention(query.double(), key.double(), value.double(), captured, scalars, program, scale, 0)
+    output = query.new_empty((*query.shape[:3], value.shape[3]), dtype=torch.float64)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float64)
+    for b in range(query.shape[0]):
+        q, k, v = (t[b : b + 1].double() for t in (query, key, value))
+        output[b : b + 1], lse[b : b + 1] = _attention(q, k, v, captured, scalars, program, scale, b)
+    return output, lse
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    captured: Sequence[Tensor],
+    scalars: Sequence[float],
+    program: str | None,
+    scale: float | None,
+    batch: int,
+) -> tuple[Tensor, Tensor]:
+    """batch: the index of the first of the batch."""
     parsed = parse(program) if program else None
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     heads = query.shape[1]
@@ -62,7 +99,7 @@ def attention(
         rows = slice(start, min(query.shape[2], start + step))
         scores = (torch.matmul(query[:, :, rows], key.transpose(2, 3)) * scale).to(wide)
         if parsed is not None:
-            scores = _modified(parsed, scores, start, captured, scalars)
+            scores = _modified(parsed, scores, start, batch, captured, scalars)
         lse[:, :, rows] = torch.logsumexp(scores, dim=-1)
         empty = (scores == -math.inf).all(dim=-1, keepdim=True)
         weights = torch.where(empty, 0.0, torch.softmax(scores, dim=-1)).to(query.dtype)
@@ -75,14 +112,14 @@ def _repeat(x: Tensor, heads: int) -> Tensor:
 
 
 def _modified(
-    program: Program, scores: Tensor, start: int, captured: Sequence[Tensor], scalars: Sequence[float]
+    program: Program, scores: Tensor, start: int, batch: int, captured: Sequence[Tensor], scalars: Sequence[float]
 ) -> Tensor:
     sizes = scores.shape
     inputs = {}
     for axis, name in enumerate(("b", "h", "q", "kv")):
         shape = [1, 1, 1, 1]
         shape[axis] = sizes[axis]
-        first = start if name == "q" else 0
+        first = {"q": start, "b": batch}.get(name, 0)
         span = torch.arange(first, first + sizes[axis], dtype=torch.int32, device=scores.device)
         inputs[name] = span.view(shape)
     if program.score is not None:

@@ -242,9 +242,9 @@ class Reference:
         if unresolved:
             return unresolved
         for own, want, worst, usual in zip(e.torch_outputs, e.outputs, e.norm_err, base.norm_err, strict=True):
-            if own.dtype.is_floating_point and not torch.isfinite(own).all():
+            if own.dtype.is_floating_point and not devices.all_finite(own):
                 return "torch's own result is not finite"
-            if want.dtype.is_floating_point and not torch.isfinite(want).all():
+            if want.dtype.is_floating_point and not devices.all_finite(want):
                 return "the oracle is not finite"
             least = torch.finfo(own.dtype).eps / 8 if own.dtype.is_floating_point else NEGLIGIBLE
             if worst > 100 * max(usual, least):
@@ -265,11 +265,14 @@ class Reference:
 
 def _unresolved(d: Drawn) -> str | None:
     """Why fp32 cannot tell an attention's scores apart: they are sums that cancel out of numbers too large for it."""
-    q, k = d.args["query"].double(), d.args["key"].double()
+    q, k = d.args["query"], d.args["key"]
     if not q.numel() or not k.numel():
         return None
     scale = d.args["scale"] if d.args["scale"] is not None else 1 / math.sqrt(q.shape[-1])
-    largest = float(q.norm(dim=-1).max() * k.norm(dim=-1).max()) * abs(scale)
+    # A GPU may have no room for fp64 copies, and the digits of fp32 are enough here.
+    wide = torch.float32 if q.is_cuda else torch.float64
+    longest = [float(torch.linalg.vector_norm(x, dim=-1, dtype=wide).max()) for x in (q, k)]
+    largest = longest[0] * longest[1] * abs(scale)
     off = largest * torch.finfo(torch.float32).eps
     return f"scores are made of up to {largest:.2g}, which fp32 knows to {off:.2g} only" if off > RESOLVED else None
 
@@ -364,10 +367,11 @@ def torch_function(dotted: str, folder: Path) -> Callable[..., Any]:
 
 def _attention(d: Drawn, wide: bool) -> tuple[torch.Tensor, ...]:
     """Output and lse by formula: in fp64, or in the inputs' dtype as eager torch computes it."""
-    q, k, v = (_widened(d.args[n]) if wide else d.args[n] for n in ("query", "key", "value"))
+    q, k, v = (d.args[n] for n in ("query", "key", "value"))
     captured = [_widened(t) if wide else t for t in d.captured]
     scale, gqa = d.args["scale"], d.args["enable_gqa"]
-    return oracle.attention(q, k, v, captured, d.scalars, d.program, scale=scale, enable_gqa=gqa)
+    compute = oracle.wide_attention if wide else oracle.attention
+    return compute(q, k, v, captured, d.scalars, d.program, scale=scale, enable_gqa=gqa)
 
 
 def _tuple(x: Any) -> tuple[torch.Tensor, ...]:

@@ -68,6 +68,7 @@ def each(
         else:
             count += 1
             yield name, drawn, expected
+        del drawn, expected  # before the next ones are made
 
 
 def for_judge(task: Task, reference: Reference, index: int) -> CaseSets:

@@ -212,6 +212,14 @@ def _inside(value: Any, want: int) -> int:
     return min(max(want, value["min"]), value["max"]) if isinstance(value, dict) else int(value)
 
 
+def _sizes_inside(dims: dict[str, Any], want: dict[str, int]) -> Sizes | None:
+    """The sizes in a pin's range that are nearest to these; None where heads of keys cannot divide heads."""
+    at = {n: _inside(v, want[n]) for n, v in dims.items()}
+    if not isinstance(dims["HQ"], dict) or at["HQ"] % at["HKV"]:
+        at["HKV"] = _inside(dims["HKV"], math.gcd(at["HQ"], at["HKV"]))
+    return Sizes.of(at) if at["HKV"] and at["HQ"] % at["HKV"] == 0 else None
+
+
 def _attention_sizes(dims: dict[str, Any]) -> list[Sizes]:
     """A few sizes in the range: the smallest, a tile's edges, a prime, grouped heads. Heads of keys divide heads."""
     wanted = [
@@ -222,11 +230,9 @@ def _attention_sizes(dims: dict[str, Any]) -> list[Sizes]:
     ]  # fmt: skip
     found = []
     for want in wanted:
-        at = {n: _inside(v, want[n]) for n, v in dims.items()}
-        if not isinstance(dims["HQ"], dict) or at["HQ"] % at["HKV"]:
-            at["HKV"] = _inside(dims["HKV"], math.gcd(at["HQ"], at["HKV"]))
-        if at["HKV"] and at["HQ"] % at["HKV"] == 0 and Sizes.of(at) not in found:
-            found.append(Sizes.of(at))
+        at = _sizes_inside(dims, want)
+        if at is not None and at not in found:
+            found.append(at)
     return found
 
 
@@ -253,26 +259,54 @@ def exact_trial(key: Key) -> Trial:
         made = softmax_trial(dtype, dims["M"], dims["N"], dims["K"], layout)
     else:
         made = attention_trial(dtype, Sizes.of(dims), layout=layout)
-    made = made.on(key.get("device", "cpu"))
-    return replace(made, case={**made.case, "precision": key.get("precision", "native")})
+    return _like(key, made)
 
 
 def range_trials(key: Key) -> list[Trial]:
     """Cases over the range of a dynamic pin; with the Program "*", the variants by name at one size."""
-    return [t.on(key.get("device", "cpu")) for t in _range_trials(key)]
-
-
-def _range_trials(key: Key) -> list[Trial]:
     if not _spelled(key["op"]):
         raise BadInput(f"Cases of {key['op']} cannot be made up from a range")
     dims, dtype, layout = key["dims"], key["dtypes"][0], key["layout"][0]
     if key["op"] == "softmax":
-        return [softmax_trial(dtype, m, n, k, layout) for m, n, k in _softmax_sizes(dims)]
+        return [_like(key, softmax_trial(dtype, m, n, k, layout)) for m, n, k in _softmax_sizes(dims)]
     sizes = _attention_sizes(dims)
     if key.get("program") is None:
-        return [attention_trial(dtype, at, layout=layout) for at in sizes]
+        return [_like(key, attention_trial(dtype, at, layout=layout)) for at in sizes]
     at = sizes[min(2, len(sizes) - 1)]
-    return [attention_trial(dtype, at, p, name, layout) for name, p in named_programs(at.extent)]
+    return [_like(key, attention_trial(dtype, at, p, name, layout)) for name, p in named_programs(at.extent)]
+
+
+# What is timed of a range, as far as it holds them: many rows, columns, one long row.
+_TIMED_SOFTMAX = ((1024, 4096, 1), (64, 1024, 64), (1, 131072, 1))
+# Prefill and one token of a batch, and the Program that stands for any.
+_TIMED_ATTENTION = (
+    {"B": 1, "HQ": 8, "SQ": 1024, "D": 64, "HKV": 8, "SK": 1024, "DV": 64},
+    {"B": 1, "HQ": 32, "SQ": 1, "D": 128, "HKV": 8, "SK": 4096, "DV": 128},
+)
+_TIMED_PROGRAM = "alibi"
+
+
+def timing_trials(key: Key) -> list[Trial]:
+    """Cases that a dynamic pin may be timed on, best first: a Kernel takes the first that its plan is for."""
+    if not _spelled(key["op"]):
+        raise BadInput(f"Cases of {key['op']} cannot be made up from a range")
+    dims, dtype, layout = key["dims"], key["dtypes"][0], key["layout"][0]
+    if key["op"] == "softmax":
+        sizes = [tuple(_inside(dims[n], w) for n, w in zip("MNK", want, strict=True)) for want in _TIMED_SOFTMAX]
+        return [_like(key, softmax_trial(dtype, *s, layout)) for s in dict.fromkeys(sizes)]
+    found = dict.fromkeys(filter(None, (_sizes_inside(dims, want) for want in _TIMED_ATTENTION)))
+    if key.get("program") is None:
+        return [_like(key, attention_trial(dtype, at, layout=layout)) for at in found]
+    made = []
+    for at in found:
+        program = next(p for name, p in named_programs(at.extent) if name == _TIMED_PROGRAM)
+        made.append(_like(key, attention_trial(dtype, at, program, _TIMED_PROGRAM, layout)))
+    return made
+
+
+def _like(key: Key, made: Trial) -> Trial:
+    """The Trial on the device and in the precision class of a pin."""
+    return replace(made, case={**made.case, "device": key.get("device", "cpu"), "precision": key.get("precision", "native")})
 
 
 # ---- recipes: Cases that a Record carries ----
@@ -423,12 +457,13 @@ def judge(
     arch: str | None = None, any_size: bool = True, reps: int = 0, threads: int | None = None,
     folder: Path = Path("spread"), say: Callable[[str], None] = lambda _: None, index: int = 0,
 ) -> Evidence:  # fmt: skip
-    """Judges a Candidate on Trials in groups that fit in memory; ends with the first that fails. index: the GPU of CUDA
-    Cases."""
+    """Judges a Candidate on Trials in groups that fit in memory; ends with the first that fails. arch: of a CPU; a GPU runs
+    what is built for itself. index: the GPU of CUDA Cases."""
     about, found, done = json.loads(contract), Evidence(), 0
     for group in _groups(trials):
         device = devices.of_case(group[0].case, index)
-        with Judge(contract, arch=arch, threads=threads, device=device) as j, devices.room_for(device, name):
+        built_for = arch if device.type == "cpu" else None
+        with Judge(contract, arch=built_for, threads=threads, device=device) as j, devices.room_for(device, name):
             hashes = [j.describe(add(j, about, t, folder))["hash"] for t in group]
             record = j.run(source, name=name, tunables=tunables, any_size=any_size, reps=reps)
         done += len(group)

@@ -69,7 +69,7 @@ def tensor_entry(x: torch.Tensor, name: str, keep: int, blobs: list[Blob]) -> di
 
 def _fill(x: torch.Tensor, name: str, keep: int, blobs: list[Blob]) -> dict[str, Any]:
     whole = not x.dtype.is_floating_point or x.numel() <= keep
-    if not whole and x.numel() and not torch.isfinite(x).all():
+    if not whole and x.numel() and not devices.all_finite(x):
         whole = True  # an additive mask: its infinities are the point
     if whole:
         blob = Blob(f"{name}.bin", _bytes_of(x))
@@ -323,7 +323,7 @@ def read_json(path: Path, known: set[str] | None) -> dict[str, Any]:
 
     try:
         value = json.loads(_read(path).decode("utf-8"), object_pairs_hook=pairs, parse_constant=refuse)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # text, JSON, an integer of too many digits
         raise BadInput(f"{path}: {e}") from e
     if not isinstance(value, dict):
         raise BadInput(f"{path}: expected an object")

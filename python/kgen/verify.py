@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import _libkgen, registries
 from .commands import Kernel, key_text, label, read_pins, read_record
-from .doctor import machine_arch
+from .doctor import cuda_device, machine_arch
 from .errors import BadInput, EnvironmentLacks, KgenError
+from .interrupts import stoppable
+from .ui import Progress
 
 Pin = dict[str, Any]
 
@@ -62,6 +63,18 @@ class Active:
         return (Path(self.kernel["path"]) / self.record["source"]).read_bytes()
 
     @property
+    def file(self) -> str:
+        """What messages call the source: "softmax/v1.cu"."""
+        return label(self.kernel) + Path(str(self.record["source"])).suffix
+
+    @property
+    def device(self) -> Any:
+        """The torch.device that it is judged on."""
+        from . import devices
+
+        return devices.for_arch(self.kernel["arch"])
+
+    @property
     def task_folder(self) -> Path:
         return self.registry / self.kernel["op"] / "task"
 
@@ -84,6 +97,41 @@ def runs_on(kernel_arch: str, machine: str) -> bool:
         return False
 
 
+def on_cuda(arch: str) -> bool:
+    """Whether Kernels of an architecture are a GPU's."""
+    return arch.startswith("sm_")
+
+
+def gpu_level(arch: str) -> int:
+    """90 of sm_90 and sm_90a. BadInput for what is no GPU's architecture that kgen has kernels for."""
+    found = re.fullmatch(r"sm_(\d{2,3})a?", arch)
+    if not found or int(found[1]) < 80:
+        raise BadInput(f"architecture {arch}: of GPUs it is sm_80 or newer, as sm_90")
+    return int(found[1])
+
+
+def built_for(kernel_arch: str, machine: str) -> str | None:
+    """The architecture that a machine builds a Kernel for: a CPU's for the Kernel's own, a GPU's for the GPU, which may be
+    newer. None: it does not run there."""
+    if on_cuda(machine):
+        fits = on_cuda(kernel_arch) and gpu_level(kernel_arch) <= gpu_level(machine)
+        return f"sm_{gpu_level(machine)}" if fits else None
+    return kernel_arch if runs_on(kernel_arch, machine) else None
+
+
+def why_not_here(arch: str) -> str:
+    """Why this machine does not run Kernels of an architecture; "" when it does."""
+    if not on_cuda(arch):
+        machine = machine_arch()
+        return "" if runs_on(arch, machine) else f"is for {arch}; this machine is {machine}"
+    device = cuda_device()
+    if device is None:
+        return f"is for {arch}; torch sees no CUDA device here"
+    wanted, there = re.fullmatch(r"sm_(\d+)", arch), re.fullmatch(r"sm_(\d+)", device[1])
+    fits = wanted and there and int(wanted[1]) <= int(there[1])
+    return "" if fits else f"is for {arch}; the CUDA device here is {device[1]}"
+
+
 def active(op: str | None, only: str | None = None) -> Iterator[Active]:
     """Every Kernel that a pin names, of every registry. BadInput when an Op was named and none has it."""
     seen = False
@@ -102,7 +150,7 @@ def active(op: str | None, only: str | None = None) -> Iterator[Active]:
 # ---- Cases ----
 
 
-def _task_trials(one: Active) -> dict[str, Any]:
+def task_trials(one: Active) -> dict[str, Any]:
     """Trials by the hash of their Case's pin, from the registry's Task folder."""
     from . import spread
     from . import task as tasks
@@ -119,10 +167,21 @@ def _task_trials(one: Active) -> dict[str, Any]:
 def _exact_trial(one: Active, pin: Pin, from_task: dict[str, Any]) -> Any:
     from . import spread
 
+    made = from_task.get(pin["name"])
     for entry in one.record.get("cases", []):
         if entry.get("case") == pin["name"] and "recipe" in entry:
-            return spread.from_recipe(entry["recipe"], key_text(pin["key"]))
-    return from_task.get(pin["name"]) or spread.exact_trial(pin["key"])
+            made = spread.from_recipe(entry["recipe"], "")
+    return replace(made or spread.exact_trial(pin["key"]), label=f"{one.kernel['op']} {key_text(pin['key'])}")
+
+
+def pin_trials(one: Active, pin: Pin, from_task: dict[str, Any]) -> list[Any]:
+    """Cases of one pin: an exact one's as it was judged, a dynamic one's over a small spread. from_task: task_trials().
+    BadInput: none is known here."""
+    from . import spread
+
+    if spread.is_dynamic(pin["key"]):
+        return spread.range_trials(pin["key"])
+    return [_exact_trial(one, pin, from_task)]
 
 
 @dataclass(frozen=True)
@@ -135,16 +194,14 @@ class Trials:
 
 
 def trials_of(one: Active) -> Trials:
-    """Cases of a Kernel's pins: exact ones as they were judged, dynamic ones over a small spread."""
+    """Cases of all pins of a Kernel."""
     from . import spread
 
-    from_task, found = _task_trials(one), Trials([], [], [])
+    from_task, found = task_trials(one), Trials([], [], [])
     for pin in one.pins:
         try:
-            if spread.is_dynamic(pin["key"]):
-                found.dynamic.extend(spread.range_trials(pin["key"]))
-            else:
-                found.exact.append(_exact_trial(one, pin, from_task))
+            kind = found.dynamic if spread.is_dynamic(pin["key"]) else found.exact
+            kind.extend(pin_trials(one, pin, from_task))
         except BadInput as e:
             found.left_out.append(f"{key_text(pin['key'])}: {e}")
     return found
@@ -153,7 +210,7 @@ def trials_of(one: Active) -> Trials:
 # ---- verify ----
 
 
-def _judge(one: Active, trials: Trials, say: Callable[[str], None]) -> list[Any]:
+def _judge(one: Active, trials: Trials, say: Callable[[str], object]) -> list[Any]:
     from . import spread
 
     found = []
@@ -162,8 +219,8 @@ def _judge(one: Active, trials: Trials, say: Callable[[str], None]) -> list[Any]
             continue
         found.append(
             spread.judge(
-                one.contract, one.source, f"{label(one.kernel)}.c", one.record.get("tunables") or None, group,
-                arch=one.kernel["arch"], any_size=any_size, folder=one.task_folder, say=say,
+                one.contract, one.source, one.file, one.record.get("tunables") or None, group, arch=one.kernel["arch"],
+                any_size=any_size, folder=one.task_folder, say=say, index=one.device.index or 0,
             )
         )  # fmt: skip
     return found
@@ -186,10 +243,10 @@ def _renew(one: Active, found: list[Any]) -> None:
     )
 
 
-def _verify_one(one: Active, machine: str, say: Callable[[str], None]) -> Verified:
+def _verify_one(one: Active, say: Callable[[str], object]) -> Verified:
     row = Verified(label(one.kernel), one.kernel["id"], one.kernel["arch"], str(one.registry), "skipped")
-    if not runs_on(row.arch, machine):
-        row.message = f"is for {row.arch}; this machine is {machine}"
+    row.message = why_not_here(row.arch)
+    if row.message:
         return row
     trials = trials_of(one)
     row.left_out = trials.left_out
@@ -220,10 +277,18 @@ def verify(
     """Judges the active Kernels (of one Op, of one registry) again on this machine and renews the evidence of those that
     pass, so that the policy "strict" serves them. Cases of exact pins are rebuilt as they were judged, dynamic ones get a
     few sizes over their range. After it, kgen.reload() takes the new evidence into this process."""
-    machine, rows = machine_arch(), []
-    for one in active(op, str(registry) if registry is not None else None):
-        rows.append(_verify_one(one, machine, lambda text, name=label(one.kernel): say(f"{name}: {text}")))
-    return rows
+    return list(_verified(op, registry, Progress(quiet=True), say))
+
+
+def _verified(
+    op: str | None, registry: str | Path | None, progress: Progress, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Verified]:
+    with stoppable():
+        for one in active(op, str(registry) if registry is not None else None):
+            name = label(one.kernel)
+            with progress.step(f"{name} {one.kernel['arch']}") as tell:
+                row = _verify_one(one, lambda text, n=name, t=tell: (t(text), say(f"{n}: {text}")))
+            yield row
 
 
 def _show(row: Verified) -> str:
@@ -234,14 +299,10 @@ def _show(row: Verified) -> str:
 
 def run_verify(args: argparse.Namespace) -> int:
     """`kgen verify`: 1 when a Kernel fails, 3 when evidence could not be written."""
-
-    def say(text: str) -> None:
-        if not args.json and sys.stderr.isatty():
-            print(text, file=sys.stderr)
-
-    rows = verify(args.op, registry=args.registry, say=say)
-    for row in rows:
-        print(json.dumps(asdict(row)) if args.json else _show(row))
+    rows = []
+    for row in _verified(args.op, args.registry, Progress(quiet=args.json)):
+        rows.append(row)
+        print(json.dumps(asdict(row)) if args.json else _show(row), flush=True)
         for left in row.left_out if not args.json else ():
             print(f"  not judged: {left}")
     if not rows and not args.json:
@@ -326,14 +387,15 @@ def build(arch: str | None = None, *, registry: str | Path | None = None) -> Ite
     Cases, dynamic pins for any size, attention also with the Programs that it was judged on. That machine then needs no
     compiler. EnvironmentLacks: this one has none, or its cache cannot be written."""
     machine = arch or machine_arch()
-    arch_level(machine)
+    gpu_level(machine) if on_cuda(machine) else arch_level(machine)
     for one in active(None, str(registry) if registry is not None else None):
-        if not runs_on(one.kernel["arch"], machine):
+        target = built_for(one.kernel["arch"], machine)
+        if target is None:
             continue
         trials = trials_of(one)
         yield from (Built(label(one.kernel), left, "failed", message="its Case is not known here") for left in trials.left_out)
         for trial, any_size in [*((t, False) for t in trials.exact), *((t, True) for t in _one_a_unit(trials.dynamic))]:
-            yield from _build_one(one, trial, any_size)
+            yield from _build_one(one, trial, any_size, target)
 
 
 def _one_a_unit(trials: list[Any]) -> list[Any]:
@@ -346,13 +408,13 @@ def _one_a_unit(trials: list[Any]) -> list[Any]:
     return list(kept.values())
 
 
-def _build_one(one: Active, trial: Any, any_size: bool) -> Iterator[Built]:
+def _build_one(one: Active, trial: Any, any_size: bool, arch: str) -> Iterator[Built]:
     name = label(one.kernel)
     reason = ""
     for choice in trial if isinstance(trial, list) else [trial]:
         try:
             got = _libkgen.build_image(
-                one.contract, choice.case, one.source, one.record.get("tunables") or {}, one.kernel["arch"], any_size
+                one.contract, choice.case, one.source, one.record.get("tunables") or {}, arch, any_size
             )
         except BadInput as e:
             reason = str(e)

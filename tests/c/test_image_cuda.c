@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "base/fs.h"
+#include "fake_driver.h"
 #include "nvrtc_util.h"
 #include "runtime/cubin.h"
 #include "runtime/cuda_headers.h"
@@ -157,16 +158,20 @@ TEST(image_cuda_gives_listed_headers_as_text) {
         CHECK_HAS(err.msg, "cuda_fp16.h");
         test_skip("NVRTC %d.%d is here without headers", n->major, n->minor);
     }
-    CHECK_OK(build("#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n#include <cuda_fp8.h>\n"
-                   "#include <mma.h>\n"
-                   "extern \"C\" __global__ void f(half *x, __nv_bfloat16 *y) {\n"
-                   "  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> c;\n"
-                   "  nvcuda::wmma::fill_fragment(c, 0.0f);\n"
-                   "  *x = __hadd(*x, *x); *y = __float2bfloat16(c.x[0]); }",
-                   80) == KG_OK
-                 ? KG_OK
-                 : kg_fail(&err, KG_ECOMPILE, "%s", messages.data),
-             err);
+    bool has_mma = false;
+    for (size_t i = 0; i < set.n; i++)
+        has_mma = has_mma || strcmp(set.v[i].name, "crt/mma.hpp") == 0;
+    if (build("#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n#include <cuda_fp8.h>\n"
+              "extern \"C\" __global__ void f(half *x, __nv_bfloat16 *y, __nv_fp8_e4m3 *z) {\n"
+              "  *x = __hadd(*x, *x); *y = __float2bfloat16((float)*x); *z = __nv_fp8_e4m3(*x); }",
+              90) != KG_OK)
+        FAIL("%s %s", err.msg, messages.data);
+    if (has_mma &&
+        build("#include <mma.h>\nextern \"C\" __global__ void f(float *y) {\n"
+              "  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> c;\n"
+              "  nvcuda::wmma::fill_fragment(c, 0.0f); *y = c.x[0]; }",
+              80) != KG_OK)
+        FAIL("%s %s", err.msg, messages.data);
     CHECK_INT(build("#include <stdio.h>\nextern \"C\" __global__ void f() {}", 80),
               KG_EUNSUPPORTED);
     done();
@@ -232,6 +237,42 @@ TEST(nvrtc_that_is_asked_for_and_absent_is_named) {
     CHECK_INT(build(KERNEL, 80), KG_EENV);
     CHECK_HAS(err.msg, "KGEN_NVRTC");
     done();
+}
+
+/* The stand-in's driver is older than any NVRTC 13, and newer than none of 12. */
+TEST(nvrtc_newer_than_the_driver_is_not_taken) {
+    const kg_nvrtc *n;
+    pid_t child = fork();
+    if (child == 0)
+        exit(need_nvrtc()->major > 12 ? 0 : 77);
+    int status = 0;
+    CHECK_INT(waitpid(child, &status, 0), child);
+    if (status != 0)
+        test_skip("no NVRTC of CUDA 13");
+    use_fake("driver=12040");
+    kg_nvrtc_search(getenv("KGEN_TEST_NVRTC"));
+    CHECK_ERR(kg_nvrtc_find(&n, &err), err, KG_EENV, "is NVRTC 13.");
+    CHECK_HAS(err.msg, "the driver is of CUDA 12.4");
+    CHECK_HAS(err.msg, "nvidia-cuda-nvrtc-cu12");
+}
+
+/* As pip lays packages out below site-packages. */
+TEST(nvrtc_is_found_beside_torchs_packages) {
+    const char *given = getenv("KGEN_TEST_NVRTC");
+    char packages[600];
+    const kg_nvrtc *n;
+    snprintf(packages, sizeof(packages), "%s/nvidia", given != NULL ? given : "");
+    if (given == NULL || !kg_is_dir(packages))
+        test_skip("KGEN_TEST_NVRTC names no site-packages with NVRTC");
+    unsetenv("KGEN_NVRTC");
+    CHECK_OK(kg_mkdirs(test_path("site"), &err), err);
+    CHECK_INT(symlink(packages, test_path("site/nvidia")), 0);
+    kg_nvrtc_search(test_path("nothing/here"));
+    kg_nvrtc_search(test_path("site"));
+    CHECK_OK(kg_nvrtc_find(&n, &err), err);
+    CHECK_HAS(n->path, "/site/nvidia/");
+    CHECK(n->major >= 12);
+    CHECK_OK(kg_nvrtc_supports(90, &err), err);
 }
 
 TEST(image_cuda_archs_are_checked) {

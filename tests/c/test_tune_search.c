@@ -208,6 +208,27 @@ TEST(search_answers_within_no_budget) {
     kg_search_result_free(&r);
 }
 
+/* The budget is the Run's: a life that used it up leaves nothing for the next, unless more is
+ * given. */
+TEST(search_spends_its_budget_once) {
+    fake first = {0}, same = {0}, more = {0};
+    kg_search_result r;
+    CHECK_INT(run(&first, 0, &r), KG_OK);
+    char winner[65];
+    memcpy(winner, r.winners[0].id, sizeof winner);
+    kg_search_result_free(&r);
+    CHECK_INT(run(&same, 0, &r), KG_OK);
+    CHECK_INT(same.judged[0] + same.judged[1] + same.judged[2], 0);
+    CHECK(r.out_of_time);
+    CHECK_STR(r.winners[0].id, winner);
+    kg_search_result_free(&r);
+    CHECK_INT(run(&more, 60000, &r), KG_OK);
+    CHECK_INT(first.judged[0] + more.judged[0], 28);
+    check_winners(&r);
+    CHECK(r.spent_s > 0 && r.spent_s < 60);
+    kg_search_result_free(&r);
+}
+
 TEST(tunings_thin_evenly_and_begin_with_the_default) {
     kg_op *op = read_op();
     kg_sources s = {0};

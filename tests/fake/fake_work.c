@@ -52,9 +52,20 @@ static int left_behind; /* a fault that the next wait gives */
 static char log_path[512];
 static void *kernels;
 static _Thread_local int captures; /* streams that this thread has capturing */
+static _Thread_local int capture_mode;
+static _Atomic int all_captures;
 
+/* As in the driver: this thread's capture always counts unless it says "relaxed", another thread's
+ * when that one was begun in the global mode, which the stand-in takes every one to be. */
 bool fake_thread_captures(void) {
-    return captures > 0;
+    return capture_mode != KG_CU_CAPTURE_MODE_RELAXED && (captures > 0 || all_captures > 0);
+}
+
+int cuThreadExchangeStreamCaptureMode(int *mode) {
+    int result = fake_begin("cuThreadExchangeStreamCaptureMode", FAKE_PLAIN), before = capture_mode;
+    capture_mode = *mode;
+    *mode = before;
+    return result;
 }
 
 /* ---- control ---- */
@@ -577,6 +588,7 @@ int cuStreamBeginCapture_v2(kg_cu_stream s, int mode) {
     s->capturing = true;
     s->last = &s->first;
     captures++;
+    all_captures++;
     return 0;
 }
 
@@ -586,6 +598,7 @@ int cuStreamEndCapture(kg_cu_stream s, kg_cu_graph *out) {
         return KG_CU_INVALID_VALUE;
     s->capturing = false;
     captures--;
+    all_captures--;
     kg_cu_graph g = result == 0 ? calloc(1, sizeof(*g)) : NULL;
     if (g != NULL)
         g->first = s->first;

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 _SERVER = r"""
 import ctypes, json, os, signal, sys
 import torch, torch._dynamo, torch.export, torch.utils.flop_counter, torch.fx.experimental.proxy_tensor  # noqa: F401
@@ -206,3 +208,20 @@ def serve(folder: Path) -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+def read_only(folder: Path) -> list[str]:
+    """Words in front of a command for which the folder is read-only, also to root. Skips where there is no way."""
+    if os.geteuid() != 0:
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        return []
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    front = ["unshare", "--mount", "sh", "-c", script, str(folder)]
+    try:
+        tried = subprocess.run([*front, "true"], capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("root writes everywhere, and there is no unshare to mount a folder read-only")
+    if tried.returncode != 0:
+        pytest.skip(f"root writes everywhere, and a read-only mount is refused: {tried.stderr.strip()}")
+    return front

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -213,6 +214,9 @@ def test_help_lists_only_what_works(capsys: pytest.CaptureFixture[str]) -> None:
     commands = cli.parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     for name, parser in commands.items():
         assert cli.main([name, "--help"]) == 0
+        for example in cli._MORE.get(name, ("",))[1:]:
+            given = cli.parser().parse_args(cli._split(shlex.split(example))[0])
+            assert given.command == name, f"the example does not parse: {example}"
         assert capsys.readouterr().out.startswith(f"usage: kgen {name}"), name
         module, function = parser.get_default("run_command").target
         assert callable(getattr(importlib.import_module(f"kgen.{module}"), function)), name

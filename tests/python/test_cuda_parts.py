@@ -4,14 +4,18 @@ them, where sets are kept, which baselines there are, the gate's protocol, and w
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cuda_registry as cr
 import pytest
 import serving_registry as sr
 import torch
@@ -19,6 +23,7 @@ from test_gate import promote, sets as gate_sets, softmax_case
 
 import kgen
 from kgen import (
+    _libkgen,
     baselines,
     compare,
     cuda_packages,
@@ -40,6 +45,8 @@ from kgen import (
 )
 from kgen.devices import CPU
 from kgen.gate import Gate, GateError, GateSet, SeededSet
+
+verify = importlib.import_module("kgen.verify")  # kgen.verify is the function
 
 CUDA0 = torch.device("cuda", 0)
 NORMAL = {"kind": "normal", "mean": 3.0, "std": 2.0}
@@ -96,6 +103,28 @@ def test_the_oracle_in_parts_is_the_oracle(small_parts: None, monkeypatch: pytes
     monkeypatch.undo()
     torch.testing.assert_close(got, torch.softmax(x.double(), dim), rtol=1e-15, atol=0)
     assert got.dtype == torch.float64
+
+
+@pytest.mark.parametrize("text", [None, "program 1\nscore\n%0 = cast float32 b\n%1 = add float32 score %0\nreturn %1\n", program.CAUSAL])
+def test_attentions_oracle_one_of_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    """With a Program that reads which one of the batch it is."""
+    q, k, v = torch.randn(3, 4, 10, 8), torch.randn(3, 2, 12, 8), torch.randn(3, 2, 12, 5)
+    want = oracle.wide_attention(q, k, v, [], [], text, scale=0.3, enable_gqa=True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    got = oracle.wide_attention(q, k, v, [], [], text, scale=0.3, enable_gqa=True)
+    monkeypatch.undo()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-15)
+        assert a.dtype == torch.float64
+
+
+def test_finiteness_in_parts(small_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(3001)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    assert devices.all_finite(x)
+    for bad in (math.nan, math.inf, -math.inf):
+        x[3000] = bad
+        assert not devices.all_finite(x)
 
 
 # Errors
@@ -329,6 +358,72 @@ def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         gpumem._driver()
 
 
+# Where torch has no CUDA, its part is played by the stand-in for the driver: device memory is host memory there.
+SHARED = """
+import contextlib, ctypes, sys
+import torch
+from kgen import gpumem
+
+driver, context = gpumem._driver(), ctypes.c_void_p()
+assert driver.cuInit(0) == 0 and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+assert driver.cuCtxSetCurrent(context) == 0
+torch.cuda.init = lambda: None
+torch.cuda.device = lambda index: contextlib.nullcontext()
+torch.cuda.synchronize = lambda index: None
+torch.cuda.current_stream = lambda: type("S", (), {"synchronize": lambda self: None})()
+def as_tensor(x, device):
+    about = x.__cuda_array_interface__
+    return torch.frombuffer((ctypes.c_ubyte * about["shape"][0]).from_address(about["data"][0]), dtype=torch.uint8)
+torch.as_tensor = as_tensor
+"""
+MAKER = SHARED + """
+import subprocess
+s = gpumem.Shared(0, 3 << 20)
+assert s.size == 4 << 20 and not s.bytes.any()
+s.bytes[:8] = torch.arange(8, dtype=torch.uint8)
+fd = s.export()
+done = subprocess.run([sys.executable, "-c", sys.argv[1], str(fd)], pass_fds=(fd,))
+assert done.returncode == 0 and s.bytes[:8].tolist() == [3 * i for i in range(8)]
+s.close()
+s.close()
+try:
+    gpumem.Shared(0, 1 << 40)
+except torch.OutOfMemoryError as e:
+    print("SAID", e)
+"""
+OPENER = SHARED + """
+s = gpumem.Shared(0, 3 << 20, int(sys.argv[1]))
+assert s.size == 4 << 20 and s.bytes[:8].tolist() == list(range(8))
+s.bytes[:8] *= 3
+try:
+    gpumem.Shared(0, 3 << 20, 0)
+except Exception as e:
+    assert "cuMem" in str(e), e
+else:
+    raise AssertionError("a descriptor of something else was taken")
+"""
+
+
+def test_two_processes_share_an_allocation(build_dir: Path) -> None:
+    fake = build_dir / "libkgen_fakecuda.so"
+    if not fake.is_file():
+        pytest.skip(f"needs {fake}, which the build makes with its tests")
+    env = {**os.environ, "KGEN_LIBCUDA": str(fake), "KGEN_FAKE_CUDA": "memory=64"}
+    done = subprocess.run([sys.executable, "-c", MAKER, OPENER], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "SAID CUDA out of memory: cuMemCreate: " in done.stdout and "(2)" in done.stdout, done.stdout
+
+
+def test_the_driver_as_doctor_sees_it(build_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = build_dir / "libkgen_fakecuda.so"
+    if not fake.is_file():
+        pytest.skip(f"needs {fake}, which the build makes with its tests")
+    code = "from kgen import cuda_packages as c; d = c.driver(); print(d.cuda, [(g.arch, g.memory) for g in d.gpus])"
+    env = {**os.environ, "KGEN_LIBCUDA": str(fake), "KGEN_FAKE_CUDA": "devices=2,arch=89,driver=12040,memory=64"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(12, 4) [('sm_89', 67108864), ('sm_89', 67108864)]", done.stderr
+
+
 def test_expanded_tensors_travel() -> None:
     memory = gate_memory.Memory(CPU)
     x = torch.randn(3, 1).expand(3, 5)
@@ -395,7 +490,7 @@ class Cache:
 class InProcess:
     """gate._Child without a process."""
 
-    def __init__(self, job: dict[str, Any], memory: int, registry: Path):
+    def __init__(self, job: dict[str, Any], memory: int, registry: Path, cache: Path | None):
         kgen.load(registry)
         self.registry, self.ready = registry, set()
         self.child = gate_child.Child(json.loads(json.dumps({**job, "memory": os.dup(memory)})))
@@ -524,6 +619,45 @@ def test_a_compile_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> N
     assert not finding.ok and finding.found == "no NVRTC"
 
 
+def test_an_image_for_a_gpu_that_is_not_here(fresh_home: Path) -> None:
+    if cuda_packages.nvrtc() is None:
+        pytest.skip("needs NVRTC (pip install nvidia-cuda-nvrtc)")
+    cold, warm = doctor_cuda.compile_times("sm_90a")
+    assert 0 < warm < cold
+    trial = spread.softmax_trial("float32", 4, 64)
+    contract = sr.contract("softmax")
+    for arch in ("sm_80", "sm_90"):
+        made = _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, arch, True)
+        assert not made["cached"] and Path(made["path"]).is_file()
+        assert _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, arch, True)["cached"]
+    with pytest.raises(kgen.errors.KgenError, match="the plan's target is cuda, and x86-64-v3 is of cpu"):
+        _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, "x86-64-v3", True)
+    with pytest.raises(kgen.errors.KgenError, match="sm_x is no architecture that images are built for"):
+        _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, "sm_x", True)
+    with pytest.raises(kgen.errors.KgenError, match="sm_75|sm_80"):
+        _libkgen.build_image(contract, trial.on("cuda").case, cr.SOFTMAX.encode(), {}, "sm_75", True)
+
+
+def test_kgen_build_for_a_gpu(fresh_home: Path, tmp_path: Path) -> None:
+    """For the machine that serves: an older architecture's Kernels are built for the newer GPU."""
+    key = {**sr.softmax_key(), "device": "cuda"}
+    for arch in ("sm_80", "sm_90"):
+        source = cr.SOFTMAX.replace("FACTOR 1.0f", f"FACTOR 1.0f /* {arch} */")
+        sr.promote(tmp_path / "g", "softmax", source, [key], arch=arch, device="a GPU")
+    sr.promote(tmp_path / "g", "softmax", sr.SOFTMAX, [sr.softmax_key()])
+    for machine, built_for in (("sm_90a", {"sm_80": "sm_90", "sm_90": "sm_90"}), ("sm_86", {"sm_80": "sm_86"}), ("x86-64-v3", {})):
+        assert {a: b for a in ("sm_80", "sm_90") if (b := verify.built_for(a, machine))} == built_for
+    for bad in ("sm_75", "sm_9x", "sm_", "gfx90"):
+        with pytest.raises(kgen.errors.BadInput, match="architecture"):
+            list(verify.build(bad, registry=tmp_path / "g"))
+    if cuda_packages.nvrtc() is None:
+        pytest.skip("the rest needs NVRTC (pip install nvidia-cuda-nvrtc)")
+    for machine, count in (("sm_90", 2), ("sm_80", 1)):
+        rows = list(verify.build(machine, registry=tmp_path / "g"))
+        assert [r.state for r in rows] == ["built"] * count, rows
+        assert all(r.state == "there" for r in verify.build(machine, registry=tmp_path / "g"))
+
+
 def test_nvrtc_is_looked_for_beside_torch_and_where_it_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cuda_packages.folders()[0] == str(Path(torch.__file__).resolve().parent.parent)
     for folder in ("site/nvidia/cu13/lib", "cuda/lib64"):
@@ -538,6 +672,66 @@ def test_nvrtc_is_looked_for_beside_torch_and_where_it_was_named(monkeypatch: py
     assert [str(p) for p in cuda_packages._nvrtc_files()] == [str(tmp_path / "cuda/lib64/libnvrtc.so.13")]
     monkeypatch.setenv("KGEN_NVRTC", "/nowhere/libnvrtc.so.13")
     assert cuda_packages.nvrtc() is None
+
+
+# The judge from Python on the stand-in for the driver: its options, host tensors as sets, Records and a search; kernels are
+# C functions of the same name (tests/fake_kernels).
+JUDGED = """
+import json, sys
+import torch
+from pathlib import Path
+import kgen.judge as judging
+from kgen import _libkgen, devices, reference, sets, spread
+from kgen.judge import Judge
+
+torch.cuda.init = lambda: None
+devices.of_case = lambda case, index=0: devices.CPU
+judging.synchronize = lambda device: None
+SOURCE = '''/* kgen
+{ "format": 1, "op": "softmax", "target": "cuda", "tunables": {"WAY": [0, 1]},
+  "launches": [{"kernel": "%s", "grid": ["M"], "block": [128], "args": ["input", "output", {"i32": "M"}, {"i32": "N"}]}] }
+*/
+extern "C" __global__ void %s(const float *x, float *y, int m, int n) { y[blockIdx.x * n + threadIdx.x] = x[m] + WAY; }
+'''
+contract, folder = Path(sys.argv[1]).read_text(), Path(sys.argv[2])
+trial = spread.softmax_trial("float32", 64, 100).on("cuda")
+made = trial.task(json.loads(contract))
+
+def opened(index):
+    judge = Judge(contract, device=torch.device("cuda", index), timeout_ms=20000)
+    assert all(sets.fill(judge, made, reference.Reference.open(made), 0).values())
+    return judge
+
+with opened(0) as judge, opened(1) as other:
+    for name in ("right", "wrong", "short_by_a_row", "past_the_end"):
+        record = judge.run(SOURCE % (name, name), name=f"{name}.cu")
+        print(name, record["verdict"], record["environment"]["device"], record["arch"])
+    files = []
+    for name in ("right", "wrong"):
+        files.append(folder / f"{name}.cu")
+        files[-1].write_text(SOURCE % (name, name))
+    options = {"budget_ms": 20000, "files": [str(f) for f in files]}
+    found = _libkgen.search([judge.handle, other.handle], folder / "run", options, lambda entry: None)
+    print("search", [(w["source"], w["record"]["verdict"]) for w in found["winners"]], sorted(found["verdicts"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_judge_from_python_on_the_stand_in(build_dir: Path, tmp_path: Path, root: Path) -> None:
+    fake = build_dir / "libkgen_fakecuda.so"
+    if not fake.is_file() or cuda_packages.nvrtc() is None:
+        pytest.skip(f"needs {fake} and NVRTC (pip install nvidia-cuda-nvrtc)")
+    settings = f"devices=2,arch=90,kernels={build_dir / 'libkgen_fakekernels.so'}"
+    env = {**os.environ, "KGEN_LIBCUDA": str(fake), "KGEN_FAKE_CUDA": settings}
+    argv = [sys.executable, "-c", JUDGED, str(root / "kernels/ops/softmax.json"), str(tmp_path)]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:4] == [
+        "right pass Fake GPU 0 sm_90", "wrong wrong_values Fake GPU 0 sm_90", "short_by_a_row not_all_written Fake GPU 0 sm_90",
+        "past_the_end out_of_bounds Fake GPU 0 sm_90",
+    ], done.stdout  # fmt: skip
+    assert "right.cu" in lines[4] and "wrong_values" in lines[4], done.stdout
 
 
 # The shipped registry

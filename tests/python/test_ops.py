@@ -15,7 +15,9 @@ import serving_registry
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
 
 import kgen
 
@@ -394,6 +396,88 @@ def test_meta_and_trace(served: bool, qkv: tuple[Tensor, Tensor, Tensor]) -> Non
     x = torch.randn(3, 4)
     traced = torch.jit.trace(lambda t: ops.softmax(t, 1), (x,))
     torch.testing.assert_close(traced(x), torch.softmax(x, 1))
+
+
+def _ways() -> dict[str, Any]:
+    """Surroundings in which a call must be what the dispatcher alone makes of it."""
+
+    def dual(f: Any, x: Tensor) -> Any:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+    def inside(context: Any) -> Any:
+        def way(f: Any, x: Tensor) -> Any:
+            with context():
+                return f(x)
+
+        return way
+
+    def grad(f: Any, x: Tensor) -> Any:
+        leaf = x.clone().requires_grad_()
+        f(leaf).square().sum().backward()
+        return leaf.grad
+
+    def unbound(f: Any, x: Tensor) -> Any:
+        with torch.no_grad():
+            return torch.vmap(f)(torch.stack([x, 2 * x]))
+
+    return {
+        "plain": lambda f, x: f(x),
+        "no_grad": inside(torch.no_grad),
+        "inference_mode": inside(torch.inference_mode),
+        "autocast": inside(lambda: torch.autocast("cpu", torch.bfloat16)),
+        "backward": grad,
+        "vmap under no_grad": unbound,
+        "func.grad": lambda f, x: torch.func.grad(lambda t: f(t).square().sum())(x),
+        "func.jvp": lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+        "forward AD": dual,
+        "Parameter": lambda f, x: f(torch.nn.Parameter(x)),
+        "half": lambda f, x: f(x.bfloat16()),
+        "double": lambda f, x: f(x.double()),
+    }
+
+
+@pytest.mark.parametrize("way", sorted(_ways()))
+def test_the_quick_way_in_is_the_dispatchers(served: bool, way: str) -> None:
+    x, run = torch.randn(1, 2, 6, 8), _ways()[way]
+    calls = {
+        "softmax": (lambda t: ops.softmax(t, -1), lambda t: ops.softmax.default(t, -1)),
+        "by name": (lambda t: ops.softmax(dim=1, input=t), lambda t: ops.softmax.default(t, 1)),
+        "attention": (lambda t: ops.attention(t, t, t), lambda t: ops.attention.default(t, t, t)),
+        "causal": (
+            lambda t: ops.attention(t, t, t, is_causal=True, scale=0.5),
+            lambda t: ops.attention.default(t, t, t, is_causal=True, scale=0.5),
+        ),
+    }
+    if way in ("func.jvp", "forward AD"):  # torch's own attention has no forward derivative on a CPU
+        del calls["attention"], calls["causal"]
+    for name, (quick, whole) in calls.items():
+        got, want = run(quick, x), run(whole, x)
+        assert (got.dtype, got.requires_grad) == (want.dtype, want.requires_grad), name
+        torch.testing.assert_close(got, want, rtol=0, atol=0, msg=name)
+
+
+def test_the_quick_way_in_is_seen_by_modes_and_subclasses(served: bool) -> None:
+    seen: list[str] = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    class Sub(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return super().__torch_function__(func, types, args, kwargs)
+
+    x = torch.randn(3, 4)
+    with Mode(), torch.no_grad():
+        ops.softmax(x, 1)
+    assert any("softmax" in s for s in seen), seen
+    seen.clear()
+    assert type(ops.softmax(x.as_subclass(Sub), 1)) is Sub and any("kgen.softmax" in s for s in seen), seen
+    assert isinstance(ops.softmax, torch._ops.OpOverloadPacket) and ops.softmax.overloads() == ["default"]
 
 
 def test_eight_threads(served: bool) -> None:

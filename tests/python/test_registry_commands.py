@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import serving_registry as made
+from kgen_command import read_only
 
 from kgen import _libkgen, cli, registries
 
@@ -221,9 +222,11 @@ def test_promotion_refuses_what_did_not_pass_and_another_contract(registry: Path
 def decide(registry: Path, tmp_path: Path, *call: str) -> tuple[str, str]:
     """What serves a call in a new process that knows this registry alone: `kgen why`'s line and its warnings."""
     env = {**os.environ, "KGEN_REGISTRY": str(registry), "XDG_DATA_HOME": str(tmp_path / "data")}
-    done = subprocess.run(
-        [sys.executable, "-m", "kgen", "why", *call], env=env, capture_output=True, text=True, timeout=300
+    code = (
+        "import sys, kgen\nfrom kgen import _paths, cli\nkgen.unload(_paths.shipped_registry())\n"
+        "sys.exit(cli.main(['why', *sys.argv[1:]]))"
     )
+    done = subprocess.run([sys.executable, "-c", code, *call], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
@@ -277,23 +280,6 @@ def test_a_kernel_for_another_architecture_is_listed_and_not_served(
     code, out, _ = run(capsys, "verify", "--registry", str(root))
     assert code == 0
     assert "skipped: is for aarch64" in out
-
-
-def read_only(folder: Path) -> list[str]:
-    """Words in front of a command for which the folder is read-only, also to root. Skips where there is no way."""
-    if os.geteuid() != 0:
-        for path in [folder, *folder.rglob("*")]:
-            path.chmod(0o555 if path.is_dir() else 0o444)
-        return []
-    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
-    front = ["unshare", "--mount", "sh", "-c", script, str(folder)]
-    try:
-        tried = subprocess.run([*front, "true"], capture_output=True, text=True, timeout=30)
-    except FileNotFoundError:
-        pytest.skip("root writes everywhere, and there is no unshare to mount a folder read-only")
-    if tried.returncode != 0:
-        pytest.skip(f"root writes everywhere, and a read-only mount is refused: {tried.stderr.strip()}")
-    return front
 
 
 @pytest.mark.parametrize("words", [["rollback", "softmax", "v1"], ["gc"]])

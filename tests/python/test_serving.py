@@ -214,6 +214,73 @@ def test_policies(registry: Path) -> None:
         kgen.policy("lax")
 
 
+def other_compilers() -> list[str]:
+    """This compiler's line with another release, another build of it, another kind, and a number that ends in ours."""
+    name, _, rest = sr.compiler().partition(" ")
+    number = rest.rpartition(" ")[2]
+    clang = rest if "clang" in f"{name} {rest}" else f"clang version {number}"
+    return [
+        f"{name} {rest.replace(number, '1.2.3')}", f"{name} (another build) {number}", f"{name} {number[1:]}", f"{name} 1{number}",
+        f"gcc {number}" if clang == rest else clang, "",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"torch": "2.1.0"}, {"torch": "2"}, {"device": "a CPU of another kind"}, {"kgen": "0.0.9"}, {"device": ""}]
+    + [{"compiler": c} for c in other_compilers()],
+    ids=lambda o: " ".join(*o.items()),
+)
+def test_evidence_of_another_environment_under_each_policy(registry: Path, other: dict[str, str]) -> None:
+    """strict serves nothing of it and says which field differs; arch serves it and says so when asked; off serves it."""
+    ((field, value),) = other.items()
+    sr.promote(registry, "softmax", sr.SOFTMAX, [sr.softmax_key()], **other)
+    kgen.load(registry)
+    x = torch.randn(3, 4)
+    for policy, kind in (("strict", "fallback"), ("arch", "dynamic"), ("off", "dynamic"), ("strict", "fallback")):
+        kgen.policy(policy)
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            found = decide("softmax", x, 1)
+        assert (found.kind, found.policy) == (kind, policy)
+        said = f"judged with {field} {value or 'unknown'}, here is "
+        if kind == "fallback":
+            assert said in found.notes
+        else:
+            assert not found.verified and (found.unverified or "").startswith(said) and "unverified: judged with" in str(found)
+        torch.testing.assert_close(torch.ops.kgen.softmax(x, 1), torch.softmax(x, 1))
+
+
+@pytest.mark.parametrize("same", [{}, {"torch": "2.13.0+cu130"}, {"compiler": "as another name"}, {"compiler": "short"}], ids=str)
+def test_evidence_of_this_environment_is_served_under_each_policy(registry: Path, same: dict[str, str]) -> None:
+    name, _, rest = sr.compiler().partition(" ")
+    spelled = {"as another name": f"{'cc' if name == 'gcc' else 'gcc'} {rest}", "short": f"{name} {rest.rpartition(' ')[2]}"}
+    given = {k: spelled.get(v, v) for k, v in same.items()}
+    if "torch" in given:
+        given["torch"] = torch.__version__.split("+")[0] + "+cu130"
+    if "clang" in sr.compiler() and "compiler" in given:
+        pytest.skip("clang names itself in its version, whatever it was called as")
+    sr.promote(registry, "softmax", sr.SOFTMAX, [sr.softmax_key()], **given)
+    kgen.load(registry)
+    for policy in ("strict", "arch", "off"):
+        kgen.policy(policy)
+        found = decide("softmax", torch.randn(3, 4), 1)
+        assert (found.kind, found.verified, found.unverified) == ("dynamic", True, None), found
+
+
+def test_the_policy_off_compares_no_program(registry: Path, fresh_home: Path) -> None:
+    """It serves what arch finds out: a Kernel that forgets the mask, on a Program that it was not judged on."""
+    forgets = sr.ATTENTION.replace("#define MASKED 1", "#define MASKED 0") + "/* off */\n"
+    sr.promote(registry, "attention", forgets, [sr.attention_key(None), sr.attention_key("*")])
+    kgen.load(registry)
+    kgen.policy("off")
+    q = torch.randn(1, 2, 43, 16)
+    assert decide("attention_mod", q, q, q, [], [], CAUSAL).kind == "instantiated"
+    output, _ = torch.ops.kgen.attention_mod(q, q, q, [], [], CAUSAL)
+    torch.testing.assert_close(output, F.scaled_dot_product_attention(q, q, q), atol=2e-5, rtol=2e-5)
+    assert not (fresh_home / "cache" / "instantiated").exists()
+
+
 def test_precision_is_part_of_the_key(registry: Path) -> None:
     sr.promote(registry, "softmax", sr.SOFTMAX, [{**sr.softmax_key(), "precision": "tf32"}])
     kgen.load(registry)
@@ -317,7 +384,7 @@ def test_no_compiler_names_kgen_build(registry: Path, fresh_home: Path) -> None:
         """,
         KGEN_REGISTRY=str(registry), KGEN_CC="/nowhere/cc", CC="/nowhere/cc", PATH="/nowhere",
     )  # fmt: skip
-    assert out.startswith("1 ") and "softmax/v1" in out and "kgen build" in out
+    assert out.startswith("1 kgen: softmax falls back to torch") and "no C compiler" in out and "kgen build" in out
 
 
 def test_a_cache_that_was_shipped_needs_no_compiler(registry: Path, fresh_home: Path) -> None:

@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import serving_registry as made
 import torch
+from kgen_command import Server
 
 import kgen
 from kgen import _libkgen, cli, registries, spread
@@ -24,7 +26,7 @@ ROOT = made.ROOT
 ROWS = (ROOT / "kernels/softmax/rows.c").read_text()
 FLASH = (ROOT / "kernels/attention/flash.c").read_text()
 SMALL = {"M": {"min": 1, "max": 64}, "N": {"min": 1, "max": 128}}
-ELSEWHERE = {"device": "a CPU of another kind", "torch": "2.10.0", "compiler": "cc 1.0"}
+ELSEWHERE = {"device": "a CPU of another kind", "torch": "2.10.0", "compiler": "cc 1.0", "kgen": "0.0.9"}
 
 
 @pytest.fixture
@@ -68,18 +70,29 @@ def promote_with_recipe(root: Path, with_recipe: bool) -> str:
     return name
 
 
-def test_evidence_of_another_machine_is_renewed(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, ident = made.promote(registry, "softmax", ROWS, [made.softmax_key(**SMALL)], **ELSEWHERE)
+@pytest.mark.parametrize("field", ["device", "torch", "compiler", "kgen", "all"])
+def test_evidence_of_another_environment_is_renewed(
+    registry: Path, nothing_shipped: None, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    """strict refuses it before `kgen verify` and serves it after; arch and off serve it all the time."""
+    other = ELSEWHERE if field == "all" else {field: ELSEWHERE[field]}
+    _, ident = made.promote(registry, "softmax", ROWS, [made.softmax_key(**SMALL)], **other)
     kgen.load(registry)
     before = kgen.policy()
     try:
-        kgen.policy("strict")
-        assert kgen.why("softmax", torch.zeros(3, 100), 1).fallbacks == 1, "strict refuses evidence from elsewhere"
-        assert cli.main(["verify"]) == 0
-        assert f"softmax/v1 {made.ARCH} {ident[:12]} pass" in capsys.readouterr().out
-        kgen.reload()
-        decision = kgen.why("softmax", torch.zeros(3, 100), 1).decisions[0]
-        assert (decision.kind, decision.id, decision.verified) == ("dynamic", ident, True)
+        for verified in (False, True):
+            for policy in ("strict", "arch", "off"):
+                kgen.policy(policy)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that strict refuses it, which is asked for here
+                    decision = kgen.why("softmax", torch.zeros(3, 100), 1).decisions[0]
+                served = verified or policy != "strict"
+                assert (decision.kind, decision.id) == (("dynamic", ident) if served else ("fallback", None)), policy
+                assert not served or decision.verified == verified
+            if not verified:
+                assert cli.main(["verify"]) == 0
+                assert f"softmax/v1 {made.ARCH} {ident[:12]} pass" in capsys.readouterr().out
+                kgen.reload()
     finally:
         kgen.policy(before)
         kgen.unload(registry)
@@ -96,6 +109,17 @@ def test_a_kernel_that_is_wrong_here_is_named(registry: Path, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "softmax/v1" in out and "fail" in out and "wrong_values" in out
     assert record_of(registry) == before, "its Record stays as it was"
+
+
+def test_an_interrupt_leaves_the_record_as_it_was(registry: Path, kgen_server: Server) -> None:
+    made.promote(registry, "attention", FLASH, [made.attention_key(None), made.attention_key("*")], **ELSEWHERE)
+    before = record_of(registry, "attention")
+    running = kgen_server.start("verify", "--registry", registry)
+    running.wait_for("Cases, pass")  # the first group of several
+    running.interrupt()
+    done = running.wait()
+    assert (done.code, done.message, done.out) == (130, "kgen: interrupted", "")
+    assert kgen_server.left_over() == [] and record_of(registry, "attention") == before
 
 
 def test_rows_as_json(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +158,7 @@ def test_a_recipe_keeps_small_values_and_sums_up_large_ones() -> None:
     json.dumps(recipe)
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 def test_why_reads_tensors_and_attributes(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made.promote(registry, "attention", FLASH, [made.attention_key(None), made.attention_key("*")])
     kgen.load(registry)

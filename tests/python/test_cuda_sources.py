@@ -1,0 +1,143 @@
+"""Every CUDA source in kernels/ and generated/ compiles by NVRTC, without a GPU, for sm_80 and sm_90a as its min_arch
+allows: house kernels with their default tunables, promoted ones with their own; without a warning, and the defaults
+without a spill. For ptxas's figures of each: KGEN_SHOW_PTXAS=1 and pytest -s."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import nvrtc
+import pytest
+import torch
+from emulator import Call, unit_of
+from kgen import _libkgen
+from kgen.errors import BadInput
+from test_kernels_cpu import MODS, Shape, slow
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ARCHES = {"sm_80": 80, "sm_90a": 90}
+SOURCES = sorted(p for folder in ("kernels", "generated") for p in (ROOT / folder).rglob("*.cu"))
+
+pytestmark = pytest.mark.skipif(nvrtc.folder() is None, reason=f"no NVRTC from pip; pip install {nvrtc.PIN}")
+
+
+def softmax_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
+    for shape, dim in (((64, 4096), 1), ((64, 16384), 1), ((4, 512, 64), 1)):
+        yield "plain", Call("softmax", {"input": torch.empty(shape, dtype=dtype), "dim": dim})
+
+
+def attention_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
+    for sq in (64, 1):
+        shape = Shape(1, 4, 2, sq, 64, 128, 128)
+        for mod in ("plain", "causal", "alibi", "softcap", "documents", "table"):
+            args: dict[str, Tensor | bool | None] = {n: shape.draw(h, s, 128, dtype) for n, h, s in
+                    (("query", 4, sq), ("key", 2, 64), ("value", 2, 64))}  # fmt: skip
+            args |= {"scale": None, "enable_gqa": True}
+            yield mod, Call("attention", args, MODS[mod].text, tuple(MODS[mod].captured(64)), MODS[mod].scalars)
+
+
+# Calls of an Op, the likeliest first; a source is compiled for those that its `require` takes.
+CALLS = {"softmax": softmax_calls, "attention": attention_calls}
+
+
+@dataclass(frozen=True)
+class Unit:
+    name: str
+    text: str
+    flags: tuple[str, ...]
+
+
+def plan_of(text: str) -> dict[str, object]:
+    return json.loads(text[text.index("{") : text.index("*/")])
+
+
+def op_json(path: Path) -> str:
+    beside = path.parent.parent.parent / "op.json"
+    return (beside if beside.exists() else ROOT / "kernels/ops" / f"{plan_of(path.read_text())['op']}.json").read_text()
+
+
+def tunables_of(path: Path) -> dict[str, int] | None:
+    record = path.parent / "record.json"
+    return json.loads(record.read_text())["tunables"] if record.exists() else None
+
+
+def units(path: Path, arch: str, thorough: bool) -> list[Unit]:
+    """Of the first dtype that the source takes, a plain call and one with a Program, for their size and (plain) for any;
+    thorough: of each dtype, each Program, for both."""
+    text = path.read_text()
+    plan = plan_of(text)
+    assert plan["op"] in CALLS, f"{path.name} is for {plan['op']}: give this test calls of it"
+    flags = tuple(nvrtc.FLAGS[f] for f in plan.get("flags", ()))
+    found: dict[str, Unit] = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for what, call in CALLS[plan["op"]](dtype):
+            for any_size in (False, True):
+                name = f"{what} {dtype}{' any size' if any_size else ''}"
+                if name in found or not thorough and (what not in ("plain", "alibi") or what != "plain" and any_size):
+                    continue
+                try:
+                    unit = unit_of(text, call, tunables_of(path), any_size, arch.removesuffix("a"))
+                except BadInput as e:
+                    assert str(e).startswith("require"), e
+                else:
+                    found[name] = Unit(name, unit["unit"], flags)
+        if found and not thorough:
+            break
+    return list(found.values())
+
+
+def check(path: Path, arch: str, thorough: bool) -> None:
+    least = _libkgen.candidate_check(op_json(path), path.read_bytes(), path.name)["min_arch"] or "sm_80"
+    if int(re.sub(r"\D", "", least)) > ARCHES[arch]:
+        pytest.skip(f"min_arch is {least}")
+    built = units(path, arch, thorough)
+    assert built, f"{path.name}: `require` takes none of this test's calls at its default tunables"
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda u: nvrtc.compile(u.text, arch, u.flags), built))
+    for unit, got in zip(built, results):
+        assert got.ok, f"{unit.name}: {got.log[:4000]}"
+        assert got.cubin.startswith(b"\x7fELF")
+        assert "warning" not in got.log, f"{unit.name}: {got.log[:4000]}"
+        if os.environ.get("KGEN_SHOW_PTXAS"):
+            print(f"{path.relative_to(ROOT)} {arch} {unit.name}: {' '.join(re.findall(r'Used [0-9]+ registers', got.log))}")
+        if path.is_relative_to(ROOT / "kernels"):
+            spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", got.log)
+            assert spills, f"ptxas said nothing about spills: {got.log}"
+            assert not any(int(n) for pair in spills for n in pair), f"{unit.name} spills: {got.log}"
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_compiles(path: Path, arch: str) -> None:
+    check(path, arch, thorough=False)
+
+
+@slow
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
+def test_compiles_with_every_program(path: Path, arch: str) -> None:
+    check(path, arch, thorough=True)
+
+
+def test_a_source_that_does_not_compile_fails() -> None:
+    text = SOURCES[0].read_text()
+    assert not nvrtc.compile(text, "sm_80").ok, "it lacks kgen's macros"
+
+
+def test_spills_are_seen() -> None:
+    """The log really says when a kernel spills."""
+    text = """extern "C" __global__ void __launch_bounds__(1024) k(float *x) {
+        float v[128]; for (int i = 0; i < 128; i++) v[i] = x[i * 1024 + threadIdx.x];
+        for (int r = 0; r < 64; r++)
+        #pragma unroll
+            for (int i = 0; i < 128; i++) v[i] = fmaf(v[(i + 37) % 128], v[i], 1.0f);
+        for (int i = 0; i < 128; i++) x[i * 1024 + threadIdx.x] = v[i]; }"""
+    got = nvrtc.compile(text, "sm_80")
+    assert got.ok and re.search(r"[1-9]\d* bytes spill stores", got.log), got.log
