@@ -68,12 +68,12 @@ static int explain_failure(const kg_ready_request *ask, int rc, const kg_buf *me
                            const kg_error *e, kg_error *err) {
     const char *text = telling_line(messages->len > 0 ? messages->data : e->msg);
     int line = (int)strcspn(text, "\n");
-    if (rc == KG_EENV && ask->call->device == KG_CUDA) /* the same for every Kernel: said once */
+    if (rc == KG_EENV && ask->call->device == KG_CUDA) /* the same for every Kernel, said once */
         return kg_fail(err, rc,
                        "its Kernels are not built and cannot be here: run `kgen build` where NVRTC "
                        "is and ship its cache (KGEN_CACHE), or: %.*s",
                        line < 300 ? line : 300, text);
-    if (rc == KG_EENV) /* the same for every Kernel, and so said once */
+    if (rc == KG_EENV)
         return kg_fail(err, rc,
                        "its Kernels are not built and this machine has no C compiler: run `kgen "
                        "build` where there is one and ship its cache (KGEN_CACHE), or install one "

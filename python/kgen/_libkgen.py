@@ -81,7 +81,7 @@ def lib() -> ctypes.CDLL:
             ctypes.c_uint64,
             ctypes.POINTER(ctypes.c_double),
         ],
-        "kgen_search": [ctypes.c_void_p, text, text, PROGRESS, ctypes.c_void_p, out],
+        "kgen_search_over": [out, size, text, text, PROGRESS, ctypes.c_void_p, out],
         "kgen_candidate_check": [text, text, size, text, text, out],
         "kgen_llm_ask": [text, text, out],
         "kgen_llm_check": [text, out],
@@ -292,10 +292,16 @@ def stop(wanted: bool) -> None:
 
 
 def search(
-    judge: int, run_dir: str | Path, options: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+    judge: ctypes.c_void_p | Sequence[ctypes.c_void_p],
+    run_dir: str | Path,
+    options: dict[str, Any],
+    progress: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Searches over a judge's Cases (csrc/kgen_tune.h has options and result). judge: the handle of a kg_judge. An
-    exception of progress ends the search and is raised."""
+    """Searches over a judge's Cases (csrc/kgen_tune.h has options and result). judge: the handle of a kg_judge, or those of
+    several devices that judge at once. progress comes from several threads then, one at a time. An exception of it ends
+    the search and is raised."""
+    handles = [judge] if isinstance(judge, ctypes.c_void_p) else list(judge)
+    judges = (ctypes.c_void_p * len(handles))(*handles)
     failed: list[Exception] = []
 
     def tell(_: Any, entry: bytes) -> None:
@@ -308,7 +314,7 @@ def search(
     callback = PROGRESS(tell)
     try:
         return call_json(
-            lib().kgen_search, judge, _path(run_dir), json.dumps(options).encode(), callback, None
+            lib().kgen_search_over, judges, len(handles), _path(run_dir), json.dumps(options).encode(), callback, None
         )
     finally:
         if failed:

@@ -72,8 +72,9 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--device",
         metavar="DEVICE",
-        help="cpu, cuda or cuda:N: the model and its inputs are moved there. Default: where the model's tensors are; a "
-        "KernelBench-style file, whose tensors are on the CPU, goes to the first GPU that torch sees",
+        help="cpu, cuda or cuda:N: the model and its inputs are moved there; of cuda:0,cuda:1 the first has the model and "
+        "all judge. Default: where the model's tensors are; a KernelBench-style file, whose tensors are on the CPU, goes to "
+        "the first GPU that torch sees",
     )
 
 

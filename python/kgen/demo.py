@@ -96,7 +96,7 @@ def run_demo(args: argparse.Namespace) -> int:
     model = capture.load(str(model_path))
     device = capture.device_for(model, args.device)
     options = Options(
-        budget=budget, registry=registry, run_dir=run_dir, resume=(run_dir / "run.json").is_file(), device=str(device)
+        budget=budget, registry=registry, run_dir=run_dir, resume=(run_dir / "run.json").is_file(), device=args.device or str(device)
     )
     progress = Progress()
     progress.note(f"tuning {model_path} on {devices.name_of(device)}: plain torch, no line of kgen")

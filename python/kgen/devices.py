@@ -42,6 +42,25 @@ def parse(text: str, option: str = "--device") -> Device:
     return CPU if text == "cpu" else Device("cuda", int(found[1] or 0))
 
 
+def parse_several(text: str, option: str = "--device") -> list[Device]:
+    """The devices of a list with commas: one, or several GPUs of which each is named once. Does not look whether they are
+    there."""
+    found = [parse(word, option) for word in text.split(",")]
+    if len(found) > 1 and (any(d.type == "cpu" for d in found) or len(set(found)) < len(found)):
+        raise BadInput(f"{option} {text}: several are GPUs, each named once, as in cuda:0,cuda:1")
+    return found
+
+
+def check_several(found: list[Device], option: str = "--device") -> list[Device]:
+    """The devices, when kgen can work on all of them at once."""
+    checked = [check(d, option) for d in found]
+    arches = {arch(d): d for d in checked if d.type == "cuda"}
+    if len(arches) > 1:
+        said = ", ".join(f"{d} is {a}" for a, d in arches.items())
+        raise BadInput(f"{option}: Candidates are judged on GPUs of one architecture, and {said}")
+    return checked
+
+
 def lacks() -> str | None:
     """Why torch has no GPU to offer, with what to do; None when it has one."""
     if torch.version.cuda is None:
@@ -91,12 +110,12 @@ def first_gpu() -> Device | None:
 def choose(asked: str | None, where: set[Device], portable: bool) -> Device:
     """Where a model is tuned.
 
-    asked: --device, which rules. where: the devices of the model's tensors, as it was loaded; it stays there when that is
+    asked: --device, which rules; of several GPUs the first has the model, and all judge. where: the devices of the model's tensors, as it was loaded; it stays there when that is
     a GPU. portable: the file says nothing of devices (Model and get_inputs), so a model that lies on the CPU goes to the
     first GPU that there is; any other model stays on the CPU.
     """
     if asked is not None:
-        return check(parse(asked))
+        return check_several(parse_several(asked))[0]
     found = sorted((d for d in where if d.type != "cpu"), key=str)
     if found:
         if len(found) > 1:

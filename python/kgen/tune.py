@@ -8,6 +8,7 @@ nothing is judged or gated twice.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -187,20 +188,26 @@ class OpTuner:
 
     def __init__(
         self, job: Job, run: Run, registry: Path, options: Options, progress: Progress, stop: Stop,
-        device: torch.device = devices.CPU,
+        where: Sequence[torch.device] = (devices.CPU,),
     ):  # fmt: skip
-        self.job, self.run, self.registry, self.device = job, run, registry, device
+        """where: the devices that judge, each by a worker of its own; the gate is at the first."""
+        self.job, self.run, self.registry = job, run, registry
+        self.where, self.device = list(where), where[0]
         self.options, self.progress, self.stop = options, progress, stop
         self.searched = 0.0  # seconds of the budget that the search took, in earlier lives of the Run too
         self.task = tasks.read(run.path / "tasks" / job.op)
-        self.reference = Reference.open(self.task, device.index or 0)
+        self.reference = Reference.open(self.task, self.device.index or 0)
         self.contract = (self.task.folder / "op.json").read_text()
 
     def rows(self, budget: float) -> list[Row]:
         """Searches and gates every Case."""
-        with Judge(self.contract, device=self.device) as judge, devices.room_for(self.device, f"judging {self.task.op}"):
-            degenerate = self._fill(judge)
-            found = self._search(judge, budget)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(devices.room_for(self.device, f"judging {self.task.op}"))
+            judges = [stack.enter_context(Judge(self.contract, device=d)) for d in self.where]
+            judge, degenerate = judges[0], self._fill(judges[0], self.reference)
+            for other in judges[1:]:
+                self._fill(other, Reference.open(self.task, other.device.index or 0))
+            found = self._search(judges, budget)
             rows = [self._row(i) for i in range(len(self.task.cases))]
             best = {w["case"]: w for w in found["winners"]}
             for i, row in enumerate(rows):
@@ -220,23 +227,24 @@ class OpTuner:
         title = str(self.task.meta.get("title", ""))
         return Row(self.task.op, title, short_case(key), self.job.share, "kept", key=key_text(key))
 
-    def _fill(self, judge: Judge) -> dict[int, str]:
+    def _fill(self, judge: Judge, reference: Reference) -> dict[int, str]:
         """Adds Cases and sets; the Cases that a trivial answer would pass."""
+        at = f" on {judge.device}" if len(self.where) > 1 else ""
         degenerate = {}
         for i in range(len(self.task.cases)):
             of = f" of Case {i + 1}/{len(self.task.cases)}" if len(self.task.cases) > 1 else ""
-            with self.progress.step(f"{self.task.op}: inputs and fp64 oracles{of}"):
-                dropped = sets.fill(judge, self.task, self.reference, i)
+            with self.progress.step(f"{self.task.op}: inputs and fp64 oracles{of}{at}"):
+                dropped = sets.fill(judge, self.task, reference, i)
                 if trivial := judge.trivial(i):
                     degenerate[i] = ", ".join(sorted({t["answer"] for t in trivial}))
             for name, reason in dropped.items():
                 self.progress.note(f"{self.task.op}: inputs '{name}' left out: {reason}")
         return degenerate
 
-    def _search(self, judge: Judge, budget: float) -> dict[str, Any]:
+    def _search(self, judges: list[Judge], budget: float) -> dict[str, Any]:
         options = {"budget_ms": int(budget * 1000), "kernels": str(kernels_dir())}
         with self.progress.search(self.task.op, budget) as tell:
-            found = _libkgen.search(judge.handle, self.run.path, options, tell)
+            found = _libkgen.search([j.handle for j in judges], self.run.path, options, tell)
             self.stop.check()
         self.searched = found["spent_s"]
         if found["stopped"]:
@@ -339,6 +347,7 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
     if options.promote:
         registries.check_writable(registry.absolute())
     device = capture.device_for(model, options.device)
+    where = [device] if options.device is None else devices.check_several(devices.parse_several(options.device))
     asked = {
         "model": model.source.name,
         "sha256": model.source.sha256,
@@ -360,7 +369,7 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
             rows: list[Row] = []
             left_over = options.budget
             for i, job in enumerate(jobs):
-                tuner = OpTuner(job, run, registry, options, progress, stop, device)
+                tuner = OpTuner(job, run, registry, options, progress, stop, where)
                 rows += tuner.rows(left_over * job.weight / sum(j.weight for j in jobs[i:]))
                 left_over = max(0.0, left_over - tuner.searched)
         report = Report(run_dir, registry, model.title, time.monotonic() - started, rows + left)
@@ -464,7 +473,7 @@ def tune(
 
 def _options(args: argparse.Namespace) -> Options:
     if args.device is not None:
-        devices.check(devices.parse(args.device))
+        devices.check_several(devices.parse_several(args.device))
     min_speedup = getattr(args, "min_speedup", 1.05)
     if not 0 < min_speedup < 1e6:
         raise BadInput(f"--min-speedup {min_speedup}: give a ratio such as 1.05")

@@ -262,7 +262,7 @@ static void make_registry(registry *r) {
     r->programs[1] = (kg_hash128){1, 2};
     r->kernels[0] = (kg_index_kernel){
         .id = "11", .arch = "sm_90", .source = "attention/sm_90/11/kernel.cu", .version = 7};
-    r->kernels[0].env = (kg_index_env){"a GPU", "2.13.0", "nvrtc 13.0", "0.1.0"};
+    r->kernels[0].env = (kg_index_env){"a GPU", "2.13.0", "NVRTC 13.0", "0.1.0", "580.65"};
     r->kernels[0].plan = r->plan[0] =
         golden_plan("tests/golden/plan/tma.cu", r->op[0], &r->kernels[0].source_hash);
     kg_tuning_default(r->plan[0], &r->kernels[0].tuning);
@@ -273,7 +273,7 @@ static void make_registry(registry *r) {
                                       .source = "softmax/x86-64-v3/22/kernel.c",
                                       .version = 1,
                                       .ambiguous = true};
-    r->kernels[1].env = (kg_index_env){"a CPU", "2.13.0", "gcc 12.2.0", "0.1.0"};
+    r->kernels[1].env = (kg_index_env){"a CPU", "2.13.0", "gcc 12.2.0", "0.1.0", ""};
     r->kernels[1].plan = r->plan[1] =
         golden_plan("tests/golden/plan/rows.c", r->op[2], &r->kernels[1].source_hash);
     r->kernels[2] = r->kernels[1];

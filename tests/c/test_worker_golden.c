@@ -204,7 +204,7 @@ static void map_and_load(rig *r, size_t entries) {
 TEST(worker_golden_client_runs) {
     rig r;
     kg_error err = {0};
-    uint64_t ns[2];
+    kg_call_time times[2];
     rig_open(&r, "run");
     CHECK_UINT(kg_worker_landlock(r.worker), 3);
     CHECK_OK(kg_worker_ping(r.worker, &err), err);
@@ -234,12 +234,12 @@ TEST(worker_golden_client_runs) {
                                 .grain = 1,
                                 .nargs = 1,
                                 .args = {{.kind = KG_WA_BUFFER, .buffer = 1}}}}};
-    CHECK_OK(kg_worker_run(r.worker, &run, 5000, ns, &err), err);
-    CHECK_UINT(ns[0], 812345);
-    CHECK_UINT(ns[1], 790001);
+    CHECK_OK(kg_worker_run(r.worker, &run, 5000, times, &err), err);
+    CHECK_UINT(times[0].ns, 812345);
+    CHECK_UINT(times[1].ns, 790001);
     kg_run wrong = {.timed = 1, .nlaunches = 1, .launches = {run.launches[1]}};
     wrong.launches[0].args[0].buffer = 9;
-    CHECK_ERR(kg_worker_run(r.worker, &wrong, 5000, ns, &err), err, KG_EFORMAT,
+    CHECK_ERR(kg_worker_run(r.worker, &wrong, 5000, times, &err), err, KG_EFORMAT,
               "RUN names buffer 9 of 2");
     rig_close(&r);
 }
@@ -260,14 +260,14 @@ TEST(worker_golden_client_asks_for_rates) {
 TEST(worker_golden_client_hears_of_a_fault) {
     rig r;
     kg_error err = {0};
-    uint64_t ns[1];
+    kg_call_time times[1];
     rig_open(&r, "fault");
     map_and_load(&r, 1);
     kg_run run = {
         .timed = 1,
         .nlaunches = 1,
         .launches = {{.range = 1, .grain = 1, .nargs = 1, .args = {{.kind = KG_WA_I64, .i = 16}}}}};
-    CHECK_INT(kg_worker_run(r.worker, &run, 5000, ns, &err), KG_ECHILD);
+    CHECK_INT(kg_worker_run(r.worker, &run, 5000, times, &err), KG_ECHILD);
     const kg_death *d = kg_worker_death(r.worker);
     CHECK(d->reported && !d->timed_out);
     CHECK_UINT(d->signal, SIGSEGV);

@@ -674,6 +674,66 @@ def test_nvrtc_is_looked_for_beside_torch_and_where_it_was_named(monkeypatch: py
     assert cuda_packages.nvrtc() is None
 
 
+# The judge from Python on the stand-in for the driver: its options, host tensors as sets, Records and a search; kernels are
+# C functions of the same name (tests/fake_kernels).
+JUDGED = """
+import json, sys
+import torch
+from pathlib import Path
+import kgen.judge as judging
+from kgen import _libkgen, devices, reference, sets, spread
+from kgen.judge import Judge
+
+torch.cuda.init = lambda: None
+devices.of_case = lambda case, index=0: devices.CPU
+judging.synchronize = lambda device: None
+SOURCE = '''/* kgen
+{ "format": 1, "op": "softmax", "target": "cuda", "tunables": {"WAY": [0, 1]},
+  "launches": [{"kernel": "%s", "grid": ["M"], "block": [128], "args": ["input", "output", {"i32": "M"}, {"i32": "N"}]}] }
+*/
+extern "C" __global__ void %s(const float *x, float *y, int m, int n) { y[blockIdx.x * n + threadIdx.x] = x[m] + WAY; }
+'''
+contract, folder = Path(sys.argv[1]).read_text(), Path(sys.argv[2])
+trial = spread.softmax_trial("float32", 64, 100).on("cuda")
+made = trial.task(json.loads(contract))
+
+def opened(index):
+    judge = Judge(contract, device=torch.device("cuda", index), timeout_ms=20000)
+    assert all(sets.fill(judge, made, reference.Reference.open(made), 0).values())
+    return judge
+
+with opened(0) as judge, opened(1) as other:
+    for name in ("right", "wrong", "short_by_a_row", "past_the_end"):
+        record = judge.run(SOURCE % (name, name), name=f"{name}.cu")
+        print(name, record["verdict"], record["environment"]["device"], record["arch"])
+    files = []
+    for name in ("right", "wrong"):
+        files.append(folder / f"{name}.cu")
+        files[-1].write_text(SOURCE % (name, name))
+    options = {"budget_ms": 20000, "files": [str(f) for f in files]}
+    found = _libkgen.search([judge.handle, other.handle], folder / "run", options, lambda entry: None)
+    print("search", [(w["source"], w["record"]["verdict"]) for w in found["winners"]], sorted(found["verdicts"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_judge_from_python_on_the_stand_in(build_dir: Path, tmp_path: Path, root: Path) -> None:
+    fake = build_dir / "libkgen_fakecuda.so"
+    if not fake.is_file() or cuda_packages.nvrtc() is None:
+        pytest.skip(f"needs {fake} and NVRTC (pip install nvidia-cuda-nvrtc)")
+    settings = f"devices=2,arch=90,kernels={build_dir / 'libkgen_fakekernels.so'}"
+    env = {**os.environ, "KGEN_LIBCUDA": str(fake), "KGEN_FAKE_CUDA": settings}
+    argv = [sys.executable, "-c", JUDGED, str(root / "kernels/ops/softmax.json"), str(tmp_path)]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:4] == [
+        "right pass Fake GPU 0 sm_90", "wrong wrong_values Fake GPU 0 sm_90", "short_by_a_row not_all_written Fake GPU 0 sm_90",
+        "past_the_end out_of_bounds Fake GPU 0 sm_90",
+    ], done.stdout  # fmt: skip
+    assert "right.cu" in lines[4] and "wrong_values" in lines[4], done.stdout
+
+
 # The shipped registry
 
 

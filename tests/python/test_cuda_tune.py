@@ -322,6 +322,19 @@ def test_tune_from_end_to_end(kgen_server: Server, model: Path, tmp_path: Path) 
     assert again.code == 2 and "was begun with --device cuda, not cpu" in again.err
 
 
+@pytest.mark.slow
+def test_two_gpus_judge_at_once(kgen_server: Server, model: Path, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs; torch sees {torch.cuda.device_count()}")
+    done = kgen_server.run(
+        "tune", model, "--budget", "10s", "--run", tmp_path / "run", "--registry", tmp_path / "g", "--min-speedup", "0.1", "--json",
+        "--device", "cuda:0,cuda:1", env=cr.visible(),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (row,) = [r for r in done.records()[0]["rows"] if r["op"] == "softmax"]
+    assert row["state"] == "promoted" and set(row["verdicts"]) == {"pass"}, row
+
+
 def test_capture_and_judge_by_command(kgen_server: Server, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "task"
     done = kgen_server.run("capture", model, "-o", out, "--target", "softmax", env=cr.visible())

@@ -46,10 +46,24 @@ def test_names(text: str, device: torch.device) -> None:
     assert devices.parse(text) == device and devices.parse(text).index == device.index
 
 
-@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:-1", "cuda:1,2", "CUDA", "cuda:99999", " cuda", "mps", "cpu:0"])
+@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:-1", "cuda:1,2", "cuda,", "CUDA", "cuda:99999", " cuda", "mps", "cpu:0"])
 def test_what_is_no_name(text: str) -> None:
     with pytest.raises(BadInput, match="give cpu, cuda or cuda:N"):
         devices.parse(text)
+
+
+def test_several_gpus_judge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.parse_several("cuda:1,cuda:0") == [CUDA1, CUDA0] and devices.parse_several("cpu") == [CPU]
+    for wrong in ("cuda,cpu", "cuda,cuda:0", "cpu,cpu"):
+        with pytest.raises(BadInput, match="several are GPUs, each named once, as in cuda:0,cuda:1"):
+            devices.parse_several(wrong)
+    with pytest.raises(BadInput, match="give cpu, cuda or cuda:N"):
+        devices.parse_several("cuda:0,")
+    Machine(monkeypatch, (9, 0), (9, 0))
+    assert devices.check_several([CUDA1, CUDA0]) == [CUDA1, CUDA0] and devices.choose("cuda:1,cuda:0", {CPU}, True) == CUDA1
+    Machine(monkeypatch, (9, 0), (8, 0))
+    with pytest.raises(BadInput, match="of one architecture, and cuda:0 is sm_90, cuda:1 is sm_80"):
+        devices.check_several([CUDA0, CUDA1])
 
 
 # Whether it will do
