@@ -42,11 +42,11 @@ static int prepare(void *ctx, const kg_source *source, const kg_tuning *t, kg_er
                : KG_OK;
 }
 
-static int judge(void *ctx, const kg_source *source, const kg_tuning *t, kg_level level,
+static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tuning *t, kg_level level,
                  kg_outcome *out, kg_error *err) {
     world *w = ctx;
     const char *time = strstr(source->text, "TIME ");
-    (void)err;
+    (void)err, (void)lane;
     if (w->stop_at && ++w->judged > w->stop_at) {
         kg_stop_set(true);
         return kg_fail(err, KG_EINTR, "killed");
