@@ -78,7 +78,8 @@ def passes(judge: Judge, text: str, **options: Any) -> None:
 
 
 def add_softmax(judge: Judge, shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
-    """One Case with a set of each distribution; the last has NaN, +inf and -inf in rows of their own."""
+    """One Case with a set of each distribution; the last but one has NaN, +inf and -inf in rows of their own, the last
+    the largest numbers of the dtype: a row of the least (masks are made of it), some of it among others, one of the most."""
     plain = torch.randn(shape)
     some = plain.movedim(dim, -1).clone(memory_format=torch.contiguous_format)
     rows = some.view(-1, shape[dim])
@@ -89,8 +90,15 @@ def add_softmax(judge: Judge, shape: tuple[int, ...], dim: int, dtype: torch.dty
         rows[2, 0] = math.inf
     holes = torch.where(torch.rand(shape) < 0.3, -math.inf, plain)
     special = some.movedim(-1, dim).contiguous()
+    ends = torch.finfo(dtype)
+    far = torch.where(torch.rand(shape) < 0.3, ends.min, plain).movedim(dim, -1).contiguous()
+    rows = far.view(-1, shape[dim])
+    rows[0] = ends.min
+    if len(rows) > 1:
+        rows[1] = ends.max
+    far = far.movedim(-1, dim).contiguous()
     case = judge.add_case(case_of("softmax", {"input": spec(plain.to(dtype)), "dim": dim}))
-    for i, x in enumerate([plain, 1000 + 0.1 * plain, 40 * plain, holes, special]):
+    for i, x in enumerate([plain, 1000 + 0.1 * plain, 40 * plain, holes, special, far]):
         x = x.to(dtype)
         oracle, result = torch.softmax(x.double(), dim), torch.softmax(x, dim)
         judge.add_set(case, [x], [oracle], results=[result], name=f"distribution {i}")
