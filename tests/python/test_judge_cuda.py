@@ -177,7 +177,7 @@ def test_every_byte_counts() -> None:
     with Judge(SOFTMAX, device=GPU) as judge:
         case = judge.add_case(case_of("softmax", {"input": tensor_spec(x), "dim": -1}) | {"device": "cuda"})
         judge.add_set(case, [x], [x.double()])
-        for at in (0, 1, 3, 4, 511_999, 1_023_996, 1_023_999):
+        for at in (0, 3, 511_999, 1_023_999):
             wrong = judge.run(ROWS.replace("y[i] = x[i]", f"y[i] = i == {at} ? x[i] + 1 : x[i]"))
             assert wrong["verdict"] == "wrong_values" and wrong["details"]["wrong"] == 1
             assert wrong["details"]["mismatches"][0]["index"] == [at // 1000, at % 1000]

@@ -34,13 +34,13 @@ extern "C" __global__ void softmax(const float *input, float *output, int N) {
     sum = all(sum, true);
     mine[0] = top;
     mine[1] = sum;
-    asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
     unsigned at = (unsigned)__cvta_generic_to_shared(mine), there;
     float other, more;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"((blockIdx.x + 1) % 2));
     asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(other) : "r"(there));
     asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(more) : "r"(there + 4));
-    asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
     float both = fmaxf(top, other);
     float whole = sum * expf(top - both) + more * expf(other - both);
     for (int i = begin + threadIdx.x; i < end; i += blockDim.x)
