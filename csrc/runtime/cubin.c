@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "runtime/elf_view.h"
+#include "runtime/ptx_state.h"
 
 enum {
     MACHINE_CUDA = 190,
@@ -39,16 +40,39 @@ int kg_cubin_arch(const void *cubin, size_t n) {
 
 /* ---- what may be there ---- */
 
+static const char STATE[] = "variables of the device (__device__, static, string literals, "
+                            "constants whose address is taken "
+                            "or that are no constexpr numbers) are state, which a Candidate must "
+                            "not keep; use __constant__, "
+                            "constexpr numbers, arguments or the workspace";
+
+static bool is_global(const char *section) {
+    return starts(section, ".nv.global");
+}
+
 static const char *section_fault(const Elf64_Shdr *s, const char *name) {
-    if (!(s->sh_flags & SHF_ALLOC) || s->sh_size == 0)
+    if (!(s->sh_flags & SHF_ALLOC) || s->sh_size == 0 || is_global(name))
         return NULL;
-    if (starts(name, ".nv.global"))
-        return "variables of the device (__device__, __managed__, static, string literals) are "
-               "state, which a Candidate must not keep; use constants (__constant__, constexpr), "
-               "arguments or the workspace";
     if ((s->sh_flags & SHF_WRITE) && !starts(name, ".nv.shared") && !starts(name, ".nv.local"))
         return "only shared and local memory may be written beside the arguments";
     return NULL;
+}
+
+static int check_state(const kg_elf_view *e, const char *ptx, kg_buf *complaint, kg_error *err) {
+    char variable[128];
+    for (size_t i = 0; i < e->head.e_shnum; i++) {
+        Elf64_Shdr s;
+        if (!kg_elf_section(e, i, &s) || s.sh_size == 0 || !is_global(kg_elf_section_name(e, &s)))
+            continue;
+        if (ptx == NULL)
+            kg_buf_printf(complaint, "section %s: ", kg_elf_section_name(e, &s));
+        else if (kg_ptx_uses_global(ptx, variable))
+            kg_buf_printf(complaint, "variable %s: ", variable);
+        else
+            return KG_OK;
+        return kg_elf_refuse(complaint, err, STATE);
+    }
+    return KG_OK;
 }
 
 static const char *function_fault(const char *name) {
@@ -101,23 +125,6 @@ static int check_symbols(const kg_elf_view *e, const Elf64_Shdr *table, kg_buf *
     return KG_OK;
 }
 
-/* The variable's name tells more than its section's. */
-static void name_variables(const kg_elf_view *e, const Elf64_Shdr *table, kg_buf *complaint) {
-    Elf64_Sym s;
-    Elf64_Shdr in;
-    const char *name;
-    bool first = true;
-    for (size_t i = 1; kg_elf_symbol(e, table, i, &s, &name); i++)
-        if (name != NULL && ELF64_ST_TYPE(s.st_info) == STT_OBJECT &&
-            kg_elf_section(e, s.st_shndx, &in) &&
-            starts(kg_elf_section_name(e, &in), ".nv.global")) {
-            kg_buf_printf(complaint, "%s%s", first ? "variables of the device: " : ", ", name);
-            first = false;
-        }
-    if (!first)
-        kg_buf_puts(complaint, "; ");
-}
-
 static bool find_symbols(const kg_elf_view *e, Elf64_Shdr *out) {
     for (size_t i = 0; i < e->head.e_shnum; i++)
         if (kg_elf_section(e, i, out) && out->sh_type == SHT_SYMTAB)
@@ -125,25 +132,16 @@ static bool find_symbols(const kg_elf_view *e, Elf64_Shdr *out) {
     return false;
 }
 
-int kg_cubin_inspect(const void *cubin, size_t n, kg_buf *complaint, kg_error *err) {
+int kg_cubin_inspect(const void *cubin, size_t n, const char *ptx, kg_buf *complaint,
+                     kg_error *err) {
     kg_elf_view e;
     Elf64_Shdr symbols;
-    kg_buf found;
     int rc = open_cubin(&e, cubin, n, complaint, err);
-    if (rc != KG_OK)
-        return rc;
-    bool has = find_symbols(&e, &symbols);
-    if (has)
+    if (rc == KG_OK && find_symbols(&e, &symbols))
         rc = check_symbols(&e, &symbols, complaint, err);
-    kg_buf_init(&found, 0);
-    if (rc == KG_OK && has)
-        name_variables(&e, &symbols, &found);
     for (size_t i = 0; rc == KG_OK && i < e.head.e_shnum; i++)
-        rc = check_section(&e, i, &found, err);
-    if (rc != KG_OK && found.len > 0)
-        kg_buf_puts(complaint, found.data);
-    kg_buf_free(&found);
-    return rc;
+        rc = check_section(&e, i, complaint, err);
+    return rc == KG_OK ? check_state(&e, ptx, complaint, err) : rc;
 }
 
 /* ---- parameters ---- */

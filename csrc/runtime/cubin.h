@@ -22,8 +22,10 @@ typedef struct kg_cubin_function {
 
 /* KG_EUNSUPPORTED when the cubin has what a Candidate must not have (variables of the device that
  * outlive a launch, undefined functions: printf, malloc, assert, launches from the device). The
- * complaint names section or symbol and the rule. */
-int kg_cubin_inspect(const void *cubin, size_t n, kg_buf *complaint, kg_error *err);
+ * complaint names section or symbol and the rule. ptx: the text that the cubin was made of, by
+ * which constants that no code refers to are told from state; NULL: every variable is state. */
+int kg_cubin_inspect(const void *cubin, size_t n, const char *ptx, kg_buf *complaint,
+                     kg_error *err);
 
 /* The parameters of a kernel. KG_ENOTFOUND: there is no such kernel; the message names those there
  * are. KG_EFORMAT: its description is not understood. */

@@ -82,7 +82,7 @@ const char *kg_image_cuda_flags(int arch, unsigned flags, char *out, size_t n) {
 }
 
 static int compile(const char *source, const char *name, int arch, unsigned flags, bool includes,
-                   kg_buf *cubin, kg_buf *log, kg_error *err) {
+                   kg_buf *cubin, kg_buf *ptx, kg_buf *log, kg_error *err) {
     option_list options;
     kg_cuda_header_set set = {.n = 0};
     int rc = kg_nvrtc_supports(arch, err);
@@ -91,7 +91,7 @@ static int compile(const char *source, const char *name, int arch, unsigned flag
     if (rc != KG_OK)
         return rc;
     list_options(arch, flags, &options);
-    return kg_nvrtc_compile(source, name, options.v, options.n, set.v, set.n, cubin, log, err);
+    return kg_nvrtc_compile(source, name, options.v, options.n, set.v, set.n, cubin, ptx, log, err);
 }
 
 /* NVRTC names the unit as #line does; people know it under its own name. */
@@ -109,15 +109,17 @@ static void rename_unit(const kg_buf *log, const char *name, kg_buf *out) {
 
 static int build(const char *source, const char *name, int arch, unsigned flags, bool includes,
                  kg_buf *image, kg_buf *messages, kg_error *err) {
-    kg_buf log;
+    kg_buf log, ptx;
     kg_buf_init(&log, 1 << 20);
-    int rc = compile(source, KG_UNIT_NAME, arch, flags, includes, image, &log, err);
+    kg_buf_init(&ptx, KG_MAX_IMAGE);
+    int rc = compile(source, KG_UNIT_NAME, arch, flags, includes, image, &ptx, &log, err);
     if (rc == KG_ECOMPILE) {
         rename_unit(&log, name, messages);
         rc = kg_fail(err, rc, "%s does not compile", name);
     }
     if (rc == KG_OK)
-        rc = kg_cubin_inspect(image->data, image->len, messages, err);
+        rc = kg_cubin_inspect(image->data, image->len, ptx.data, messages, err);
+    kg_buf_free(&ptx);
     kg_buf_free(&log);
     return rc;
 }

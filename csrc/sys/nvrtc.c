@@ -302,22 +302,31 @@ static void take_log(kg_nvrtc_program *p, kg_buf *log) {
     free(text);
 }
 
-static int take_cubin(kg_nvrtc_program *p, kg_buf *cubin, kg_error *err) {
+static int take_bytes(kg_nvrtc_program *p, int (*size)(kg_nvrtc_program *, size_t *),
+                      int (*get)(kg_nvrtc_program *, char *), const char *what, kg_buf *out,
+                      kg_error *err) {
     size_t n = 0;
-    int result = nv.nvrtcGetCUBINSize(p, &n);
+    int result = size(p, &n);
     if (result != 0)
-        return failed(result, "nvrtcGetCUBINSize", err);
+        return failed(result, what, err);
     if (n == 0)
-        return kg_fail(err, KG_EINVAL, "NVRTC gave no cubin: the target must be sm_XX");
-    char *to = kg_buf_reserve(cubin, n);
+        return kg_fail(err, KG_EINVAL, "NVRTC gave no %s: the target must be sm_XX", what);
+    char *to = kg_buf_reserve(out, n);
     if (to == NULL)
-        return kg_buf_check(cubin, "a cubin", err);
-    result = nv.nvrtcGetCUBIN(p, to);
-    return result != 0 ? failed(result, "nvrtcGetCUBIN", err) : KG_OK;
+        return kg_buf_check(out, what, err);
+    result = get(p, to);
+    return result != 0 ? failed(result, what, err) : KG_OK;
+}
+
+static int take_results(kg_nvrtc_program *p, kg_buf *cubin, kg_buf *ptx, kg_error *err) {
+    int rc = take_bytes(p, nv.nvrtcGetCUBINSize, nv.nvrtcGetCUBIN, "cubin", cubin, err);
+    if (rc == KG_OK && ptx != NULL)
+        rc = take_bytes(p, nv.nvrtcGetPTXSize, nv.nvrtcGetPTX, "PTX", ptx, err);
+    return rc;
 }
 
 static int run(kg_nvrtc_program *p, const char *name, const char *const *options, int noptions,
-               kg_buf *cubin, kg_buf *log, kg_error *err) {
+               kg_buf *cubin, kg_buf *ptx, kg_buf *log, kg_error *err) {
     int result = nv.nvrtcCompileProgram(p, noptions, options);
     take_log(p, log);
     if (result == KG_NVRTC_COMPILATION)
@@ -329,12 +338,13 @@ static int run(kg_nvrtc_program *p, const char *name, const char *const *options
         return kg_fail(err, KG_EENV,
                        "NVRTC is incomplete: its libnvrtc-builtins does not lie beside %s",
                        found.path);
-    return result != 0 ? failed(result, "nvrtcCompileProgram", err) : take_cubin(p, cubin, err);
+    return result != 0 ? failed(result, "nvrtcCompileProgram", err)
+                       : take_results(p, cubin, ptx, err);
 }
 
 int kg_nvrtc_compile(const char *source, const char *name, const char *const *options,
                      size_t noptions, const kg_nvrtc_header *headers, size_t nheaders,
-                     kg_buf *cubin, kg_buf *log, kg_error *err) {
+                     kg_buf *cubin, kg_buf *ptx, kg_buf *log, kg_error *err) {
     const kg_nvrtc *n;
     const char *texts[MAX_HEADERS], *names[MAX_HEADERS];
     kg_nvrtc_program *p = NULL;
@@ -351,7 +361,7 @@ int kg_nvrtc_compile(const char *source, const char *name, const char *const *op
     int result = nv.nvrtcCreateProgram(&p, source, name, (int)nheaders, texts, names);
     if (result != 0)
         return failed(result, "nvrtcCreateProgram", err);
-    rc = run(p, name, options, (int)noptions, cubin, log, err);
+    rc = run(p, name, options, (int)noptions, cubin, ptx, log, err);
     (void)nv.nvrtcDestroyProgram(&p);
     return rc;
 }

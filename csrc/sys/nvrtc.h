@@ -39,10 +39,11 @@ typedef struct kg_nvrtc_header {
 } kg_nvrtc_header;
 
 /* Compiles `source` (a NUL at its end) under `name`, which messages and lines show. options as in
- * NVRTC's documentation ("--gpu-architecture=sm_90a"). The log is added to `log` in any case.
+ * NVRTC's documentation ("--gpu-architecture=sm_90a"). The log is added to `log` in any case, the
+ * PTX on the way to the cubin to `ptx` (may be NULL).
  * KG_ECOMPILE: the source is refused, the log says why. */
 int kg_nvrtc_compile(const char *source, const char *name, const char *const *options,
                      size_t noptions, const kg_nvrtc_header *headers, size_t nheaders,
-                     kg_buf *cubin, kg_buf *log, kg_error *err);
+                     kg_buf *cubin, kg_buf *ptx, kg_buf *log, kg_error *err);
 
 #endif

@@ -22,6 +22,8 @@ typedef struct _nvrtcProgram kg_nvrtc_program;
     X(nvrtcCompileProgram, (kg_nvrtc_program *, int, const char *const *))                         \
     X(nvrtcGetCUBINSize, (kg_nvrtc_program *, size_t *))                                           \
     X(nvrtcGetCUBIN, (kg_nvrtc_program *, char *))                                                 \
+    X(nvrtcGetPTXSize, (kg_nvrtc_program *, size_t *))                                             \
+    X(nvrtcGetPTX, (kg_nvrtc_program *, char *))                                                   \
     X(nvrtcGetProgramLogSize, (kg_nvrtc_program *, size_t *))                                      \
     X(nvrtcGetProgramLog, (kg_nvrtc_program *, char *))
 

@@ -134,20 +134,45 @@ TEST(image_cuda_refuses_state_and_foreign_functions) {
         const char *source, *says;
     } bad[] = {
         {"__device__ int counter = 3;\nextern \"C\" __global__ void f(int *p) { *p = counter++; }",
-         "variables of the device: counter; section .nv.global.init"},
+         "variable counter: variables of the device"},
         {"__device__ int zeroed;\nextern \"C\" __global__ void f(int *p) { *p = zeroed++; }",
-         "zeroed; section .nv.global"},
+         "variable zeroed: variables of the device"},
         {"extern \"C\" __global__ void f(int n) { printf(\"%d\", n); }",
          "symbol vprintf: printf is not allowed"},
         {"extern \"C\" __global__ void f(void **p) { *p = malloc(8); }",
          "symbol malloc: the device's heap"},
-        {"extern \"C\" __global__ void f(int n) { static int seen; if (n) seen++; }", ".nv.global"},
+        {"extern \"C\" __global__ void f(int n) { static int seen; if (n) seen++; }", "seen"},
+        {"constexpr float T[4] = {1, 2, 3, 4};\nextern \"C\" __global__ void f(float *p, int n) { "
+         "*p = "
+         "T[n]; }",
+         "variable T"},
+        {"constexpr int D = 4;\n__device__ int hidden;\nextern \"C\" __global__ void f(int *p) {\n"
+         "  asm volatile(\"st.global.u32 [hidden], %0;\" :: \"r\"(*p)); }",
+         "variable hidden"},
+        {"extern \"C\" __global__ void f(int *p) {\n"
+         "  asm volatile(\"{.global .u32 a, b; st.global.u32 [b], %0;}\" :: \"r\"(*p)); }",
+         "variable b"},
     };
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         CHECK_INT(build(bad[i].source, 80), KG_EUNSUPPORTED);
         CHECK_HAS(messages.data, bad[i].says);
         CHECK_HAS(err.msg, messages.data);
     }
+    done();
+}
+
+TEST(image_cuda_takes_constants_that_are_numbers) {
+    need_nvrtc();
+    static const int archs[] = {80, 90};
+    for (size_t i = 0; i < 2; i++)
+        if (build("constexpr int D = 64, TILES[2] = {3, 4};\nconstexpr float HALF = 0.5f;\n"
+                  "template <int N> struct Tile { static constexpr int n = N * 2; };\n"
+                  "template <int N> __device__ float sum(const float *x) { float s = 0;\n"
+                  "  for (int i = 0; i < N; i++) s += x[i] * HALF; return s; }\n"
+                  "extern \"C\" __global__ void f(float *p) { *p = sum<D>(p) + TILES[1] + "
+                  "Tile<3>::n; }",
+                  archs[i]) != KG_OK)
+            FAIL("%s %s", err.msg, messages.data);
     done();
 }
 
@@ -289,8 +314,8 @@ TEST(cubin_that_is_none_is_refused) {
     kg_cubin_function f;
     unsigned char bytes[200] = "\177ELF";
     kg_buf_init(&complaint, 0);
-    CHECK_INT(kg_cubin_inspect(bytes, sizeof(bytes), &complaint, &err), KG_EUNSUPPORTED);
-    CHECK_INT(kg_cubin_inspect(bytes, 3, &complaint, &err), KG_EUNSUPPORTED);
+    CHECK_INT(kg_cubin_inspect(bytes, sizeof(bytes), NULL, &complaint, &err), KG_EUNSUPPORTED);
+    CHECK_INT(kg_cubin_inspect(bytes, 3, NULL, &complaint, &err), KG_EUNSUPPORTED);
     CHECK_INT(kg_cubin_function_get(bytes, sizeof(bytes), "f", &f, &err), KG_EFORMAT);
     CHECK_INT(kg_cubin_arch(bytes, sizeof(bytes)), 0);
     kg_buf_free(&complaint);
@@ -306,7 +331,7 @@ TEST(cubin_survives_damage) {
         kg_buf_init(&complaint, 0);
         char *copy = malloc(cut > 0 ? cut : 1);
         memcpy(copy, image.data, cut);
-        (void)kg_cubin_inspect(copy, cut, &complaint, &err);
+        (void)kg_cubin_inspect(copy, cut, NULL, &complaint, &err);
         (void)kg_cubin_function_get(copy, cut, "scale", &f, &err);
         free(copy);
         kg_buf_free(&complaint);
@@ -315,7 +340,7 @@ TEST(cubin_survives_damage) {
         kg_buf complaint;
         kg_buf_init(&complaint, 0);
         image.data[at] = (char)~image.data[at];
-        (void)kg_cubin_inspect(image.data, image.len, &complaint, &err);
+        (void)kg_cubin_inspect(image.data, image.len, NULL, &complaint, &err);
         (void)kg_cubin_function_get(image.data, image.len, "scale", &f, &err);
         image.data[at] = (char)~image.data[at];
         kg_buf_free(&complaint);

@@ -12,7 +12,7 @@ int LLVMFuzzerTestOneInput(const unsigned char *data, size_t n) {
     kg_cubin_function f;
     bool any;
     kg_buf_init(&complaint, 1 << 20);
-    (void)kg_cubin_inspect(data, n, &complaint, &err);
+    (void)kg_cubin_inspect(data, n, NULL, &complaint, &err);
     (void)kg_cubin_function_get(data, n, "k", &f, &err);
     (void)kg_cubin_arch(data, n);
     (void)kg_cuda_includes((const char *)data, n, "fuzz.cu", &any, &complaint, &err);
