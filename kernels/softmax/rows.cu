@@ -2,7 +2,7 @@
 { "format": 1, "op": "softmax", "target": "cuda", "min_arch": "sm_80",
   "tunables": {"ROW_THREADS": [256, 32, 128, 512, 1024, 64, 16, 8, 4], "ROWS": [1, 4, 8, 2, 16, 32], "VECS": [4, 1, 2, 8]},
   "specialize": ["N"],
-  "require": "input.dtype != float64 && K == 1 && input.contiguous && output.contiguous && (N % (input.dtype == float32 ? 4 : 8) != 0 || align(input) >= 16) && N + (N % (input.dtype == float32 ? 4 : 8) == 0 ? 0 : 8) <= ROW_THREADS * VECS * (input.dtype == float32 ? 4 : 8) && ROW_THREADS * ROWS >= 64 && ROW_THREADS * ROWS <= 1024",
+  "require": "input.dtype != float64 && K == 1 && input.contiguous && output.contiguous && (N % (input.dtype == float32 ? 4 : 8) != 0 || align(input) >= 16) && N + (N % (input.dtype == float32 ? 4 : 8) == 0 ? 0 : 8) <= ROW_THREADS * VECS * (input.dtype == float32 ? 4 : 8) && ROW_THREADS * ROWS >= 64 && ROW_THREADS * ROWS <= 1024 && ROW_THREADS * ROWS * VECS * (input.dtype == float32 ? 1 : 2) <= 8192",
   "launches": [{"kernel": "softmax_rows", "grid": ["ceil_div(M, ROWS)"], "block": ["ROW_THREADS * ROWS"],
     "args": ["input", "output", {"i64": "M"}, {"i32": "N"}]}] }
 */
