@@ -89,6 +89,7 @@ static int open_cuda(kg_judge *j, kg_error *err) {
         return rc;
     }
     j->state = c;
+    kg_cuda_worker_ahead(j); /* while the sets are made */
     return KG_OK;
 }
 

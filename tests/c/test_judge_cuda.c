@@ -358,6 +358,92 @@ TEST_WITHIN(judge_cuda_searches_over_two_devices, 180) {
     kg_judge_close(two.judge);
 }
 
+/* --- a device that others use --- */
+
+TEST_WITHIN(judge_cuda_says_how_full_the_device_is, 60) {
+    rig r;
+    kg_error err = {0};
+    kg_judge_report *report;
+    kg_buf text;
+    rig_open(&r, KERNELS ",memory=1");
+    source_of(&text, "right", "", "");
+    kg_judge_request q = {.text = text.data, .n = text.len, .name = "x.cu"};
+    CHECK_ERR(kg_judge_run(r.judge, &q, &report, &err), err, KG_ENOMEM, "a buffer for");
+    CHECK_HAS(err.msg, "MiB of 1 MiB are free");
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    CHECK_UINT(r.driver->live_bytes(), 0);
+}
+
+/* The worker has its own part of the device, and says so when it is not there. */
+TEST_WITHIN(judge_cuda_says_that_the_worker_found_no_room, 60) {
+    rig r;
+    kg_error err = {0};
+    kg_judge_report *report;
+    kg_buf text;
+    rig_open(&r, KERNELS ",memory=20"); /* less than three times the L2 */
+    source_of(&text, "right", "", "");
+    kg_judge_request q = {.text = text.data, .n = text.len, .name = "x.cu"};
+    CHECK_ERR(kg_judge_run(r.judge, &q, &report, &err), err, KG_ENOMEM, "kgen-worker: cuMemAlloc");
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+}
+
+static kg_worker_options worker_options(void) {
+    return (kg_worker_options){.path = KGEN_BINARY_DIR "/kgen-worker", .device = KG_CUDA};
+}
+
+TEST_WITHIN(worker_cuda_refuses_what_comes_out_of_order, 60) {
+    kg_error err = {0};
+    kg_worker *w;
+    kg_run *run = calloc(1, sizeof *run);
+    kg_call_time time;
+    uint64_t at[1];
+    CHECK(run && fake_cuda_use(DRIVER, "devices=1"));
+    kg_worker_options o = worker_options();
+    CHECK_OK(kg_worker_open(&o, &w, &err), err);
+    run->timed = 1;
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EINVAL, "RUN comes out of order");
+    const kg_kernel_ask ask = {.name = "x"};
+    kg_kernel_use use;
+    CHECK_ERR(kg_worker_load_kernels(w, "x", 1, &ask, 1, &use, &err), err, KG_EINVAL,
+              "LOAD comes out of order");
+    CHECK_OK(kg_worker_map(w, NULL, 0, at, &err), err);
+    CHECK_ERR(kg_worker_load_kernels(w, "KGFAKE", 6, &ask, 1, &use, &err), err, KG_EFORMAT,
+              "CUDA_ERROR_");
+    static const char image[] = "KGFAKE1\nkernel x 8,4\n";
+    CHECK_ERR(kg_worker_load_kernels(w, image, sizeof image, &ask, 1, &use, &err), err, KG_EFORMAT,
+              "more parameters than the 0");
+    const kg_kernel_ask narrow = {.name = "x", .nargs = 2, .arg_bytes = {8, 8}};
+    CHECK_ERR(kg_worker_load_kernels(w, image, sizeof image, &narrow, 1, &use, &err), err,
+              KG_EFORMAT, "parameter 1 has 4 bytes");
+    const kg_kernel_ask right = {.name = "x", .nargs = 2, .arg_bytes = {8, 4}, .threads = 128};
+    CHECK_OK(kg_worker_load_kernels(w, image, sizeof image, &right, 1, &use, &err), err);
+    CHECK_UINT(use.blocks, 16);
+    run->nlaunches = 1;
+    run->launches[0] = (kg_run_launch){.grid = {1, 1, 1},
+                                       .block = {1, 1, 1},
+                                       .cluster = {1, 1, 1},
+                                       .nargs = 2,
+                                       .args = {{.kind = KG_WA_BUFFER}}};
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EFORMAT, "buffer 0 of 0");
+    run->launches[0].args[0].kind = KG_WA_MAP;
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EFORMAT, "tensor map 0 of 0");
+    run->launches[0].args[0].kind = KG_WA_NULL;
+    run->launches[0].nargs = 1;
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EFORMAT, "LOAD said 2");
+    run->launches[0].nargs = 2;
+    run->launches[0].grid[1] = 0;
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EFORMAT, "malformed");
+    run->launches[0].grid[1] = 1;
+    run->graph = run->cold = true;
+    CHECK_OK(kg_worker_run(w, run, 5000, &time, &err), err);
+    CHECK(time.graph && time.wall_ns >= time.window_ns && time.window_ns >= time.ns);
+    CHECK_OK(kg_worker_ping(w, &err), err);
+    kg_worker_close(w);
+    free(run);
+}
+
 /* --- the corpus (tests/judge/candidates), as far as it comes without a GPU --- */
 
 static bool decided_before_it_runs(const char *name) {

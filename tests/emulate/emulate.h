@@ -59,6 +59,12 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct alignas(16) ulonglong2 {
+    unsigned long long x, y;
+};
+inline ulonglong2 make_ulonglong2(unsigned long long x, unsigned long long y) {
+    return {x, y};
+}
 inline int2 make_int2(int x, int y) {
     return {x, y};
 }
@@ -505,6 +511,20 @@ inline float __uint_as_float(unsigned x) {
 }
 inline unsigned __float_as_uint(float x) {
     return emu::same_bits<unsigned>(x);
+}
+inline double __longlong_as_double(long long x) {
+    return emu::same_bits<double>(x);
+}
+/* One thread runs at a time. */
+template <class T> T atomicAdd(T *at, T v) {
+    const T old = *at;
+    *at = old + v;
+    return old;
+}
+template <class T> T atomicMin(T *at, T v) {
+    const T old = *at;
+    *at = v < old ? v : old;
+    return old;
 }
 inline int __ffs(int x) {
     return __builtin_ffs(x);
