@@ -209,11 +209,12 @@ def _gpu_attention(file: str, head: int, chosen: dict[str, int], dtypes: tuple[s
 def _gpu_house() -> tuple[House, ...]:
     """The house kernels for GPUs, each with the choices of tunables that its range takes."""
     rows = [
-        House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen)
-        for timed, chosen in (
-            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}),
-            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}),
-            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}),
+        House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, dtypes=dtypes)
+        for timed, chosen, dtypes in (
+            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}, DTYPES),
+            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, DTYPES),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}, ("float32",)),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, HALVES),
         )
     ]
     cluster = [
