@@ -20,18 +20,19 @@
 /* Attention for few queries: decoding, with or without grouped heads.
  *
  * The queries of all heads that share one head of keys, at most 16, are the rows of one tile of
- * mma.sync, so that K and V are read once for all of them. A block takes one of the parts into which
- * the keys are cut (WAVES blocks a multiprocessor in all) and each of its warps every WARPS-th 16
- * keys, through STAGES buffers of its own filled by cp.async: warps never wait for each other while
- * they read. At the end they join maxima, sums and outputs through shared memory, and a second
- * launch joins the parts.
+ * mma.sync, so that K and V are read once for all of them. A block takes one of the parts into
+ * which the keys are cut (WAVES blocks a multiprocessor in all) and each of its warps every
+ * WARPS-th 16 keys, through STAGES buffers of its own filled by cp.async: warps never wait for each
+ * other while they read. At the end they join maxima, sums and outputs through shared memory, and a
+ * second launch joins the parts.
  *
- * Traffic: K and V once, 2 * B * HKV * SK * (D + DV) bytes. Floor: that over the rate of reading. In
- * flight at the defaults and D 128: 68 KiB a block. Tiles that the mask empties are not read.
+ * Traffic: K and V once, 2 * B * HKV * SK * (D + DV) bytes. Floor: that over the rate of reading.
+ * In flight at the defaults and D 128: 68 KiB a block, two blocks a multiprocessor. Tiles that the
+ * mask empties are not read.
  *
- * Launch bounds: WARPS * 32. Refuses more than 16 queries a head of keys and fp32 (flash.cu, fma.cu),
- * head sizes over 256, tensors whose innermost stride is not 1. Any alignment: rows that are not at
- * multiples of 16 bytes go by element. */
+ * Launch bounds: WARPS * 32. Refuses more than 16 queries a head of keys and fp32 (flash.cu,
+ * fma.cu), head sizes over 256, tensors whose innermost stride is not 1. Any alignment: rows that
+ * are not at multiples of 16 bytes go by element. */
 #define DEV static __device__ __forceinline__
 #define LOG2E 1.44269504088896341f
 #define LN2 0.693147180559945309f
@@ -49,8 +50,8 @@
 #endif
 #define K_STEPS (D_PAD / 16)
 #define O_TILES (DV_PAD / 8)
-#define ROW ((HEAD + 8) * 2)   /* bytes of a row in shared memory */
-#define STAGE (32 * ROW)       /* 16 keys, then their values */
+#define ROW ((HEAD + 8) * 2) /* bytes of a row in shared memory */
+#define STAGE (32 * ROW)     /* 16 keys, then their values */
 #define WORDS_AT ((16 + WARPS * STAGES * 32) * ROW)
 #define SLACK 8.0f /* how far scores may outgrow the maximum in use, in log2 */
 
@@ -140,8 +141,8 @@ struct rows {
 DEV struct rows rows_of(const half_bits *at, long long stride, int n, int width) {
     struct rows r;
     r.at = at, r.stride = stride, r.n = n, r.width = width;
-    r.vectors = (((unsigned long long)at | (unsigned long long)stride * 2) & 15) == 0 &&
-                width % 8 == 0;
+    r.vectors =
+        (((unsigned long long)at | (unsigned long long)stride * 2) & 15) == 0 && width % 8 == 0;
     return r;
 }
 
@@ -156,8 +157,8 @@ DEV uint4 load_partial(const half_bits *from, int n) {
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-/* 16 rows from `first` on into shared memory at `to`, padded with zeros to 16 x PAD, by one warp. One
- * pointer walks down where lanes make whole rows, so that no address is kept a chunk. */
+/* 16 rows from `first` on into shared memory at `to`, padded with zeros to 16 x PAD, by one warp.
+ * One pointer walks down where lanes make whole rows, so that no address is kept a chunk. */
 template <int PAD> DEV void copy_vectors(unsigned to, const struct rows &r, int first) {
     constexpr int CHUNKS = PAD / 8, WAVE = 32 / CHUNKS;
     const int lane = (int)threadIdx.x % 32;
@@ -188,8 +189,7 @@ template <int PAD> DEV void copy_16(unsigned char *to, const struct rows &r, int
     for (int k = (int)threadIdx.x % 32; k < 16 * PAD / 8; k += 32) {
         const int row = k / (PAD / 8), c = k % (PAD / 8) * 8;
         const int n = first + row < r.n ? r.width - c : 0;
-        *(uint4 *)(to + row * ROW + c * 2) =
-            load_partial(r.at + (first + row) * r.stride + c, n);
+        *(uint4 *)(to + row * ROW + c * 2) = load_partial(r.at + (first + row) * r.stride + c, n);
     }
 }
 
@@ -243,8 +243,8 @@ struct place {
     float scale;
 };
 
-/* k0: of the thread's first key. masked: the mask must be asked, or keys hang over the last. The row
- * structs are made anew: a tile is 16 keys of memory away from the next. */
+/* k0: of the thread's first key. masked: the mask must be asked, or keys hang over the last. The
+ * row structs are made anew each time: registers are dearer here than instructions. */
 DEV void apply_programs(KG_ARGS p, const struct place &at, float (&score)[2][4], int k0,
                         bool masked) {
 #pragma unroll
@@ -318,8 +318,9 @@ DEV bool is_whole(const unsigned *words, int t) {
 }
 
 /* Scores of 16 keys, what the Programs make of them, weights, and their share of the output. */
-DEV void attend(KG_ARGS p, const struct place &at, struct state &s, const unsigned (&query)[K_STEPS][4],
-                unsigned stage, int k0, bool masked, float factor) {
+DEV void attend(KG_ARGS p, const struct place &at, struct state &s,
+                const unsigned (&query)[K_STEPS][4], unsigned stage, int k0, bool masked,
+                float factor) {
     const int lane = (int)threadIdx.x % 32;
     const unsigned key = stage + (lane / 16 * 8 + lane % 8) * ROW + lane / 8 % 2 * 16;
     const unsigned value = stage + (16 + lane % 16) * ROW + lane / 16 * 16;
@@ -363,8 +364,8 @@ DEV void leave(struct state &s, float *to) {
     }
 }
 
-/* n rows, `step` floats apart, each of outputs, maximum (at `width`) and sum, as one: the maximum of
- * all, and in `sum` the sum against it. */
+/* n rows, `step` floats apart, each of outputs, maximum (at `width`) and sum, as one: the maximum
+ * of all, and in `sum` the sum against it. */
 DEV float join_ends(const float *rows, int n, long long step, int width, float &sum) {
     float top = -infinity();
     for (int i = 0; i < n; i++)

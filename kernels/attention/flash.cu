@@ -17,11 +17,12 @@
  *
  * A block does MT * WARPS * 16 queries of one head, each warp MT tiles of 16 for itself; scores,
  * weights and output stay in its registers. Keys and values pass through one shared buffer each,
- * BLOCK_N at a time, by cp.async: a tile of values is on its way while its scores are computed, the
- * next tile of keys while softmax and the second product run. Shared rows are padded by 16 bytes, so
- * that ldmatrix meets no bank twice. Which tiles the mask empties or leaves whole is asked once,
- * before the walk, one tile a thread; empty ones are never loaded, whole ones never masked. Blocks
- * of one head are neighbours, the last queries first: under a causal mask the longest start first.
+ * BLOCK_N at a time, by cp.async: a tile of values is on its way while its scores are computed,
+ * the next tile of keys while softmax and the second product run. Shared rows are padded by 16
+ * bytes, so that ldmatrix meets no bank twice. Which tiles the mask empties or leaves whole is
+ * asked once, before the walk, one tile a thread; empty ones are never loaded, whole ones never
+ * masked. Blocks of one head are neighbours, the last queries first: under a causal mask the
+ * longest start first.
  *
  * The running maximum of a row moves only when it would grow by more than 8 (in log2), so weights
  * are at most 256 and the output is rescaled a few times a row, not once a tile.
@@ -139,8 +140,8 @@ struct rows {
 DEV struct rows rows_of(const half_bits *at, long long stride, int n, int width) {
     struct rows r;
     r.at = at, r.stride = stride, r.n = n, r.width = width;
-    r.vectors = (((unsigned long long)at | (unsigned long long)stride * 2) & 15) == 0 &&
-                width % 8 == 0;
+    r.vectors =
+        (((unsigned long long)at | (unsigned long long)stride * 2) & 15) == 0 && width % 8 == 0;
     return r;
 }
 
@@ -158,8 +159,7 @@ DEV uint4 load_partial(const half_bits *from, int n) {
 /* ROWS rows from `first` on into shared memory at `to`, padded with zeros to ROWS x PAD. Where the
  * threads make whole rows, one pointer walks down: addresses that are kept for the next tile would
  * cost two registers a chunk. */
-template <int ROWS, int PAD>
-DEV void copy_vectors(unsigned to, const struct rows &r, int first) {
+template <int ROWS, int PAD> DEV void copy_vectors(unsigned to, const struct rows &r, int first) {
     constexpr int CHUNKS = PAD / 8, WAVE = THREADS / CHUNKS;
     if constexpr (THREADS % CHUNKS == 0) {
         const int row = (int)threadIdx.x / CHUNKS, c = (int)threadIdx.x % CHUNKS * 8;
@@ -192,7 +192,8 @@ DEV void copy_elements(unsigned char *to, const struct rows &r, int first) {
     }
 }
 
-template <int ROWS, int PAD> DEV void copy_rows(unsigned char *to, const struct rows &r, int first) {
+template <int ROWS, int PAD>
+DEV void copy_rows(unsigned char *to, const struct rows &r, int first) {
     if (r.vectors)
         copy_vectors<ROWS, PAD>((unsigned)__cvta_generic_to_shared(to), r, first);
     else
@@ -330,9 +331,8 @@ DEV void apply_programs(KG_ARGS p, const struct place &at, float (&score)[MT][N_
         for (int n = 0; n < N_TILES; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                score[m][n][i] =
-                    kg_score(p, at.score[m][i / 2], score[m][n][i] * at.scale, at.b, at.h,
-                             at.q + m * 16 + i / 2 * 8, k0 + n * 8 + i % 2);
+                score[m][n][i] = kg_score(p, at.score[m][i / 2], score[m][n][i] * at.scale, at.b,
+                                          at.h, at.q + m * 16 + i / 2 * 8, k0 + n * 8 + i % 2);
 #endif
     if (!masked)
         return;
@@ -356,8 +356,7 @@ DEV void apply_programs(KG_ARGS p, const struct place &at, float (&score)[MT][N_
 DEV void survey(KG_ARGS p, unsigned *words, int b, int h, int q0, int q1, int sk, int tiles) {
     for (int t = (int)threadIdx.x; t / 32 * 32 < tiles; t += THREADS) {
         const int k0 = t * BLOCK_N;
-        const int code =
-            t < tiles ? kg_mask_range(p, b, h, q0, q1, k0, min(k0 + BLOCK_N, sk)) : 0;
+        const int code = t < tiles ? kg_mask_range(p, b, h, q0, q1, k0, min(k0 + BLOCK_N, sk)) : 0;
         const unsigned any = __ballot_sync(0xffffffff, code != 0);
         const unsigned whole = __ballot_sync(0xffffffff, code == 1);
         if (t % 32 == 0)

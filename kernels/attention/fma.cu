@@ -56,8 +56,9 @@ DEV float infinity() {
 
 /* 16 bytes, of which the first `bytes` are read and the rest are zero. */
 DEV void copy_async(float *to, const float *from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(bytes)
                  : "memory");
 }
 
@@ -81,8 +82,8 @@ struct rows {
 DEV struct rows rows_of(const float *at, long long stride, int n, int width) {
     struct rows r;
     r.at = at, r.stride = stride, r.n = n, r.width = width;
-    r.vectors = (((unsigned long long)at | (unsigned long long)stride * 4) & 15) == 0 &&
-                width % 4 == 0;
+    r.vectors =
+        (((unsigned long long)at | (unsigned long long)stride * 4) & 15) == 0 && width % 4 == 0;
     return r;
 }
 
@@ -237,8 +238,8 @@ DEV void apply_programs(KG_ARGS p, const struct place &at, float (&score)[TM][TN
     for (int i = 0; i < TM; i++)
 #pragma unroll
         for (int j = 0; j < TN; j++)
-            score[i][j] = kg_score(p, at.score[i], score[i][j] * at.scale, at.b, at.h, at.q + i,
-                                   k0 + j * 16);
+            score[i][j] =
+                kg_score(p, at.score[i], score[i][j] * at.scale, at.b, at.h, at.q + i, k0 + j * 16);
     if (!masked)
         return;
 #pragma unroll
@@ -256,8 +257,7 @@ DEV void apply_programs(KG_ARGS p, const struct place &at, float (&score)[TM][TN
 DEV void survey(KG_ARGS p, unsigned *words, int b, int h, int q0, int q1, int sk, int tiles) {
     for (int t = (int)threadIdx.x; t / 32 * 32 < tiles; t += THREADS) {
         const int k0 = t * BLOCK_N;
-        const int code =
-            t < tiles ? kg_mask_range(p, b, h, q0, q1, k0, min(k0 + BLOCK_N, sk)) : 0;
+        const int code = t < tiles ? kg_mask_range(p, b, h, q0, q1, k0, min(k0 + BLOCK_N, sk)) : 0;
         const unsigned any = __ballot_sync(0xffffffff, code != 0);
         const unsigned whole = __ballot_sync(0xffffffff, code == 1);
         if (t % 32 == 0)

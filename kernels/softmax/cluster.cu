@@ -111,7 +111,8 @@ DEV uint4 pack(const float *x) {
 #endif
 
 /* Elements [at, at + V) of a row of n, as they lie; those outside read as -inf, which adds nothing.
- * row + at is at a multiple of 16 bytes. Conversion is left for later: it would wait for the load. */
+ * row + at is at a multiple of 16 bytes. Conversion is left for later: it would wait for the load.
+ */
 DEV uint4 load_partial(const KG_T_input *row, int at, int n) {
     unsigned word[4];
 #pragma unroll
@@ -183,8 +184,9 @@ DEV unsigned shared_at(const void *p) {
 DEV void barrier_start(const unsigned long long *barrier, unsigned bytes) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_at(barrier)), "r"(1));
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-                 ::"r"(shared_at(barrier)), "r"(bytes) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(barrier)),
+                 "r"(bytes)
+                 : "memory");
 }
 
 DEV void barrier_wait(const unsigned long long *barrier) {
@@ -192,7 +194,9 @@ DEV void barrier_wait(const unsigned long long *barrier) {
     while (!over)
         asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
                      "selp.u32 %0, 1, 0, p; }"
-                     : "=r"(over) : "r"(shared_at(barrier)), "r"(0) : "memory");
+                     : "=r"(over)
+                     : "r"(shared_at(barrier)), "r"(0)
+                     : "memory");
 }
 
 DEV unsigned address_of(const void *p, unsigned rank) {
@@ -201,11 +205,14 @@ DEV unsigned address_of(const void *p, unsigned rank) {
     return at;
 }
 
-/* Writes a pair into the same place of block `rank` of the cluster; its barrier counts the bytes. */
+/* Writes a pair into the same place of block `rank` of the cluster; its barrier counts the bytes.
+ */
 DEV void put(const float2 *place, const unsigned long long *barrier, unsigned rank, float2 pair) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];"
-                 ::"r"(address_of(place, rank)), "f"(pair.x), "f"(pair.y),
-                 "r"(address_of(barrier, rank)) : "memory");
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+            address_of(place, rank)),
+        "f"(pair.x), "f"(pair.y), "r"(address_of(barrier, rank))
+        : "memory");
 }
 
 /* x becomes e^(x - peak); returns the thread's sum. */
@@ -221,7 +228,8 @@ DEV float exponentiate(float (&x)[HELD][V], float peak) {
     return sum;
 }
 
-/* What this warp's exponentials, taken against `peak`, are multiplied with. A warp of -inf alone has
+/* What this warp's exponentials, taken against `peak`, are multiplied with. A warp of -inf alone
+ * has
  * (-inf, 0); where all have it, the sum of 0 gives the NaN that is due. */
 DEV float share_of(const float2 *pairs, float peak) {
     float top = -infinity(), sum = 0.0f;

@@ -12,7 +12,8 @@
  * pairs of a column are joined through shared memory. Columns of up to ROWS * KEEP elements stay in
  * registers and are read once; longer ones are read again, from L2 where a wave of blocks fits it.
  *
- * Traffic: 2 * M * N * K elements from device memory, 3 where the second reading misses L2. Floor: 2
+ * Traffic: 2 * M * N * K elements from device memory, 3 where the second reading misses L2. Floor:
+ * 2
  * * M * N * K over the rate of a copy. Few columns of great length (M * K below the number of
  * multiprocessors) leave most of the device idle.
  *

@@ -100,7 +100,8 @@ DEV uint4 pack(const float *x) {
 #endif
 
 /* Elements [at, at + V) of a row of n, as they lie; those outside read as -inf, which adds nothing.
- * row + at is at a multiple of 16 bytes. Conversion is left for later: it would wait for the load. */
+ * row + at is at a multiple of 16 bytes. Conversion is left for later: it would wait for the load.
+ */
 DEV uint4 load_partial(const KG_T_input *row, int at, int n) {
     unsigned word[4];
 #pragma unroll
@@ -132,7 +133,8 @@ DEV void store(KG_T_output *row, int at, int n, const float *x, bool aligned) {
             row[at + e] = narrow(x[e]);
 }
 
-/* A maximum and the sum of exponentials against it; (-inf, 0) of nothing, (-inf, NaN) of NaN alone. */
+/* A maximum and the sum of exponentials against it; (-inf, 0) of nothing, (-inf, NaN) of NaN alone.
+ */
 DEV float2 join(float2 a, float2 b) {
     const float top = fmaxf(a.x, b.x), low = top == -infinity() ? 0.0f : top;
     return make_float2(top, a.y * exp2_((a.x - low) * LOG2E) + b.y * exp2_((b.x - low) * LOG2E));
@@ -249,7 +251,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const long long row = blockIdx.x / parts;
     float2 all = make_float2(-infinity(), 0.0f);
     for (int i = (int)threadIdx.x; i < parts; i += THREADS)
-        all = join(all, make_float2(pairs[2 * (row * parts + i)], pairs[2 * (row * parts + i) + 1]));
+        all =
+            join(all, make_float2(pairs[2 * (row * parts + i)], pairs[2 * (row * parts + i) + 1]));
     const struct part p = part_of(input + row * n, n, (int)(blockIdx.x % parts), parts);
     write(p, output + row * n, block_join(all));
 }

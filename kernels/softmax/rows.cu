@@ -2,7 +2,7 @@
 { "format": 1, "op": "softmax", "target": "cuda", "min_arch": "sm_80",
   "tunables": {"ROW_THREADS": [256, 32, 128, 512, 1024, 64, 16, 8, 4], "ROWS": [1, 4, 8, 2, 16, 32], "VECS": [4, 1, 2, 8]},
   "specialize": ["N"],
-  "require": "input.dtype != float64 && K == 1 && input.contiguous && output.contiguous && (N % (input.dtype == float32 ? 4 : 8) != 0 || align(input) >= 16) && N + (N % (input.dtype == float32 ? 4 : 8) == 0 ? 0 : 8) <= ROW_THREADS * VECS * (input.dtype == float32 ? 4 : 8) && ROW_THREADS * ROWS >= 64 && ROW_THREADS * ROWS <= 1024",
+  "require": "input.dtype != float64 && K == 1 && input.contiguous && output.contiguous && (N % (input.dtype == float32 ? 4 : 8) != 0 || align(input) >= 16) && N + (N % (input.dtype == float32 ? 4 : 8) == 0 ? 0 : 8) <= ROW_THREADS * VECS * (input.dtype == float32 ? 4 : 8) && ROW_THREADS * ROWS >= 64 && ROW_THREADS * ROWS <= 1024 && ROW_THREADS * ROWS * VECS * (input.dtype == float32 ? 1 : 2) <= 8192",
   "launches": [{"kernel": "softmax_rows", "grid": ["ceil_div(M, ROWS)"], "block": ["ROW_THREADS * ROWS"],
     "args": ["input", "output", {"i64": "M"}, {"i32": "N"}]}] }
 */
@@ -14,8 +14,8 @@
  * belongs to one warp. Vectors lie on 16-byte boundaries of memory: where N is no multiple of a
  * vector, a row's first and last vector are partial and go element by element.
  *
- * Traffic: 2 * M * N elements. Floor: that over the rate of a copy; 2^27 floats take 0.25 ms at 4.26
- * TB/s. At the defaults a thread has 64 bytes in flight.
+ * Traffic: 2 * M * N elements. Floor: that over the rate of a copy; 2^27 floats take 0.25 ms
+ * at 4.26 TB/s. At the defaults a thread has 64 bytes in flight.
  *
  * Launch bounds: ROW_THREADS * ROWS threads, at most 1024. A row with NaN or +inf, and a row of
  * -inf, comes out as NaN. Refuses strided rows and rows that do not fit (cluster.cu, long.cu). */
@@ -107,7 +107,8 @@ DEV uint4 pack(const float *x) {
 #endif
 
 /* Elements [at, at + V) of a row of n, as they lie; those outside read as -inf, which adds nothing.
- * row + at is at a multiple of 16 bytes. Conversion is left for later: it would wait for the load. */
+ * row + at is at a multiple of 16 bytes. Conversion is left for later: it would wait for the load.
+ */
 DEV uint4 load_partial(const KG_T_input *row, int at, int n) {
     unsigned word[4];
 #pragma unroll
@@ -211,7 +212,8 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS *ROWS)
             peak = fmaxf(peak, x[i][e]);
     }
     peak = lanes_max(peak);
-    /* Of a row of one warp, -inf - -inf gives the NaN that is due; among warps the sum of 0 does. */
+    /* Of a row of one warp, -inf - -inf gives the NaN that is due; among warps the sum of 0 does.
+     */
     const float against = ROW_WARPS > 1 && peak == -infinity() ? 0.0f : peak;
     const float sum = lanes_sum(exponentiate(x, against));
     float scale = 1.0f / sum;

@@ -278,13 +278,19 @@ def attention_vjp(
 
 
 @lru_cache(maxsize=256)
-def _reference(op: str) -> Callable[..., Any]:
+def _reference(op: str, device: torch.device | None = None) -> Callable[..., Any]:
     import os
 
     from . import reference
 
     contract = _native.contract(op)
-    return reference.load(os.path.join(contract["registry"], op))
+    moved = () if device is None else (device,)
+    return reference.load(os.path.join(contract["registry"], op), *moved)
+
+
+def _reference_for(op: str, tensors: Sequence[Any]) -> Callable[..., Any]:
+    """The Op's reference for the GPU that its tensors are on, or as it was exported."""
+    return _reference(op, next((t.device for t in tensors if isinstance(t, Tensor) and t.is_cuda), None))
 
 
 def _restore(plain: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
@@ -307,12 +313,12 @@ def serve(call: dict[str, Any], inputs: list[Tensor]) -> list[Tensor]:
     if call["op"] == "attention":
         query, key, value, captured, scalars, _, scale, gqa = _restore(call["args"], inputs)
         return list(attention(query, key, value, captured, scalars, call["program"], scale, bool(gqa)))
-    found = _outputs(_reference(call["op"])(*_restore(call["args"], inputs)))
+    found = _outputs(_reference_for(call["op"], inputs)(*_restore(call["args"], inputs)))
     return [t.clone() if any(t is i for i in inputs) else t for t in found]
 
 
 def own_reference(op: str, args: Sequence[Any]) -> Any:
-    found = _outputs(_reference(op)(*args))
+    found = _outputs(_reference_for(op, args)(*args))
     return found[0] if len(found) == 1 else tuple(found)
 
 
@@ -321,7 +327,7 @@ def own_vjp(
 ) -> list[Tensor]:
     with recording():
         leaves = [t.detach().requires_grad_() if w else t for t, w in zip(tensors, wanted)]
-        found = _outputs(_reference(op)(*_restore(plain, leaves)))
+        found = _outputs(_reference_for(op, leaves)(*_restore(plain, leaves)))
         pairs = [(o, g) for o, g in zip(found, grads) if g is not None and o.requires_grad]
         ends = [t for t, w in zip(leaves, wanted) if w]
         if not pairs:

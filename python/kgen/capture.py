@@ -319,13 +319,18 @@ def place(model: Model, device: torch.device) -> None:
     if model.devices <= {device} and (model.devices or device.type == "cpu"):
         return
     with devices.room_for(device, f"{model.title} and its inputs"), _blame(model.source.path, f"moving it to {device}"):
-        model.module.to(device)
-        for m in model.module.modules():  # tables that a model keeps as plain attributes
-            for name, value in list(vars(m).items()):
-                if isinstance(value, torch.Tensor):
-                    setattr(m, name, value.to(device))
+        move(model.module, device)
         moved = pytree.tree_map_only(torch.Tensor, lambda x: x.to(device), (model.args, model.kwargs))
         model.args, model.kwargs = moved
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """Puts a module on a device, with the tables that it keeps as plain attributes."""
+    module.to(device)
+    for m in module.modules():
+        for name, value in list(vars(m).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(m, name, value.to(device))
 
 
 # Recording

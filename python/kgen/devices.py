@@ -311,14 +311,18 @@ def _by_clock(f: Callable[[], Any]) -> float:
 # What float32 means to torch
 
 
+def _by_new_names() -> tuple[str, str]:
+    """What products and convolutions of float32 are, by torch's newer settings."""
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
 def flags() -> dict[str, Any]:
     """torch's flags that say what float32 arithmetic may be on a GPU, as task.json and the gate's result have them."""
     try:
         matmul, cudnn = bool(torch.backends.cuda.matmul.allow_tf32), bool(torch.backends.cudnn.allow_tf32)
         return {"matmul_tf32": matmul, "cudnn_tf32": cudnn, "matmul_precision": torch.get_float32_matmul_precision()}
-    except RuntimeError:  # a model that used torch's newer settings may not be asked by the older names
-        matmul = getattr(torch.backends.cuda.matmul, "fp32_precision", "none") == "tf32"
-        cudnn = getattr(torch.backends.cudnn, "fp32_precision", "none") == "tf32"
+    except RuntimeError:  # a model that used the newer settings may not be asked by the older names
+        matmul, cudnn = (name == "tf32" for name in _by_new_names())
         return {"matmul_tf32": matmul, "cudnn_tf32": cudnn, "matmul_precision": "high" if matmul else "highest"}
 
 
@@ -329,20 +333,33 @@ def arithmetic(case: dict[str, Any]) -> Iterator[None]:
     if case["device"] == "cpu":
         yield
         return
-    before, wanted = flags(), case.get("precision", "native") != "native"
+    wanted = case.get("precision", "native") != "native"
+    try:  # by the older names, which compilers read; the newer ones only where a model mixed them already
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        with _by_newer_settings("tf32" if wanted else "ieee"):
+            yield
+        return
     try:
         _set_flags(wanted, wanted)
         yield
     finally:
-        _set_flags(before["matmul_tf32"], before["cudnn_tf32"])
-        if before["matmul_precision"] == "medium":
+        _set_flags(*before)
+        if precision == "medium":
             torch.set_float32_matmul_precision("medium")
 
 
-def _set_flags(matmul: bool, cudnn: bool) -> None:
+@contextlib.contextmanager
+def _by_newer_settings(value: str) -> Iterator[None]:
+    before = _by_new_names()
     try:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        torch.backends.cudnn.allow_tf32 = cudnn
-    except RuntimeError:
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if matmul else "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if cudnn else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = value
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
+
+
+def _set_flags(matmul: bool, cudnn: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = matmul
+    torch.backends.cudnn.allow_tf32 = cudnn

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,8 @@ class _Child:
         except ProcessLookupError:
             pass
         self.process.wait()
-        self.link.close()
+        with suppress(OSError):  # what it never read is of no use any more
+            self.link.close()
         self.socket.close()
         self.said.close()
 

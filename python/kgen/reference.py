@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from . import compare, devices, oracle
 from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
-from .capture import as_call, execute_file
+from .capture import as_call, execute_file, move
 from .graphs import quiet
 from .own import state_name
 from .rewrite import Wide, copy_module
@@ -202,9 +202,9 @@ class Reference:
         if kind == "torch":
             made = _canonical(task)
         elif kind == "export":
-            made = _exported(task, devices.of_case(task.cases[0], index) if task.cases else devices.CPU)
+            made = _exported(task, _device(task, index))
         else:
-            made = _from_source(task)
+            made = _from_source(task, _device(task, index))
         made.index = index
         return made
 
@@ -429,8 +429,12 @@ def run_wide(program: Any, tensors: list[torch.Tensor]) -> tuple[tuple[torch.Ten
     return _tuple(out), interpreter.narrow
 
 
-def _from_source(task: Task) -> Reference:
-    call = source_function(task.folder, task.contract, str(task.meta["mode"]))
+def _device(task: Task, index: int) -> torch.device:
+    return devices.of_case(task.cases[0], index) if task.cases else devices.CPU
+
+
+def _from_source(task: Task, device: torch.device) -> Reference:
+    call = source_function(task.folder, task.contract, str(task.meta["mode"]), device)
 
     def run(d: Drawn) -> tuple[torch.Tensor, ...]:
         return call(d.args)
@@ -444,10 +448,10 @@ def _from_source(task: Task) -> Reference:
 
 
 def source_function(
-    folder: Path, contract: dict[str, Any], mode: str
+    folder: Path, contract: dict[str, Any], mode: str, device: torch.device | None = None
 ) -> Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]:
     """A reference that is a file: Model, or a submodule of it (Model.blocks.0), made as KernelBench makes it and
-    called with the Op's tensors as its inputs, parameters and buffers."""
+    called with the Op's tensors as its inputs, parameters and buffers. device: where those will be."""
     path = folder / contract["reference"]["file"]
     name, _, below = str(contract["reference"]["name"]).partition(".")
     space = execute_file(path)
@@ -456,6 +460,8 @@ def source_function(
     init_args, init_kwargs = as_call(space["get_init_inputs"]() if "get_init_inputs" in space else [], "get_init_inputs")
     root = space[name](*init_args, **init_kwargs).train(mode == "train")
     module = root.get_submodule(below)
+    if device is not None and device.type == "cuda":
+        move(module, device)
     state = {state_name(n): n for n, _ in (*module.named_parameters(), *module.named_buffers())}
 
     def call(args: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -503,7 +509,7 @@ def load(folder: Path, device: torch.device | None = None) -> Callable[..., Any]
         module = load_archive(path, device).module()
     else:
         mode = str(tasks.read_json(base / "task.json", None).get("mode", "eval"))
-        of_names = source_function(base, contract, mode)
+        of_names = source_function(base, contract, mode, device)
 
         def module(*values: Any) -> Any:
             return of_names(dict(zip(names, values, strict=True)))

@@ -150,8 +150,8 @@ def fill(judge: Judge, task: Task, reference: Reference, index: int) -> dict[str
     if device.type == "cuda":
         about = judge.describe(index)
         outputs = sum(math.prod(o["shape"]) * _size(o["dtype"]) for o in about["outputs"])
-        inputs = sum(math.prod(i["shape"]) * _size(i["dtype"]) for i in about["inputs"])
-        placing, most = Placing(inputs + outputs, outputs), None
+        inputs = sum(int(i["bytes"]) for i in about["inputs"])
+        placing = Placing(inputs + outputs, outputs)
         wide = sum(8 * math.prod(o["shape"]) for o in about["outputs"])
         if inputs + wide > SPARE:
             most = host_sets(inputs + wide)

@@ -184,25 +184,37 @@ HOUSE = (
 )  # fmt: skip
 
 
-def _gpu_attention(head: int) -> Callable[[], list[Sizes]]:
-    """The sizes of flash_sizes whose heads are of one class, and a few more of it."""
+def _of_heads(head: int, all_sizes: Callable[[], list[Sizes]], more: Sequence[Sizes]) -> Callable[[], list[Sizes]]:
+    """Those of some sizes whose heads are of one class (up to 64, 128, 256), and a few more of it."""
 
     def sizes() -> list[Sizes]:
         below = {64: 0, 128: 64, 256: 128}[head]
-        usual = [s for s in flash_sizes() if below < max(s.d, s.dv) <= head]
-        return [*usual, Sizes(1, 2, 333, head, 1, 1021, head), Sizes(2, 3, 65, head, 3, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
+        return [*(s for s in all_sizes() if below < max(s.d, s.dv) <= head), *more]
 
     return sizes
+
+
+def _gpu_attention(file: str, head: int, chosen: dict[str, int], dtypes: tuple[str, ...], decode: bool = False) -> House:
+    if decode:
+        more = [Sizes(1, 8, 1, head, 8, 1021, head), Sizes(3, 32, 2, head, 4, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
+        sizes = _of_heads(head, decode_sizes, more)
+        timed, at = Sizes(8, 32, 1, head, 8, 8192, head), Sizes(2, 4, 3, head, 4, 131, head)
+    else:
+        more = [Sizes(1, 2, 333, head, 1, 1021, head), Sizes(2, 3, 65, head, 3, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
+        sizes = _of_heads(head, flash_sizes, more)
+        timed, at = Sizes(4, 16, 4096, head, 16, 4096, head), Sizes(2, 4, 70, head, 4, 131, head)
+    return House(f"attention/{file}", "attention", sizes, timed, at, tunables={**chosen, "HEAD": head}, dtypes=dtypes)
 
 
 def _gpu_house() -> tuple[House, ...]:
     """The house kernels for GPUs, each with the choices of tunables that its range takes."""
     rows = [
-        House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen)
-        for timed, chosen in (
-            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}),
-            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}),
-            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}),
+        House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, dtypes=dtypes)
+        for timed, chosen, dtypes in (
+            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}, DTYPES),
+            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, DTYPES),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}, ("float32",)),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, HALVES),
         )
     ]
     cluster = [
@@ -216,18 +228,12 @@ def _gpu_house() -> tuple[House, ...]:
         House("softmax/long.cu", "softmax", gpu_row_sizes, (256, 1 << 20, 1)),
         House("softmax/columns.cu", "softmax", column_sizes, (64, 1024, 1024)),
     ]
-    flash = [
-        House(
-            "attention/flash.cu", "attention", _gpu_attention(head), Sizes(4, 16, 4096, head, 16, 4096, head),
-            Sizes(2, 4, 70, head, 4, 131, head), tunables={"HEAD": head}, dtypes=HALVES,
-        )
-        for head in (64, 128, 256)
-    ]  # fmt: skip
-    plain = House(
-        "attention/fma.cu", "attention", flash_sizes, Sizes(1, 8, 2048, 64, 8, 2048, 64), Sizes(2, 4, 70, 16, 4, 131, 16),
-        dtypes=("float32",),
-    )  # fmt: skip
-    return (*rows, *cluster, *others, *flash, plain)
+    full = ("float32",)
+    attention = [_gpu_attention("flash.cu", head, {}, HALVES) for head in (64, 128, 256)]
+    # Each within what a block of an sm_80 has of registers and shared memory.
+    attention += [_gpu_attention("fma.cu", head, {"TM": tm}, full) for head, tm in ((64, 8), (128, 8), (256, 4))]
+    attention += [_gpu_attention("decode.cu", head, {"STAGES": n}, HALVES, True) for head, n in ((64, 3), (128, 3), (256, 2))]
+    return (*rows, *cluster, *others, *attention)
 
 
 GPU_HOUSE = _gpu_house()

@@ -248,8 +248,11 @@ def record(capture: Capture, unit: Unit, matches: list[Match]) -> dict[fx.Node, 
 
 
 def check(match: Match, values: dict[fx.Node, Any]) -> str | None:
-    """rewrite.verify, on a part of the batch and heads when the scores are too many to hold in fp64."""
+    """rewrite.verify, in the values' own dtypes when the scores, or on a GPU all of them, are too many to hold in fp64."""
     d = match.detail
+    device = next((v.device for v in values.values() if isinstance(v, torch.Tensor) and v.is_cuda), None)
+    if device is not None and match.out.meta["val"].numel() * 8 * 6 > devices.free_bytes(device):
+        return rewrite.verify(match, values, wide=False)
     if isinstance(d, Attention):
         scores = math.prod(d.query.shape[:3]) * d.key.shape[2]
         if scores * 8 * 4 > VERIFY_BYTES:

@@ -14,7 +14,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -454,7 +453,8 @@ def tune(
     run_dir: str | os.PathLike[str] | None = None, resume: bool = False, min_speedup: float = 1.05,
     targets: tuple[str, ...] = (), promote: bool = True,
 ) -> Report:  # fmt: skip
-    """Tunes a live module or function on example inputs (a tuple of arguments, a dict of keywords, or a tensor).
+    """Tunes a live module or function on example inputs (a tuple of arguments, a dict of keywords, or a tensor), on the
+    device that its tensors are on.
 
     budget: seconds, or "90s", "15m". registry: where to promote to (default: the first of KGEN_REGISTRY, else the
     user's). Raises KgenError with what was wrong. After it, kgen.reload() serves the new Kernels in this process.

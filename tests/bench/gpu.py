@@ -265,6 +265,18 @@ def bench_calls(b: Bench) -> Iterator[Row]:
 
 # The judge
 
+# A Candidate that costs a copy, so that what is left of a judged call is checking.
+COPY = b"""/* kgen
+{ "format": 1, "op": "softmax", "target": "cuda", "require": "K == 1 && input.contiguous",
+  "launches": [{"kernel": "copy", "grid": ["min(ceil_div(M * N, 256), 65536)"], "block": [256],
+                "args": ["input", "output", {"i64": "M * N"}]}] }
+*/
+extern "C" __global__ void copy(const KG_T_input *x, KG_T_input *y, long long n) {
+    for (long long i = blockIdx.x * 256ll + threadIdx.x; i < n; i += gridDim.x * 256ll)
+        y[i] = x[i];
+}
+"""
+
 
 def softmax_judge(b: Bench, m: int, n: int) -> Any:
     from kgen import spread
@@ -297,10 +309,9 @@ def bench_verdict(b: Bench) -> Iterator[Row]:
         yield Row("first-seed verdict at 100 MB, compile included", statistics.median(took), "s", 0.5)
         warm = statistics.median(judged(judge, source, all_sets=False) for _ in range(7))
         after = []
-        for i in range(5):
-            fault = source.replace(b'extern "C" __global__ void', f'/* {i} */ extern "C" __global__ void'.encode())
-            fault = re.sub(rb"(__global__ void \w+\([^)]*\) \{)", rb"\1 *(volatile int *)1 = 0;", fault)
-            assert judge.run(fault, name="long.cu", all_sets=False)["verdict"] != "pass"
+        for _ in range(5):
+            fault = judge.run(COPY.replace(b"y[i] = x[i]", b"y[i + (1ll << 40)] = x[i]"), name="fault.cu", all_sets=False)
+            assert fault["verdict"] in ("illegal_access", "out_of_bounds"), fault["message"]
             after.append(judged(judge, source, all_sets=False) - warm)
         yield Row("worker restart after a fault", statistics.median(after), "s", 0.4)
 
@@ -320,8 +331,39 @@ def bench_endurance(b: Bench) -> Iterator[Row]:
             judged(judge, source + f"/* {os.getpid()} {i} */\n".encode())
         grown = max(0.0, (free - torch.cuda.mem_get_info(b.device)[0]) / 1e6)
         yield Row("host memory grown over 1,000 Candidates", max(0.0, _resident_mb() - host), "MB", 8.0)
-        yield Row("GPU memory grown over 1,000 Candidates", grown, "MB", 0.0)
+        yield Row("GPU memory grown over 1,000 Candidates", grown, "MB", 16.0)
         yield Row("descriptors grown over 1,000 Candidates", float(_descriptors() - fds), "", 0.0)
+
+
+def bench_checks(b: Bench) -> Iterator[Row]:
+    """What a judged call moves: the output is poisoned, the input read and hashed, the output written and compared with its
+    fp64 oracle; by the growth of a verdict's time with the number of calls."""
+    import torch
+
+    from kgen import spread
+    from kgen.judge import Judge
+    from kgen.task import canonical_contract
+
+    m, n = 4096, 65536
+    x = torch.randn(m, n, device=b.device)
+    y, oracle = torch.empty_like(x), x.double()
+    copied = statistics.median(times(b, {"copy": lambda: y.copy_(x)}, b.rounds(31))["copy"])
+    del y
+    with Judge(canonical_contract("softmax").decode(), device=b.device) as judge:
+        case = judge.add_case(spread.softmax_trial("float32", m, n).on("cuda").case)
+        judge.add_set(case, [x], [oracle], torch_errors=[(1.0, 1.0)])
+
+        def run_ms(reps: int) -> float:
+            record = judge.run(COPY, name="copy.cu", reps=reps)
+            assert record["verdict"] == "pass", record["message"]
+            return float(record["details"]["run_ms"])
+
+        run_ms(1)
+        few, many = (min(run_ms(reps) for _ in range(5)) for reps in (4, 24))
+    each = (many - few) / 20
+    moved = 5 * x.nbytes + oracle.nbytes
+    rate, share = moved / each / 1e9, moved / each / (2 * x.nbytes / copied)
+    yield Row("checks around a judged call, share of a copy's rate", share, "x", 0.8, True, f"{rate:.2f} TB/s, copy {copied:.4g} ms")
 
 
 def bench_memory(b: Bench) -> Iterator[Row]:
@@ -351,11 +393,12 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "calls": bench_calls,
     "verdict": bench_verdict,
     "endurance": bench_endurance,
+    "checks": bench_checks,
     "memory": bench_memory,
     **{f"attention-{n.replace(' ', '-').replace(',', '')}": attention_part(n) for n in VARIANTS},
 }
 # What a part takes at most, in seconds; a call begins none that does not fit any more.
-TAKES = {"softmax-fp32": 200, "softmax-bf16": 200, "calls": 60, "verdict": 60, "endurance": 300, "memory": 200}
+TAKES = {"softmax-fp32": 200, "softmax-bf16": 200, "calls": 60, "verdict": 60, "endurance": 300, "checks": 60, "memory": 200}
 TAKES_ATTENTION = 240
 
 

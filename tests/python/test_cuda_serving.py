@@ -290,10 +290,11 @@ def test_gradients_are_torchs(served: None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_is_as_torchs(served: None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("gradients", [True, False])
+def test_autocast_is_as_torchs(served: None, dtype: torch.dtype, gradients: bool) -> None:
     q, k, v = attention_inputs()
     x = torch.randn(4, 40, device=GPU, dtype=dtype)
-    with torch.autocast("cuda", dtype=dtype):
+    with torch.autocast("cuda", dtype=dtype), torch.set_grad_enabled(gradients):
         assert ops.attention(q, k, v).dtype == F.scaled_dot_product_attention(q, k, v).dtype == dtype
         assert ops.softmax(x, 1).dtype == torch.softmax(x, 1).dtype == torch.float32
         assert ops.softmax(q, 1).dtype == torch.softmax(q, 1).dtype

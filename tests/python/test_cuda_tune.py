@@ -373,6 +373,20 @@ def test_a_gpu_full_of_somebody_elses_memory(kgen_server: Server, model: Path, t
     assert "cuda:0 has no room for" in done.message and "other" in done.message and len(done.message.splitlines()) == 1
 
 
+@pytest.mark.slow
+def test_check_and_verify_on_a_gpu(kgen_server: Server, tmp_path: Path) -> None:
+    trial = spread.softmax_trial("float32", 512, 1000).on("cuda")
+    key = _libkgen.case_key(sr.contract("softmax"), trial.case)[0]
+    cr.promote(tmp_path / "g", "softmax", cr.SOFTMAX, [key])
+    done = kgen_server.run("verify", "--registry", tmp_path / "g", "--json", env=cr.visible())
+    assert done.code == 0 and done.records()[0]["state"] == "pass", done.out + done.err
+    done = kgen_server.run("check", "--require", "cuda", "--registry", tmp_path / "g", env=cr.visible())
+    assert done.code == 0 and "1 pass" in done.out, done.out + done.err
+    cr.promote(tmp_path / "g", "softmax", cr.SOFTMAX.replace("FACTOR 1.0f", "FACTOR 1.01f"), [key])
+    done = kgen_server.run("check", "--require", "cuda", "--registry", tmp_path / "g", env=cr.visible())
+    assert done.code == 1 and "wrong_values" in done.out + done.err
+
+
 # A Task of 8 GB within twice its size and 4 GB
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,26 @@ def test_float32_is_float32_unless_the_case_says_otherwise() -> None:
         assert not devices.flags()["matmul_tf32"] and not devices.flags()["cudnn_tf32"]
     finally:
         devices._set_flags(before["matmul_tf32"], before["cudnn_tf32"])
+
+
+def test_a_model_that_used_the_newer_settings() -> None:
+    """In a process of its own: torch does not forget that both were used."""
+    code = """
+import torch
+from kgen import devices
+def now():
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+before = now()
+assert before[0] == "tf32" and devices.flags()["matmul_tf32"]
+with devices.arithmetic({"device": "cuda"}):
+    assert now() == ("ieee", "ieee") and not devices.flags()["matmul_tf32"]
+with devices.arithmetic({"device": "cuda", "precision": "tf32"}):
+    assert now() == ("tf32", "tf32")
+assert now() == before, now()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_chunks_cover_everything_once() -> None:

@@ -194,7 +194,7 @@ FLASH_SHAPES = [
 WIDE_SHAPES = [Shape(1, 2, 1, 33, 70, 128, 128, True), Shape(1, 1, 1, 70, 40, 80, 96)]
 DECODE_SHAPES = [
     Shape(1, 1, 1, 1, 1, 1, 1), Shape(2, 4, 2, 1, 17, 8, 8), Shape(1, 2, 2, 3, 15, 40, 40, True), Shape(2, 2, 2, 7, 65, 64, 64),
-    Shape(1, 16, 1, 1, 100, 17, 50), Shape(2, 6, 3, 2, 300, 33, 64), Shape(1, 4, 2, 1, 2000, 64, 64, True),
+    Shape(1, 8, 1, 2, 100, 17, 50), Shape(2, 6, 3, 2, 300, 33, 64), Shape(1, 4, 2, 1, 2000, 64, 64, True),
 ]  # fmt: skip
 QUICK = {
     ("flash", "plain", BF16), ("flash", "alibi", F16), ("flash", "documents", BF16), ("fma", "capped", F32), ("decode", "window", BF16),
