@@ -4,6 +4,7 @@
  * torch's own SDPA, whose errors the user then sees. */
 #include "runtime/shim.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { QUERY, KEY, VALUE, CAPTURED, SCALARS, PROGRAM, SCALE, GQA, NARGS };
@@ -112,6 +113,26 @@ static int bind_mask(kg_call *call, AtenTensorHandle mask, int *program, kg_erro
     return KG_OK;
 }
 
+static void name_device(int32_t device, int32_t index, char out[24]) {
+    if (device == KG_CUDA)
+        snprintf(out, 24, "cuda:%d", index);
+    else
+        snprintf(out, 24, "cpu");
+}
+
+/* Said here, since what torch says cannot be asked before 2.13. */
+static int wrong_device(int argument, int32_t device, int32_t index, const kg_call *query,
+                        kg_error *err) {
+    static const char *const names[] = {"query", "key", "value"};
+    char its[24], querys[24];
+    name_device(device, index, its);
+    name_device(query->device, query->device_index, querys);
+    return kg_fail(err, KG_EINVAL,
+                   "attention: query, key and value must be on the same device: %s is on %s, query "
+                   "on %s",
+                   names[argument], its, querys);
+}
+
 static int bind_qkv(const StableIValue *stack, kg_call *call, kg_error *err) {
     call->nargs = NARGS;
     call->ncaptured = 0;
@@ -120,10 +141,14 @@ static int bind_qkv(const StableIValue *stack, kg_call *call, kg_error *err) {
     call->skip_outputs = 0;
     int rc = KG_OK;
     for (int i = QUERY; rc == KG_OK && i <= VALUE; i++) {
-        int32_t device = call->device, index = call->device_index;
-        rc = kg_shim_tensor(kg_slot_tensor(stack[i]), &call->args[i], call, err);
-        if (rc == KG_OK && i > 0 && (device != call->device || index != call->device_index))
-            rc = KG_ENOTFOUND; /* torch's own message says which device is which */
+        int32_t device, index;
+        kg_value *v = &call->args[i];
+        v->present = true;
+        rc = kg_torch_view(kg_slot_tensor(stack[i]), &v->u.t, &device, &index, err);
+        if (rc == KG_OK && i == QUERY)
+            call->device = device, call->device_index = index;
+        else if (rc == KG_OK && (device != call->device || index != call->device_index))
+            rc = wrong_device(i, device, index, call, err);
     }
     call->args[CAPTURED].present = false;
     call->args[SCALARS].present = false;

@@ -183,7 +183,7 @@ def test_every_byte_counts() -> None:
             assert wrong["details"]["mismatches"][0]["index"] == [at // 1000, at % 1000]
             missing = judge.run(ROWS.replace("y[i] = x[i]", f"if (i != {at}) y[i] = x[i]"))
             assert missing["verdict"] == "not_all_written" and missing["details"]["unwritten"] == 1
-            changed = judge.run(ROWS.replace("y[i] = x[i]", f"y[i] = x[i]; if (i == {at}) ((KG_T_input *)x)[i] = 0"))
+            changed = judge.run(ROWS.replace("y[i] = x[i]", f"{{ y[i] = x[i]; if (i == {at}) ((KG_T_input *)x)[i] = 0; }}"))
             assert changed["verdict"] == "input_modified", changed["message"]
         assert judge.run(ROWS)["verdict"] == "pass"
 

@@ -36,6 +36,6 @@ extern "C" __global__ void softmax(const float *input, float *output, int N) {
     if (blockIdx.x == 3) {
         float4 v;
         asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(input + 1));
-        y[0] = v.x;
+        y[0] = v.x + v.y + v.z + v.w; /* all four, or a load of one is made of it */
     }
 }
