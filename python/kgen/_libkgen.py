@@ -82,6 +82,8 @@ def lib() -> ctypes.CDLL:
         ],
         "kgen_search": [ctypes.c_void_p, text, text, PROGRESS, ctypes.c_void_p, out],
         "kgen_candidate_check": [text, text, size, text, text, out],
+        "kgen_llm_ask": [text, text, out],
+        "kgen_llm_check": [text, out],
         "kgen_build_image": [text, text, text, size, text, text, ctypes.c_int, out],
     }.items():
         function = getattr(so, name)
@@ -125,6 +127,16 @@ def call_json(function: Callable[..., int], *args: Any) -> Any:
 
 def _path(path: str | Path) -> bytes:
     return str(Path(path).absolute()).encode()
+
+
+def llm_ask(options: dict[str, Any], questions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Asks a model and waits: replies, attempts, sent, spent (csrc/kgen_llm.h)."""
+    return call_json(lib().kgen_llm_ask, json.dumps(options).encode(), json.dumps(list(questions)).encode())
+
+
+def llm_check(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a model as they are understood: host, url, model, price. BadInput says what is wrong."""
+    return call_json(lib().kgen_llm_check, json.dumps(options).encode())
 
 
 def registry_list(registry: str | Path) -> list[dict[str, Any]]:
