@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 struct kg_journal {
     char *path;
     int fd, lock;
+    pthread_mutex_t mutex; /* around what follows, and around the file */
     kg_json **entries;
     size_t n, cap;
 };
@@ -103,6 +105,7 @@ int kg_journal_open(const char *run_dir, kg_journal **out, kg_error *err) {
     if (!j)
         return kg_fail(err, KG_ENOMEM, "journal of %s", run_dir);
     j->fd = j->lock = -1;
+    pthread_mutex_init(&j->mutex, NULL);
     j->path = kg_path_join(run_dir, "journal.jsonl");
     int rc = j->path ? kg_mkdirs(run_dir, err) : kg_fail(err, KG_ENOMEM, "path of a journal");
     if (!rc)
@@ -129,16 +132,25 @@ void kg_journal_close(kg_journal *j) {
         close(j->fd);
     if (j->lock >= 0)
         kg_unlock_file(j->lock);
+    pthread_mutex_destroy(&j->mutex);
     free(j->path);
     free(j);
 }
 
 size_t kg_journal_size(const kg_journal *j) {
-    return j->n;
+    pthread_mutex_t *mutex = (pthread_mutex_t *)&j->mutex;
+    pthread_mutex_lock(mutex);
+    size_t n = j->n;
+    pthread_mutex_unlock(mutex);
+    return n;
 }
 
 const kg_json *kg_journal_at(const kg_journal *j, size_t i) {
-    return i < j->n ? j->entries[i] : NULL;
+    pthread_mutex_t *mutex = (pthread_mutex_t *)&j->mutex;
+    pthread_mutex_lock(mutex);
+    const kg_json *entry = i < j->n ? j->entries[i] : NULL;
+    pthread_mutex_unlock(mutex);
+    return entry;
 }
 
 static int append(kg_journal *j, const kg_json *entry, kg_error *err) {
@@ -153,7 +165,7 @@ static int append(kg_journal *j, const kg_json *entry, kg_error *err) {
     return rc;
 }
 
-int kg_journal_add(kg_journal *j, const char *kind, kg_json *fields, kg_error *err) {
+static int add_entry(kg_journal *j, const char *kind, kg_json *fields, kg_error *err) {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     kg_json_set_int(fields, "format", 1);
@@ -174,5 +186,12 @@ int kg_journal_add(kg_journal *j, const char *kind, kg_json *fields, kg_error *e
         j->n--;
         kg_json_free(fields);
     }
+    return rc;
+}
+
+int kg_journal_add(kg_journal *j, const char *kind, kg_json *fields, kg_error *err) {
+    pthread_mutex_lock(&j->mutex);
+    int rc = add_entry(j, kind, fields, err);
+    pthread_mutex_unlock(&j->mutex);
     return rc;
 }

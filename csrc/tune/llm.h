@@ -78,7 +78,7 @@ typedef struct kg_llm_reply {
     bool tool_calls;          /* it asked for tools, which there are none of */
     kg_llm_usage usage;
     kg_spend charged; /* this attempt */
-    int attempt;      /* from 1 */
+    int attempt;      /* from 1; 0: it was not sent */
     double seconds;
 } kg_llm_reply;
 

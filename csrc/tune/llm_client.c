@@ -169,6 +169,7 @@ static bool end_attempt(kg_llm *c, question *q, const kg_llm_outcome *o, const k
 static void refuse(kg_llm *c, question *q, kg_llm_end end, const char *message) {
     static const kg_spend nothing = {0};
     kg_llm_outcome o = {.end = end};
+    q->attempt = 0; /* nothing was sent: what earlier attempts cost is told already */
     snprintf(o.message, sizeof o.message, "%s", message);
     end_attempt(c, q, &o, &nothing, true);
 }

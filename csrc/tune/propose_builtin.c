@@ -48,17 +48,37 @@ static int read_text(const char *path, kg_source *s, kg_error *err) {
     return rc;
 }
 
+/* Takes item's name and text; both are lost when it fails. */
+static int add_item(kg_sources *s, kg_source *item, const kg_op *op, kg_error *err) {
+    int rc = kg_plan_from_source(item->text, item->n, item->name, op, &item->plan, err);
+    if (!rc)
+        rc = push(s, item, err);
+    if (rc)
+        source_free(item);
+    return rc;
+}
+
 int kg_sources_add_file(kg_sources *s, const char *path, const char *name, const kg_op *op,
                         kg_error *err) {
     kg_source item = {.name = strdup(name)};
     int rc = item.name ? read_text(path, &item, err) : kg_fail(err, KG_ENOMEM, "name %s", name);
-    if (!rc)
-        rc = kg_plan_from_source(item.text, item.n, name, op, &item.plan, err);
-    if (!rc)
-        rc = push(s, &item, err);
-    if (rc)
+    if (rc) {
         source_free(&item);
-    return rc;
+        return rc;
+    }
+    return add_item(s, &item, op, err);
+}
+
+int kg_sources_add_text(kg_sources *s, const char *text, size_t n, const char *name,
+                        const kg_op *op, kg_error *err) {
+    kg_source item = {.name = strdup(name), .text = malloc(n + 1), .n = n};
+    if (!item.name || !item.text) {
+        source_free(&item);
+        return kg_fail(err, KG_ENOMEM, "source %s", name);
+    }
+    memcpy(item.text, text, n);
+    item.text[n] = '\0';
+    return add_item(s, &item, op, err);
 }
 
 bool kg_arch_fits(const char *min_arch, int target, const kg_constants *constants) {

@@ -396,7 +396,9 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
                 .result = out,
                 .started_ns = kg_now_ns(),
                 .journal_before = kg_journal_size(journal)};
-    s.spent_before = spent_before(&s);
+    s.spent_before = options->began_ns ? options->spent_s : spent_before(&s);
+    if (options->began_ns)
+        s.started_ns = options->began_ns;
     s.deadline_ns = s.started_ns + options->budget_ms * 1000000 - (int64_t)(s.spent_before * 1e9);
     *out = (kg_search_result){.ncases = evaluator->ncases};
     for (size_t i = 0; i < KG_MAX_CASES; i++)

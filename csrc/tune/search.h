@@ -24,7 +24,7 @@ typedef struct kg_outcome {
     kg_verdict verdict;
     double time_ns[KG_MAX_CASES]; /* median a Case; 0: not for this Case, or not timed */
     kg_json *record;              /* at KG_LEVEL_FULL: a Record without version; the caller's */
-    char message[512];
+    char message[4096];
 } kg_outcome;
 
 typedef struct kg_evaluator {
@@ -38,8 +38,12 @@ typedef struct kg_evaluator {
 } kg_evaluator;
 
 typedef struct kg_search_options {
-    int64_t budget_ms;     /* wall clock for this Op over all lives of the Run; what is under way is
-                              finished */
+    int64_t budget_ms; /* wall clock for this Op over all lives of the Run; what is under way is
+                          finished */
+    /* Of whoever searches many times within one budget: kg_now_ns when this life of the Run began,
+     * and the seconds that earlier lives spent. 0: this search keeps the clock itself. */
+    int64_t began_ns;
+    double spent_s;
     size_t max_candidates; /* a source; 0: 96 */
     int compile_jobs;      /* threads that prepare; 0: the CPUs of this process */
     /* Every journal entry of this search, as canonical JSON; also what was resumed. May be NULL. */

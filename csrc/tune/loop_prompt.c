@@ -1,0 +1,170 @@
+/* From the state to a prompt: which Candidates are shown, and how ideas fared. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tune/loop_internal.h"
+
+/* Shown with their sources; the prompt drops what does not fit. */
+#define SHOWN 3
+/* A Case that a Candidate is not for costs as much as being this many doublings slower. */
+#define MISSING_CASE 6.0
+
+double kg_loop_cost(const kg_loop_state *l, const kg_attempt *a) {
+    double sum = 0;
+    bool any = false;
+    if (!a->judged || a->verdict != KG_VERDICT_PASS)
+        return INFINITY;
+    for (size_t i = 0; i < l->ncases; i++) {
+        double t = a->tuned_ns[i] > 0 ? a->tuned_ns[i] : a->time_ns[i];
+        double floor_ns = l->known && l->known[i].floor_ns > 0 ? l->known[i].floor_ns : 1;
+        any = any || t > 0;
+        sum += t > 0 ? log2(t / floor_ns) : MISSING_CASE + log2(1e9 / floor_ns) / 2;
+    }
+    return any && l->ncases ? sum / (double)l->ncases : INFINITY;
+}
+
+size_t kg_loop_rank(const kg_loop_state *l, int *out, size_t n) {
+    size_t have = 0;
+    for (size_t i = 0; i < l->nattempts; i++) {
+        const kg_attempt *a = &l->attempts[i];
+        double cost = kg_loop_cost(l, a);
+        if (a->same_as != KG_NONE || isinf(cost))
+            continue;
+        size_t at = have < n ? have++ : n;
+        /* Insertion; the earlier of two equals stays in front. */
+        while (at > 0 && cost < kg_loop_cost(l, &l->attempts[out[at - 1]])) {
+            if (at < n)
+                out[at] = out[at - 1];
+            at--;
+        }
+        if (at < n)
+            out[at] = (int)i;
+    }
+    return have;
+}
+
+static int better(const kg_loop_state *l, int a, int b) {
+    const kg_attempt *x = &l->attempts[a], *y = &l->attempts[b];
+    double cx = kg_loop_cost(l, x), cy = kg_loop_cost(l, y);
+    if (cx < cy || cy < cx)
+        return cx < cy;
+    /* Of those that failed: one that ran before one that did not compile, and that before one
+     * whose plan was refused. */
+    int rx = x->source == KG_NONE ? 0 : x->verdict == KG_VERDICT_COMPILE_ERROR ? 1 : 2;
+    int ry = y->source == KG_NONE ? 0 : y->verdict == KG_VERDICT_COMPILE_ERROR ? 1 : 2;
+    return rx > ry;
+}
+
+int kg_loop_furthest(const kg_loop_state *l, int exchange) {
+    int best = KG_NONE;
+    for (size_t i = 0; i < l->nattempts; i++)
+        if (l->attempts[i].exchange == exchange && (best == KG_NONE || better(l, (int)i, best)))
+            best = (int)i;
+    return best;
+}
+
+void kg_loop_result_line(const kg_loop_state *l, const kg_attempt *a, kg_buf *out) {
+    if (!a->judged) {
+        kg_buf_puts(out, "not judged yet");
+        return;
+    }
+    kg_buf_puts(out, kg_verdict_name(a->verdict));
+    for (size_t i = 0; a->verdict == KG_VERDICT_PASS && i < l->ncases; i++) {
+        double t = a->tuned_ns[i] > 0 ? a->tuned_ns[i] : a->time_ns[i];
+        if (t > 0)
+            kg_buf_printf(out, "%s %.4g us", i ? "," : ",", t / 1e3);
+    }
+    if (a->verdict == KG_VERDICT_PASS || !a->message)
+        return;
+    size_t n = strcspn(a->message, "\n");
+    kg_buf_printf(out, ": %.*s", (int)(n < 200 ? n : 200), a->message);
+}
+
+static kg_prompt_shown shown(const kg_attempt *a) {
+    bool tuned = a->tuned_ns[0] > 0;
+    return (kg_prompt_shown){.id = a->id,
+                             .text = a->text,
+                             .verdict = kg_verdict_name(a->verdict),
+                             .message = a->message,
+                             .time_ns = tuned ? a->tuned_ns : a->time_ns,
+                             .full = a->full};
+}
+
+/* What came of an idea: its best implementation. The caller frees it. */
+static char *idea_result(const kg_loop_state *l, int idea) {
+    int best = KG_NONE;
+    kg_buf text;
+    for (size_t i = 0; i < l->nexchanges; i++) {
+        int a = l->exchanges[i].idea == idea ? kg_loop_furthest(l, (int)i) : KG_NONE;
+        if (a != KG_NONE && (best == KG_NONE || better(l, a, best)))
+            best = a;
+    }
+    if (best == KG_NONE)
+        return NULL;
+    kg_buf_init(&text, 4096);
+    kg_loop_result_line(l, &l->attempts[best], &text);
+    char *taken = kg_buf_take(&text);
+    kg_buf_free(&text);
+    return taken;
+}
+
+static int list_ideas(const kg_loop_state *l, kg_prompt_idea **out, kg_error *err) {
+    kg_prompt_idea *list = calloc(l->nideas ? l->nideas : 1, sizeof *list);
+    if (!list)
+        return kg_fail(err, KG_ENOMEM, "%zu ideas", l->nideas);
+    for (size_t i = 0; i < l->nideas; i++)
+        list[i] = (kg_prompt_idea){l->ideas[i].text, idea_result(l, (int)i)};
+    *out = list;
+    return KG_OK;
+}
+
+static void free_ideas(kg_prompt_idea *list, size_t n) {
+    for (size_t i = 0; list && i < n; i++)
+        free((char *)(uintptr_t)list[i].result);
+    free(list);
+}
+
+/* What of the answer before could not be used. */
+static const char *complaint_of(const kg_loop_state *l, const kg_request *r) {
+    int exchange = KG_NONE;
+    if (r->parent != KG_NONE)
+        exchange = l->attempts[r->parent].exchange;
+    if (r->line >= 0 && r->line < KG_MAX_LINES && l->strategy == &kg_strategy_refine && r->turn > 0)
+        exchange = l->lines[r->line].exchange;
+    if (exchange == KG_NONE)
+        return NULL;
+    const kg_buf *b = &l->exchanges[exchange].complaint;
+    return b->len ? b->data : NULL;
+}
+
+int kg_loop_text(const kg_loop_state *l, const kg_request *r, kg_buf *out, kg_error *err) {
+    int rank[SHOWN];
+    kg_prompt_shown best[SHOWN], last;
+    kg_prompt_idea *ideas = NULL;
+    size_t n = kg_loop_rank(l, rank, SHOWN);
+    for (size_t i = 0; i < n; i++)
+        best[i] = shown(&l->attempts[rank[i]]);
+    int rc = list_ideas(l, &ideas, err);
+    if (rc)
+        return rc;
+    kg_prompt_state s = {.kind = r->kind,
+                         .best = best,
+                         .nbest = n,
+                         .ideas = ideas,
+                         .nideas = l->nideas,
+                         .complaint = complaint_of(l, r),
+                         .idea = r->idea != KG_NONE ? l->ideas[r->idea].text : NULL,
+                         .count = l->options->ideas > 0 ? l->options->ideas : 4};
+    if (r->parent != KG_NONE) {
+        last = shown(&l->attempts[r->parent]);
+        s.last = &last;
+    }
+    /* An answer of which nothing could be used leaves nothing to mend. */
+    if (r->kind == KG_PROMPT_REFINE && r->parent == KG_NONE)
+        s.kind = KG_PROMPT_FRESH;
+    rc = kg_prompt_user(l->prompt, &s, out, err);
+    free_ideas(ideas, l->nideas);
+    return rc;
+}
