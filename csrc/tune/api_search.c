@@ -7,17 +7,20 @@
 #include "base/fs.h"
 #include "base/stop.h"
 #include "kgen_tune.h"
+#include "tune/api_loop.h"
+#include "tune/llm_json.h"
 #include "tune/search_judge.h"
 
 typedef struct options {
     kg_search_options search;
     const char *kernels;  /* folder of the templates; NULL: none of them */
     const kg_json *files; /* paths of further sources */
+    const kg_json *loop;  /* whom to ask; NULL: nobody */
 } options;
 
 static int read_options(const kg_json *json, options *out, kg_error *err) {
-    static const char *const keys[] = {"budget_ms", "max_candidates", "jobs",
-                                       "kernels",   "files",          NULL};
+    static const char *const keys[] = {"budget_ms", "max_candidates", "jobs", "kernels",
+                                       "files",     "loop",           NULL};
     int64_t budget = 0, most = 0, jobs = 0;
     int rc = kg_json_only(json, "search options", keys, err);
     if (!rc)
@@ -32,6 +35,7 @@ static int read_options(const kg_json *json, options *out, kg_error *err) {
         rc = kg_fail(err, KG_EINVAL,
                      "search options: budget_ms, max_candidates and jobs are at least 0");
     out->files = kg_json_get(json, "files");
+    out->loop = kg_json_get(json, "loop");
     out->search.budget_ms = budget;
     out->search.max_candidates = (size_t)most;
     out->search.compile_jobs = (int)jobs;
@@ -126,15 +130,37 @@ static int result_json(const char *run_dir, const kg_sources *sources, const kg_
     return rc;
 }
 
-static int search(kg_judge *judge, const char *run_dir, const options *o, kg_json **out,
-                  kg_error *err) {
+static void add_asked(kg_json *to, const kg_loop_result *r, const kg_spend *spent) {
+    kg_json *o = kg_json_new_object();
+    kg_json_set_int(o, "prompts", (int64_t)r->prompts);
+    kg_json_set_int(o, "answers", (int64_t)r->answers);
+    kg_json_set_int(o, "failed", (int64_t)r->failed);
+    kg_json_set_int(o, "candidates", (int64_t)r->candidates);
+    kg_json_set(o, "spent", kg_spend_json(spent));
+    kg_json_set_str(o, "ended_by", r->ended_by);
+    kg_json_set(to, "asked", o);
+}
+
+static int search_loop(kg_judge *judge, const char *run_dir, const options *o, kg_journal *journal,
+                       kg_json **out, kg_error *err) {
+    kg_loop_result r;
+    kg_spend spent = {0};
+    int rc = kg_api_loop(judge, run_dir, o->loop, &o->search, journal, &r, &spent, err);
+    bool stopped = rc == KG_EINTR;
+    if (!rc || stopped)
+        rc = result_json(run_dir, &r.finalists, &r.search, stopped, out, err);
+    if (!rc)
+        add_asked(*out, &r, &spent);
+    kg_loop_result_free(&r);
+    return rc;
+}
+
+static int search_known(kg_judge *judge, const char *run_dir, const options *o, kg_journal *journal,
+                        kg_json **out, kg_error *err) {
     kg_sources sources = {0};
-    kg_journal *journal = NULL;
     kg_search_result result = {0};
     kg_evaluator evaluator = kg_judge_evaluator(judge);
     int rc = gather(o, judge, &sources, err);
-    if (!rc)
-        rc = kg_journal_open(run_dir, &journal, err);
     if (!rc)
         rc = kg_search(kg_judge_op(judge)->name, &sources, &evaluator, journal, &o->search, &result,
                        err);
@@ -142,8 +168,18 @@ static int search(kg_judge *judge, const char *run_dir, const options *o, kg_jso
     if (!rc || stopped)
         rc = result_json(run_dir, &sources, &result, stopped, out, err);
     kg_search_result_free(&result);
-    kg_journal_close(journal);
     kg_sources_free(&sources);
+    return rc;
+}
+
+static int search(kg_judge *judge, const char *run_dir, const options *o, kg_json **out,
+                  kg_error *err) {
+    kg_journal *journal = NULL;
+    int rc = kg_journal_open(run_dir, &journal, err);
+    if (!rc)
+        rc = o->loop ? search_loop(judge, run_dir, o, journal, out, err)
+                     : search_known(judge, run_dir, o, journal, out, err);
+    kg_journal_close(journal);
     return rc;
 }
 

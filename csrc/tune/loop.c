@@ -20,6 +20,8 @@
 #define BARREN_REFINE 6
 #define BARREN_BRANCH 3
 #define TARGET_SHARE 0.95
+/* A floor that a Candidate beats by more than this was measured while the machine was busy. */
+#define BELIEVED 0.9
 /* Tuned between rounds: few, as there will be better ones. */
 #define PAUSE_SOURCES 2
 #define PAUSE_CANDIDATES 12
@@ -243,7 +245,8 @@ static bool on_target(const engine *e) {
     const kg_attempt *a = &e->l.attempts[rank[0]];
     for (size_t i = 0; i < e->l.ncases; i++) {
         double t = a->tuned_ns[i] > 0 ? a->tuned_ns[i] : a->time_ns[i];
-        if (t <= 0 || e->l.known[i].floor_ns <= 0 || t > e->l.known[i].floor_ns / share)
+        double floor_ns = e->l.known[i].floor_ns;
+        if (t <= 0 || floor_ns <= 0 || t > floor_ns / share || t < floor_ns * BELIEVED)
             return false;
     }
     return true;

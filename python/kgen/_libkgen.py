@@ -84,6 +84,7 @@ def lib() -> ctypes.CDLL:
         "kgen_candidate_check": [text, text, size, text, text, out],
         "kgen_llm_ask": [text, text, out],
         "kgen_llm_check": [text, out],
+        "kgen_prompt": [text, text, text, out],
         "kgen_build_image": [text, text, text, size, text, text, ctypes.c_int, out],
     }.items():
         function = getattr(so, name)
@@ -137,6 +138,16 @@ def llm_ask(options: dict[str, Any], questions: Sequence[dict[str, Any]]) -> dic
 def llm_check(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a model as they are understood: host, url, model, price. BadInput says what is wrong."""
     return call_json(lib().kgen_llm_check, json.dumps(options).encode())
+
+
+def prompt(op_json: str, run_dir: str | Path, loop: dict[str, Any]) -> str:
+    """What a Run would ask next about an Op. BadInput: nothing."""
+    out = ctypes.c_void_p()
+    call(lib().kgen_prompt, op_json.encode(), _path(run_dir), json.dumps(loop).encode(), ctypes.byref(out))
+    try:
+        return ctypes.string_at(out).decode()
+    finally:
+        lib().kgen_free(out)
 
 
 def registry_list(registry: str | Path) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, capture, floors, gate, registries, sets, targets
+from . import _libkgen, asking as askings, capture, floors, gate, registries, sets, targets
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import key_text
@@ -34,7 +34,10 @@ from .reference import Reference
 from .runs import FORMAT, Run, default_dir, now, write_json
 from .ui import Progress, milliseconds, show_result
 
-NO_TEMPLATE = "no template (`kgen capture MODEL --target NAME` and `kgen judge` take any kernel for it)"
+NO_TEMPLATE = (
+    "no template: --proposer llm or files can write it (and `kgen capture MODEL --target NAME` with `kgen judge` take any "
+    "kernel of yours)"
+)
 OP_SHARE = 0.01  # of a budget, for an Op whose headroom is next to nothing
 
 
@@ -50,6 +53,8 @@ class Options:
     registry: Path | None = None
     run_dir: Path | None = None
     resume: bool = False
+    asking: askings.Asking | None = None  # None: the built-in proposer
+    limits: askings.Budget = askings.Budget()
     # What a Run must not be resumed without (runs.ASKED).
     asked: dict[str, Any] = field(default_factory=dict)
 
@@ -112,7 +117,7 @@ def parse_budget(text: str) -> float:
     m = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if not m or float(m[1]) <= 0:
         raise BadInput(f"--budget {text}: give a time such as 90s, 15m or 1h")
-    return float(m[1]) * {"s": 1, "m": 60, "h": 3600}[m[2]]
+    return askings.parse_budget(text).seconds
 
 
 def survey_model(model: capture.Model, options: Options, progress: Progress) -> tuple[Any, Any, list[Any]]:
@@ -125,6 +130,9 @@ def survey_model(model: capture.Model, options: Options, progress: Progress) -> 
         chosen = targets.select(survey, list(options.patterns))
     else:
         chosen = [t for t in survey.targets if t.canonical and t.reason is None]
+    if not chosen and options.asking is not None:
+        # Whoever writes any Op gets the whole Model; parts of it only by name.
+        chosen = [t for t in survey.targets if t.reason is None and t.part is not None and not t.part.path]
     return captured, survey, chosen
 
 
@@ -174,6 +182,8 @@ class OpTuner:
         self.job, self.run, self.registry = job, run, registry
         self.options, self.progress, self.stop = options, progress, stop
         self.searched = 0.0  # seconds of the budget that the search took, in earlier lives of the Run too
+        self.limits: askings.Budget | None = options.limits  # None: nothing is left to ask with
+        self.spent = {"calls": 0, "tokens": 0, "nano_usd": 0}
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task)
         self.contract = (self.task.folder / "op.json").read_text()
@@ -187,7 +197,7 @@ class OpTuner:
             best = {w["case"]: w for w in found["winners"]}
             for i, row in enumerate(rows):
                 row.verdicts = found["verdicts"]
-                if not found["sources"]:
+                if not found["sources"] and self.options.asking is None:
                     row.state, row.reason = "left", NO_TEMPLATE
                 elif i not in best:
                     row.reason = _no_winner(found)
@@ -216,14 +226,35 @@ class OpTuner:
         return degenerate
 
     def _search(self, judge: Judge, budget: float) -> dict[str, Any]:
-        options = {"budget_ms": int(budget * 1000), "kernels": str(kernels_dir())}
+        options: dict[str, Any] = {"budget_ms": int(budget * 1000)}
+        if self.options.asking is None:
+            options["kernels"] = str(kernels_dir())
+        else:
+            options["loop"] = self._loop(judge)
         with self.progress.search(self.task.op, budget) as tell:
             found = _libkgen.search(judge.handle, self.run.path, options, tell)
             self.stop.check()
         self.searched = found["spent_s"]
+        if "asked" in found:
+            self.spent = found["asked"]["spent"]
+            self.progress.note(f"{self.task.op}: {askings.ended(found['asked'])}")
         if found["stopped"]:
             raise KeyboardInterrupt
         return found
+
+    def _loop(self, judge: Judge) -> dict[str, Any]:
+        """How the proposer is asked: with what is left to ask with, and what is known of machine and Cases."""
+        assert self.options.asking is not None
+        limits = self.limits or askings.Budget(calls=1, tokens=1)  # used up: an earlier life's answers still count
+        machine = targets.Machine.measure()
+        threads = len(os.sched_getaffinity(0))
+        text = askings.machine_text(threads, machine.bytes_per_second, machine.flops_per_second)
+        cases = []
+        for i, least in enumerate(self.job.floors):
+            about = judge.describe(i)
+            moved = int(about["bytes"])
+            cases.append({"floor_ns": max(floors.copy_ns(moved), least), "bytes": moved, "flops": float(about["flops"])})
+        return askings.loop_options(self.options.asking, limits, self.task.folder, "cpu", text, cases)
 
     def _gate(self, judge: Judge, i: int, winner: dict[str, Any], row: Row) -> None:
         key, case_hash = _libkgen.case_key(self.contract, self.task.cases[i])
@@ -253,6 +284,11 @@ class OpTuner:
     def _complete(self, winner: dict[str, Any]) -> dict[str, Any]:
         record = {**winner["record"], "source": "kernel.c", "created": now(), "tunables": winner["tunables"]}
         record["proposer"] = {"name": "builtin", "template": winner["source"]}
+        if self.options.asking is not None:
+            record["proposer"] = {
+                "name": self.options.asking.proposer, "model": (self.options.asking.llm or {}).get("model"),
+                "strategy": self.options.asking.strategy, "answer": winner["source"],
+            }  # fmt: skip
         record.setdefault("environment", {})["torch"] = torch.__version__
         from . import spread  # it brings torch's compiler in
 
@@ -303,6 +339,8 @@ class OpTuner:
 
 
 def _no_winner(found: dict[str, Any]) -> str:
+    if "asked" in found and not found["asked"]["candidates"]:
+        return f"no Candidate came ({found['asked']['ended_by'] or 'nothing was asked'})"
     counts = ", ".join(f"{n} {v}" for v, n in found["verdicts"].items())
     return f"no Candidate passed ({counts})" if counts else "no Candidate is for this Case"
 
@@ -330,15 +368,31 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
             except KgenError:
                 run.discard()
                 raise
-            rows: list[Row] = []
-            left_over = options.budget
-            for i, job in enumerate(jobs):
-                tuner = OpTuner(job, run, registry, options, progress, stop)
-                rows += tuner.rows(left_over * job.weight / sum(j.weight for j in jobs[i:]))
-                left_over = max(0.0, left_over - tuner.searched)
+            rows = _tune_all(jobs, run, registry, options, progress, stop)
         report = Report(run_dir, registry, model.title, time.monotonic() - started, rows + left)
         write_json(run_dir / "result.json", report.json())
     return report
+
+
+def _tune_all(
+    jobs: list[Job], run: Run, registry: Path, options: Options, progress: Progress, stop: Stop
+) -> list[Row]:
+    """Every Op with its part of what the ones before left of the budget."""
+    rows: list[Row] = []
+    left_over, spent = options.budget, {"calls": 0, "tokens": 0, "nano_usd": 0}
+    if options.asking is not None and jobs:
+        progress.note(askings.told(options.asking, [j.op for j in jobs]))
+        (run.path / "prompts" / "DONE").unlink(missing_ok=True)
+    for i, job in enumerate(jobs):
+        part = job.weight / sum(j.weight for j in jobs[i:])
+        tuner = OpTuner(job, run, registry, options, progress, stop)
+        tuner.limits = askings.part_of(options.limits, spent, part)
+        rows += tuner.rows(left_over * part)
+        left_over = max(0.0, left_over - tuner.searched)
+        spent = {k: v + tuner.spent[k] for k, v in spent.items()}
+    if options.asking is not None and (run.path / "prompts").is_dir():
+        (run.path / "prompts" / "DONE").touch()
+    return rows
 
 
 def _plan(model: capture.Model, run: Run, options: Options, progress: Progress) -> tuple[list[Job], list[Row]]:
@@ -359,7 +413,7 @@ def _capture_tasks(
     jobs: list[Job] = []
     left: list[Row] = []
     for target in chosen:
-        if target.reason is not None or not _has_template(target.op):
+        if target.reason is not None or (options.asking is None and not _has_template(target.op)):
             left.append(_left_row(target))
             continue
         folder = run.path / "tasks" / target.op
@@ -441,8 +495,15 @@ def _options(args: argparse.Namespace) -> Options:
     min_speedup = getattr(args, "min_speedup", 1.05)
     if not 0 < min_speedup < 1e6:
         raise BadInput(f"--min-speedup {min_speedup}: give a ratio such as 1.05")
+    limits = askings.parse_budget(getattr(args, "budget", "15m"))
+    whom = askings.from_args(args, limits)
+    asked: dict[str, Any] = {"module": args.module, "inputs": args.inputs, "argv": list(args.script_args)}
+    if whom is not None:
+        asked |= {"proposer": whom.proposer, "strategy": whom.strategy}
     return Options(
-        budget=parse_budget(getattr(args, "budget", "15m")),
+        budget=limits.seconds,
+        limits=limits,
+        asking=whom,
         min_speedup=min_speedup,
         patterns=tuple(args.target or ()),
         train={"train": True, "eval": False, None: None}[args.mode],
@@ -450,7 +511,7 @@ def _options(args: argparse.Namespace) -> Options:
         registry=Path(args.registry) if getattr(args, "registry", None) else None,
         run_dir=Path(args.run) if getattr(args, "run", None) else None,
         resume=getattr(args, "resume", False),
-        asked={"module": args.module, "inputs": args.inputs, "argv": list(args.script_args)},
+        asked=asked,
     )
 
 
