@@ -9,6 +9,7 @@
 #include "base/fs.h"
 #include "kgen_tune.h"
 #include "tune/answer.h"
+#include "tune/llm_json.h"
 #include "tune/search_judge.h"
 
 #define DEFAULT_SLOTS 4
@@ -18,6 +19,7 @@ typedef struct loop_json {
     const char *proposer, *strategy, *prompts, *task;
     const char *machine, *notes, *knowledge; /* or NULL */
     int target;                              /* kg_device */
+    int stage;                               /* kg_stage, or -1: all of them */
     const kg_json *llm;
     kg_prompt_case cases[KG_MAX_CASES];
     size_t ncases;
@@ -64,23 +66,54 @@ static int read_cases(const kg_json *list, loop_json *out, kg_error *err) {
     return rc;
 }
 
+static int read_stage(const char *name, int *stage, kg_error *err) {
+    static const char *const names[] = {"advance", "propose", "evaluate", "finish"};
+    *stage = -1;
+    for (int i = 0; name && i < 4; i++)
+        if (!strcmp(name, names[i]))
+            *stage = i;
+    if (!name || *stage >= 0)
+        return KG_OK;
+    return kg_fail(err, KG_EINVAL, "stage %.60s: there are advance, propose, evaluate and finish",
+                   name);
+}
+
 static int read_loop(const kg_json *json, loop_json *out, kg_error *err) {
-    static const char *const keys[] = {"proposer", "strategy", "prompts",      "task",
-                                       "machine",  "notes",    "knowledge",    "llm",
-                                       "cases",    "slots",    "ideas",        "per_idea",
-                                       "patience", "barren",   "target_share", "max_prompt_tokens",
-                                       "target",   NULL};
-    const char *target = "cpu";
+    static const char *const keys[] = {"proposer",
+                                       "strategy",
+                                       "prompts",
+                                       "task",
+                                       "machine",
+                                       "notes",
+                                       "knowledge",
+                                       "llm",
+                                       "cases",
+                                       "slots",
+                                       "ideas",
+                                       "per_idea",
+                                       "patience",
+                                       "barren",
+                                       "target_share",
+                                       "max_prompt_tokens",
+                                       "target",
+                                       "stage",
+                                       NULL};
+    const char *target = "cpu", *stage = NULL;
     *out = (loop_json){.llm = kg_json_get(json, "llm")};
     int rc = kg_json_only(json, "loop", keys, err);
     const struct {
         const char *key;
         bool needed;
         const char **to;
-    } texts[] = {{"proposer", true, &out->proposer},    {"strategy", true, &out->strategy},
-                 {"prompts", true, &out->prompts},      {"task", true, &out->task},
-                 {"machine", false, &out->machine},     {"notes", false, &out->notes},
-                 {"knowledge", false, &out->knowledge}, {"target", false, &target}};
+    } texts[] = {{"proposer", true, &out->proposer},
+                 {"strategy", true, &out->strategy},
+                 {"prompts", true, &out->prompts},
+                 {"task", true, &out->task},
+                 {"machine", false, &out->machine},
+                 {"notes", false, &out->notes},
+                 {"knowledge", false, &out->knowledge},
+                 {"target", false, &target},
+                 {"stage", false, &stage}};
     const struct {
         const char *key;
         int64_t most, *to;
@@ -100,6 +133,8 @@ static int read_loop(const kg_json *json, loop_json *out, kg_error *err) {
     out->target = strcmp(target, "cuda") == 0 ? KG_CUDA : KG_CPU;
     if (!rc && out->target == KG_CPU && strcmp(target, "cpu") != 0)
         rc = kg_fail(err, KG_EINVAL, "target %.60s: there are cpu and cuda", target);
+    if (!rc)
+        rc = read_stage(stage, &out->stage, err);
     return rc ? rc : read_cases(kg_json_get(json, "cases"), out, err);
 }
 
@@ -184,6 +219,19 @@ static int write_about(const loop_json *j, const kg_json *json, const kg_llm_opt
     return kg_buf_check(out, "a loop's options", err);
 }
 
+/* The whole loop, or the one stage of it that was asked for. */
+static int run_loop(const loop_json *j, const kg_op *op, const kg_prompt *prompt, size_t ncases,
+                    kg_proposer *proposer, const kg_evaluator *evaluator, kg_journal *journal,
+                    const kg_loop_options *options, kg_loop_result *out, kg_error *err) {
+    const kg_prompt_case *known = j->ncases ? j->cases : NULL;
+    if (j->stage < 0)
+        return kg_loop(op->name, op, prompt, known, proposer, evaluator, journal, options, out,
+                       err);
+    return kg_loop_stage((kg_stage)j->stage, op->name, op, prompt, known, ncases,
+                         j->slots ? (size_t)j->slots : DEFAULT_SLOTS, proposer, evaluator, journal,
+                         options, out, err);
+}
+
 int kg_api_loop(kg_judge *judge, const char *run_dir, const kg_json *json,
                 const kg_search_options *o, kg_journal *journal, kg_loop_result *out,
                 kg_spend *spent, kg_error *err) {
@@ -202,14 +250,14 @@ int kg_api_loop(kg_judge *judge, const char *run_dir, const kg_json *json,
                      evaluator.ncases);
     if (!rc)
         rc = open_prompt(&j, op, &prompt, err);
-    if (!rc)
+    if (!rc && j.stage < 0)
         rc = open_proposer(&j, op->name, run_dir, o, journal, &llm, &proposer, err);
     if (!rc)
         rc = write_about(&j, json, &llm, &about, err);
     if (!rc) {
         kg_loop_options options = options_of(&j, o, about.data);
-        rc = kg_loop(op->name, op, prompt, j.ncases ? j.cases : NULL, &proposer, &evaluator,
-                     journal, &options, out, err);
+        rc = run_loop(&j, op, prompt, evaluator.ncases, &proposer, &evaluator, journal, &options,
+                      out, err);
     }
     if (proposer.close)
         proposer.close(proposer.ctx);
@@ -217,6 +265,84 @@ int kg_api_loop(kg_judge *judge, const char *run_dir, const kg_json *json,
     kg_llm_options_free(&llm);
     kg_prompt_close(prompt);
     kg_buf_free(&about);
+    return rc;
+}
+
+kg_json *kg_api_asked(const kg_loop_result *r, const kg_spend *spent) {
+    kg_json *o = kg_json_new_object();
+    kg_json_set_int(o, "prompts", (int64_t)r->prompts);
+    kg_json_set_int(o, "answers", (int64_t)r->answers);
+    kg_json_set_int(o, "failed", (int64_t)r->failed);
+    kg_json_set_int(o, "candidates", (int64_t)r->candidates);
+    kg_json_set_int(o, "open", (int64_t)r->open);
+    kg_json_set_int(o, "unjudged", (int64_t)r->unjudged);
+    kg_json_set_bool(o, "over", r->over);
+    kg_json_set(o, "spent", kg_spend_json(spent));
+    kg_json_set_str(o, "ended_by", r->ended_by);
+    return o;
+}
+
+/* --- stages without a judge --- */
+
+static int stage(const char *op_json, const char *run_dir, const kg_json *json,
+                 const kg_search_options *o, kg_json **result, kg_error *err) {
+    kg_op *op = NULL;
+    loop_json j;
+    kg_prompt *prompt = NULL;
+    kg_journal *journal = NULL;
+    kg_llm_options llm = {0};
+    kg_proposer proposer = {0};
+    kg_loop_result out = {0};
+    int rc = kg_op_from_json(op_json, strlen(op_json), "op.json", &op, err);
+    if (!rc)
+        rc = read_loop(json, &j, err);
+    if (!rc && j.stage != KG_STAGE_ADVANCE && j.stage != KG_STAGE_PROPOSE)
+        rc = kg_fail(err, KG_EINVAL, "without a judge there are the stages advance and propose");
+    if (!rc)
+        rc = open_prompt(&j, op, &prompt, err);
+    if (!rc)
+        rc = kg_journal_open(run_dir, &journal, err);
+    if (!rc && j.stage == KG_STAGE_PROPOSE)
+        rc = open_proposer(&j, op->name, run_dir, o, journal, &llm, &proposer, err);
+    if (!rc) {
+        kg_loop_options options = options_of(&j, o, NULL);
+        rc = run_loop(&j, op, prompt, j.ncases, &proposer, NULL, journal, &options, &out, err);
+    }
+    if (proposer.close)
+        proposer.close(proposer.ctx);
+    if (!rc) {
+        kg_spend spent = kg_journal_spent(journal, op->name);
+        *result = kg_api_asked(&out, &spent);
+    }
+    kg_loop_result_free(&out);
+    kg_journal_close(journal);
+    kg_llm_options_free(&llm);
+    kg_prompt_close(prompt);
+    kg_op_free(op);
+    return rc;
+}
+
+int kgen_loop_stage(const char *op_json, const char *run_dir, const char *loop, int64_t budget_ms,
+                    kgen_progress progress, void *ctx, char **json, char *err, size_t nerr) {
+    kg_error e = {0};
+    kg_json *given = NULL, *result = NULL;
+    kg_buf text;
+    kg_search_options o = {.budget_ms = budget_ms, .progress = progress, .progress_ctx = ctx};
+    kg_buf_init(&text, 0);
+    int rc = kg_json_parse(loop, strlen(loop), "loop", &given, &e);
+    if (!rc)
+        rc = stage(op_json, run_dir, given, &o, &result, &e);
+    if (!rc) {
+        kg_json_canonical(result, &text);
+        rc = kg_buf_check(&text, "a result", &e);
+    }
+    if (!rc && !(*json = kg_buf_take(&text)))
+        rc = kg_fail(&e, KG_ENOMEM, "a result");
+    kg_buf_free(&text);
+    kg_json_free(result);
+    kg_json_free(given);
+    if (rc && err && nerr)
+        snprintf(err, nerr, "%s", e.msg);
     return rc;
 }
 

@@ -11,4 +11,7 @@ int kg_api_loop(kg_judge *judge, const char *run_dir, const kg_json *json,
                 const kg_search_options *o, kg_journal *journal, kg_loop_result *out,
                 kg_spend *spent, kg_error *err);
 
+/* What came of it: the result's "asked". */
+kg_json *kg_api_asked(const kg_loop_result *r, const kg_spend *spent);
+
 #endif

@@ -8,7 +8,6 @@
 #include "base/stop.h"
 #include "kgen_tune.h"
 #include "tune/api_loop.h"
-#include "tune/llm_json.h"
 #include "tune/search_judge.h"
 
 typedef struct options {
@@ -130,17 +129,6 @@ static int result_json(const char *run_dir, const kg_sources *sources, const kg_
     return rc;
 }
 
-static void add_asked(kg_json *to, const kg_loop_result *r, const kg_spend *spent) {
-    kg_json *o = kg_json_new_object();
-    kg_json_set_int(o, "prompts", (int64_t)r->prompts);
-    kg_json_set_int(o, "answers", (int64_t)r->answers);
-    kg_json_set_int(o, "failed", (int64_t)r->failed);
-    kg_json_set_int(o, "candidates", (int64_t)r->candidates);
-    kg_json_set(o, "spent", kg_spend_json(spent));
-    kg_json_set_str(o, "ended_by", r->ended_by);
-    kg_json_set(to, "asked", o);
-}
-
 static int search_loop(kg_judge *judge, const char *run_dir, const options *o, kg_journal *journal,
                        kg_json **out, kg_error *err) {
     kg_loop_result r;
@@ -150,7 +138,7 @@ static int search_loop(kg_judge *judge, const char *run_dir, const options *o, k
     if (!rc || stopped)
         rc = result_json(run_dir, &r.finalists, &r.search, stopped, out, err);
     if (!rc)
-        add_asked(*out, &r, &spent);
+        kg_json_set(*out, "asked", kg_api_asked(&r, &spent));
     kg_loop_result_free(&r);
     return rc;
 }

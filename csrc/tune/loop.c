@@ -342,8 +342,13 @@ static void give(engine *e) {
     out->prompts = e->l.nexchanges;
     out->answers = e->l.answers;
     out->failed = e->l.failed;
-    for (size_t i = 0; i < e->l.nattempts; i++)
+    for (size_t i = 0; i < e->l.nattempts; i++) {
         out->candidates += e->l.attempts[i].same_as == KG_NONE;
+        out->unjudged += !e->l.attempts[i].judged && e->l.attempts[i].same_as == KG_NONE;
+    }
+    for (size_t i = 0; i < e->l.nexchanges; i++)
+        out->open += e->l.exchanges[i].state == KG_ASKED;
+    out->over = e->over;
     memcpy(out->search.verdicts, e->l.verdicts, sizeof out->search.verdicts);
     out->search.spent_s = kg_loop_spent(&e->l);
     /* The finalists' texts are in it. */
@@ -409,6 +414,75 @@ int kg_loop(const char *op_name, const kg_op *op, const kg_prompt *prompt,
         rc = kg_fail(err, KG_EINVAL, "%s", out->ended_by);
     if (!rc)
         rc = finish(&e, err);
+    if (!rc || rc == KG_EINTR)
+        give(&e);
+    kg_loop_state_free(&e.l);
+    return rc;
+}
+
+/* --- stages --- */
+
+static int advance(engine *e, kg_error *err) {
+    kg_request r;
+    size_t open = 0;
+    int rc = KG_OK;
+    look_whether_over(e);
+    for (size_t i = 0; i < e->l.nexchanges; i++)
+        open += e->l.exchanges[i].state == KG_ASKED;
+    for (; !rc && !e->over && open < e->l.slots && e->l.strategy->next(&e->l, &r); open++)
+        rc = kg_loop_ask(&e->l, &r, err);
+    return rc;
+}
+
+/* Asks what is open and waits for all of it. */
+static int propose(engine *e, kg_error *err) {
+    for (;;) {
+        if (kg_stop_wanted())
+            return kg_fail(err, KG_EINTR, "the loop over %s stopped", e->l.op_name);
+        int rc = kg_loop_read(&e->l, err);
+        for (size_t i = 0; !rc && i < e->l.nexchanges && may_ask(e); i++)
+            if (e->l.exchanges[i].state == KG_ASKED && !e->l.exchanges[i].sent)
+                rc = send(e, &e->l.exchanges[i], err);
+        if (rc || open_prompts(e) == 0 || kg_now_ns() >= e->ask_until_ns)
+            return rc;
+        rc = collect(e, err);
+        if (rc)
+            return rc;
+    }
+}
+
+static int evaluate(engine *e, kg_error *err) {
+    int rc = note_candidates(e, err);
+    if (!rc)
+        rc = judge_pending(e, err);
+    if (rc)
+        return rc;
+    kg_loop_settle(&e->l);
+    if (e->l.strategy->pause(&e->l))
+        rc = tune_best(e, PAUSE_SOURCES, PAUSE_CANDIDATES, err);
+    look_whether_over(e);
+    return rc;
+}
+
+int kg_loop_stage(kg_stage stage, const char *op_name, const kg_op *op, const kg_prompt *prompt,
+                  const kg_prompt_case *known, size_t ncases, size_t slots, kg_proposer *proposer,
+                  const kg_evaluator *evaluator, kg_journal *journal,
+                  const kg_loop_options *options, kg_loop_result *out, kg_error *err) {
+    static int (*const stages[])(engine *, kg_error *) = {advance, propose, evaluate, finish};
+    engine e = {.proposer = proposer, .evaluator = evaluator, .out = out};
+    *out = (kg_loop_result){.search.ncases = ncases};
+    for (size_t i = 0; i < KG_MAX_CASES; i++)
+        out->search.winners[i].source = -1;
+    int rc = begin(&e.l, op_name, op, prompt, known, ncases, journal, options, err);
+    if (rc)
+        return rc;
+    e.l.slots = slots < KG_MAX_LINES ? slots : KG_MAX_LINES;
+    e.ask_until_ns = e.l.deadline_ns - kg_loop_tail_ns(options->budget_ms);
+    rc = kg_loop_begin(&e.l, err);
+    if (!rc)
+        rc = stages[stage](&e, err);
+    if (!rc && e.fatal)
+        rc = kg_fail(err, KG_EINVAL, "%s", out->ended_by);
     if (!rc || rc == KG_EINTR)
         give(&e);
     kg_loop_state_free(&e.l);

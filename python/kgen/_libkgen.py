@@ -7,11 +7,12 @@ pays for it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def lib() -> ctypes.CDLL:
         "kgen_llm_ask": [text, text, out],
         "kgen_llm_check": [text, out],
         "kgen_prompt": [text, text, text, out],
+        "kgen_loop_stage": [text, text, text, ctypes.c_int64, PROGRESS, ctypes.c_void_p, out],
         "kgen_build_image": [text, text, text, size, text, text, ctypes.c_int, out],
     }.items():
         function = getattr(so, name)
@@ -264,6 +266,26 @@ def search(
 ) -> dict[str, Any]:
     """Searches over a judge's Cases (csrc/kgen_tune.h has options and result). judge: the handle of a kg_judge. An
     exception of progress ends the search and is raised."""
+    with _telling(progress) as callback:
+        return call_json(
+            lib().kgen_search, judge, _path(run_dir), json.dumps(options).encode(), callback, None
+        )
+
+
+def loop_stage(
+    op_json: str, run_dir: str | Path, loop: dict[str, Any], budget: float, progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """A stage of a loop that needs no device (csrc/kgen_tune.h). budget in seconds."""
+    with _telling(progress) as callback:
+        return call_json(
+            lib().kgen_loop_stage, op_json.encode(), _path(run_dir), json.dumps(loop).encode(), int(budget * 1000),
+            callback, None,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _telling(progress: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
+    """A callback of C; what it raises ends the work and is raised here."""
     failed: list[Exception] = []
 
     def tell(_: Any, entry: bytes) -> None:
@@ -273,11 +295,8 @@ def search(
             failed.append(e)
             stop(True)
 
-    callback = PROGRESS(tell)
     try:
-        return call_json(
-            lib().kgen_search, judge, _path(run_dir), json.dumps(options).encode(), callback, None
-        )
+        yield PROGRESS(tell)
     finally:
         if failed:
             raise failed[0]

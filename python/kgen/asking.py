@@ -45,7 +45,7 @@ def parse_budget(text: str) -> Budget:
     for word in text.split(","):
         m = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|usd|(k|M)?(calls?|tok(?:ens?)?))", word.strip())
         if not m or float(m[1]) <= 0:
-            raise BadInput(f"--budget {word.strip() or text}: give 90s, 15m, 1h, 2usd, 40calls or 2Mtok, above zero")
+            raise BadInput(f"--budget {word.strip() or text}: give a time such as 90s, 15m or 1h, or 2usd, 40calls, 2Mtok; above zero")
         if m[2] in _UNITS:
             kind, value = "seconds", float(m[1]) * _UNITS[m[2]]
         elif m[2] == "usd":
@@ -225,6 +225,11 @@ def run_prompt(args: argparse.Namespace) -> int:
     if not (run / "run.json").is_file():
         raise BadInput(f"{run} is no Run: there is no run.json in it")
     loops = {e["op"]: e["options"] for e in entries(run, "loop")}
+    if (run / "stages.json").is_file():
+        from .stages import Staged
+
+        staged = Staged(run)
+        loops = {j.op: staged.loop(j.op, Budget()) for j in staged.jobs}
     if not loops:
         raise BadInput(f"{run}: nobody was asked in this Run yet; `kgen tune --proposer llm|files` asks")
     if args.op is not None and args.op not in loops:
@@ -232,6 +237,6 @@ def run_prompt(args: argparse.Namespace) -> int:
     op = args.op or list(loops)[-1]
     task = run / "tasks" / op
     # The Run may have moved since.
-    options = {**loops[op], "task": str(task), "prompts": str(kernels_dir() / "prompts")}
+    options = {**{k: v for k, v in loops[op].items() if k != "llm"}, "task": str(task), "prompts": str(kernels_dir() / "prompts")}
     print(_libkgen.prompt((task / "op.json").read_text(), run, options))
     return 0

@@ -90,6 +90,9 @@ def _proposer_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--proxy", metavar="URL", help="default: what the environment says")
     p.add_argument("--ca", metavar="FILE", help="certificates of an authority of your own, PEM")
     p.add_argument("--prices", action="append", metavar="FILE", help="a price table before kgen's own")
+    p.add_argument(
+        "--stages", action="store_true", help="capture and write the first prompts; then kgen propose, evaluate, advance in turn"
+    )
     p.add_argument("--note", metavar="TEXT", help="an instruction of yours for the prompts")
     p.add_argument("--knowledge", action="append", metavar="FILE", help="a text that goes into the prompts")
 
@@ -192,6 +195,27 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
     p.add_argument("run_dir", metavar="RUN_DIR")
     p.add_argument("-o", "--output", metavar="F.html")
     p.set_defaults(run_command=_lazy("report", "run_report"))
+
+    for name, what in (
+        ("advance", "decide what a staged Run asks next; needs neither network nor device"),
+        ("propose", "ask what is open in a staged Run; needs the network alone"),
+    ):
+        p = sub.add_parser(name, help=what)
+        p.add_argument("run_dir", metavar="RUN_DIR")
+        p.add_argument("--json", action="store_true")
+        p.set_defaults(run_command=_lazy("stages", "run_stage"))
+    p = sub.add_parser("evaluate", help="judge what came in a staged Run; needs the device alone")
+    p.add_argument("run_dir", metavar="RUN_DIR")
+    p.add_argument("--finish", action="store_true", help="then tune the best, and gate and promote them")
+    _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
+    p.add_argument("--no-promote", action="store_true", help="judge and gate only")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run_command=_lazy("stages", "run_evaluate"))
+
+    p = sub.add_parser("export", help="conversations with rewards a turn, for training, as JSON lines")
+    p.add_argument("run_dir", metavar="RUN_DIR")
+    p.add_argument("--trajectories", metavar="F.jsonl", required=True)
+    p.set_defaults(run_command=_lazy("trajectories", "run_export"))
 
     p = sub.add_parser("prompt", help="show what a Run would ask its proposer next")
     p.add_argument("run_dir", metavar="RUN_DIR")

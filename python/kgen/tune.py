@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ NO_TEMPLATE = (
     "no template: --proposer llm or files can write it (and `kgen capture MODEL --target NAME` with `kgen judge` take any "
     "kernel of yours)"
 )
+NOT_ASKED = "not asked for: name it with --target"
 OP_SHARE = 0.01  # of a budget, for an Op whose headroom is next to nothing
 
 
@@ -55,6 +56,7 @@ class Options:
     resume: bool = False
     asking: askings.Asking | None = None  # None: the built-in proposer
     limits: askings.Budget = askings.Budget()
+    capture_only: bool = False  # the Tasks, and no search
     # What a Run must not be resumed without (runs.ASKED).
     asked: dict[str, Any] = field(default_factory=dict)
 
@@ -184,6 +186,8 @@ class OpTuner:
         self.searched = 0.0  # seconds of the budget that the search took, in earlier lives of the Run too
         self.limits: askings.Budget | None = options.limits  # None: nothing is left to ask with
         self.spent = {"calls": 0, "tokens": 0, "nano_usd": 0}
+        self.stage: str | None = None  # of a loop; None: all of it
+        self.check_machine: Callable[[str], None] = lambda text: None
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task)
         self.contract = (self.task.folder / "op.json").read_text()
@@ -193,6 +197,8 @@ class OpTuner:
         with Judge(self.contract) as judge:
             degenerate = self._fill(judge)
             found = self._search(judge, budget)
+            if self.stage == "evaluate":
+                return []
             rows = [self._row(i) for i in range(len(self.task.cases))]
             best = {w["case"]: w for w in found["winners"]}
             for i, row in enumerate(rows):
@@ -249,12 +255,17 @@ class OpTuner:
         machine = targets.Machine.measure()
         threads = len(os.sched_getaffinity(0))
         text = askings.machine_text(threads, machine.bytes_per_second, machine.flops_per_second)
+        self.check_machine(text)
         cases = []
         for i, least in enumerate(self.job.floors):
             about = judge.describe(i)
             moved = int(about["bytes"])
             cases.append({"floor_ns": max(floors.copy_ns(moved), least), "bytes": moved, "flops": float(about["flops"])})
-        return askings.loop_options(self.options.asking, limits, self.task.folder, "cpu", text, cases)
+        loop = askings.loop_options(self.options.asking, limits, self.task.folder, "cpu", text, cases)
+        if self.stage is not None:
+            self.run.add("machine", {"op": self.task.op, "target": "cpu", "text": text, "cases": cases})
+            loop["stage"] = self.stage
+        return loop
 
     def _gate(self, judge: Judge, i: int, winner: dict[str, Any], row: Row) -> None:
         key, case_hash = _libkgen.case_key(self.contract, self.task.cases[i])
@@ -368,6 +379,8 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
             except KgenError:
                 run.discard()
                 raise
+            if options.capture_only:
+                return Report(run_dir, registry, model.title, time.monotonic() - started, left)
             rows = _tune_all(jobs, run, registry, options, progress, stop)
         report = Report(run_dir, registry, model.title, time.monotonic() - started, rows + left)
         write_json(run_dir / "result.json", report.json())
@@ -416,9 +429,9 @@ def _capture_tasks(
         if target.reason is not None or (options.asking is None and not _has_template(target.op)):
             left.append(_left_row(target))
             continue
-        folder = run.path / "tasks" / target.op
         try:
             resolved = targets.resolve(captured, target)
+            folder = run.path / "tasks" / resolved.op  # an Op of the model's own has its full name only now
             if known is None:
                 tasks.write(resolved, captured, folder)
             else:
@@ -426,10 +439,11 @@ def _capture_tasks(
         except NotATarget as e:
             left.append(Row(target.op, target.title, "", target.share, "left", str(e)))
             continue
-        weight = max(target.headroom, OP_SHARE)
-        jobs.append(Job(target.op, target.share, weight, tuple(floors.of_case(c, survey.machine) for c in target.cases)))
+        weight = max(resolved.headroom, OP_SHARE)
+        least = tuple(floors.of_case(c, survey.machine) for c in resolved.cases)
+        jobs.append(Job(resolved.op, resolved.share, weight, least))
     rest = [t for t in survey.targets if t not in chosen and (t.canonical or not options.patterns)]
-    left += [_left_row(t) for t in rest]
+    left += [_left_row(t, NO_TEMPLATE if options.asking is None else NOT_ASKED) for t in rest]
     whole = f"{model.title} itself"
     left += [Row(part.op, part.path or whole, "", 0.0, "left", part.reason) for part in survey.left]
     share = floors.own(captured, [t for t in survey.targets if not t.canonical], survey.machine)
@@ -463,8 +477,8 @@ def _check_task(resolved: Any, captured: capture.Capture, folder: Path) -> None:
         )
 
 
-def _left_row(target: Any) -> Row:
-    return Row(target.op, target.title, "", target.share, "left", target.reason or NO_TEMPLATE)
+def _left_row(target: Any, reason: str = NO_TEMPLATE) -> Row:
+    return Row(target.op, target.title, "", target.share, "left", target.reason or reason)
 
 
 def tune(
@@ -540,6 +554,12 @@ def run_tune(args: argparse.Namespace) -> int:
     model = _load(args)
     run_dir = options.run_dir or default_dir(model.title)
     args.resume_with = (run_dir, resume_hint(args, run_dir))
+    if args.stages:
+        if options.asking is None:
+            raise BadInput("--stages goes with --proposer llm or files")
+        from . import stages
+
+        return stages.begin(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     report = tune_model(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     if args.json:
         print(json.dumps(report.json()))

@@ -274,6 +274,135 @@ def test_an_agent_answers_with_files(kgen_server: Server, model: Path, tmp_path:
     assert any(r["verdict"] == "pass" for r in journal(run) if r["kind"] == "verdict")
 
 
+# --- stages ---
+
+
+@pytest.mark.slow
+def test_stages_take_turns(kgen_server: Server, model: Path, tmp_path: Path) -> None:
+    run, registry = tmp_path / "run", tmp_path / "registry"
+
+    def stage(*words: object, **how: Any) -> Done:
+        return kgen_server.run(*words, env=ENV, **how)
+
+    with serve(learner) as server:
+        words = llm(server, "--in-flight", 1, "--budget", "60s,5calls")
+        begun = stage("tune", model, "--run", run, *words, "--stages", "--min-speedup", "0.0001")
+        assert begun.code == 0 and f"kgen propose {run}" in begun.err and server.seen == []
+        model.unlink()  # no stage needs it again
+        moved = tmp_path / "moved"
+        run.rename(moved)
+        run = moved
+        for n in range(1, 4):
+            asked = stage("propose", run)
+            assert asked.code == 0 and len(server.seen) == n, asked.err
+            again = stage("propose", run)  # nothing is open: nothing is asked
+            assert again.code == 0 and len(server.seen) == n
+            judged = stage("evaluate", run)
+            assert judged.code == 0 and len(server.seen) == n, judged.err
+            assert stage("advance", run, "--json").records()[0][0]["open"] == 1
+    # Where there is no network, propose says so.
+    lost = stage("propose", run)
+    assert lost.code == 3 and "`kgen propose` is for a machine with a network" in lost.message, lost.err
+    shown = stage("prompt", run)
+    assert shown.code == 0 and "The best so far" in shown.out
+    done = stage("evaluate", run, "--finish", "--registry", registry, "--json")
+    assert done.code == 0, done.err
+    (row,) = [r for r in done.records()[0]["rows"] if r["op"] == "softmax"]
+    assert row["state"] == "promoted" and row["verdicts"]["pass"] >= 1
+    record = json.loads(next(registry.glob("softmax/*/*/record.json")).read_text())
+    assert record["proposer"] == {"name": "llm", "model": "scripted", "strategy": "refine", "answer": "softmax-0003.1.c"}
+    verdicts = [e["verdict"] for e in journal(run) if e["kind"] == "verdict" and e["level"] == 0]
+    assert verdicts[:3] == ["wrong_values", "compile_error", "pass"]
+    no_key(run, done)
+    nothing_twice(run)
+
+    out = tmp_path / "t.jsonl"
+    exported = stage("export", run, "--trajectories", out)
+    assert exported.code == 0 and "1 conversations, 3 turns" in exported.out
+    (talk,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [t["kind"] for t in talk["turns"]] == ["fresh", "refine", "refine"] and talk["system"].startswith("You write")
+    rewards = [t["reward"] for t in talk["turns"]]
+    assert rewards[:2] == [0, 0] and rewards[2] >= 0.3 - 1e-9
+    assert [t["return"] for t in talk["turns"]] == pytest.approx([0.16 * rewards[2], 0.4 * rewards[2], rewards[2]])
+    assert talk["turns"][2]["reasoning"] == "now I see" and "`compile_error`" in talk["turns"][2]["user"]
+
+    # Times of another machine do not compare.
+    text = (run / "stages.json").read_text()
+    assert KEY not in text
+    _libkgen.journal_add(run, "machine", {"op": "softmax", "target": "cpu", "text": "- Another CPU, 3 threads", "cases": []})
+    other = stage("evaluate", run)
+    assert other.code == 3 and "was evaluated on another machine (Another CPU, 3 threads)" in other.message
+
+
+def test_stages_of_something_else(kgen_server: Server, tmp_path: Path) -> None:
+    for name in ("propose", "evaluate", "advance"):
+        done = kgen_server.run(name, tmp_path)
+        assert done.code == 2 and "is no Run" in done.message
+    (tmp_path / "run.json").write_text("{}")
+    done = kgen_server.run("advance", tmp_path)
+    assert done.code == 2 and "was not begun with `kgen tune --stages`" in done.message
+    done = kgen_server.run("export", tmp_path, "--trajectories", tmp_path / "x")
+    assert done.code == 2 and "nobody answered anything" in done.message
+
+
+# --- Ops of the model's own ---
+
+OWN = """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(40))
+
+    def forward(self, x):
+        return torch.cumsum(torch.relu(x) * self.scale, dim=-1)
+
+def get_init_inputs():
+    return []
+
+def get_inputs():
+    return [torch.randn(30, 40)]
+"""
+
+
+def own_writer(body: Body) -> Step:
+    user = user_of(body)
+    op = re.search(r'"op":"(model_\w+)"', user)
+    assert op and "aten.cumsum" in user and "aten.relu" in user
+    args = re.search(r'"schema":"model_\w+\(Tensor (\w+), Tensor (\w+)\)', user)
+    assert args
+    x, w = (args[1], args[2]) if args[1] == "x" else (args[2], args[1])
+    return Step(text=block(f"""/* kgen
+{{ "format": 1, "op": "{op[1]}", "target": "cpu",
+  "launches": [{{"kernel": "k", "range": "{x}_0", "args": ["{x}", "{w}", "output", {{"i64": "{x}_1"}}]}}] }}
+*/
+#include <stdint.h>
+void k(int64_t begin, int64_t end, const KG_T_{x} *x, const KG_T_{w} *w, KG_T_output *o, int64_t n) {{
+    for (int64_t r = begin; r < end; r++) {{
+        double sum = 0;
+        for (int64_t i = 0; i < n; i++)
+            o[r * n + i] = (float)(sum += x[r * n + i] > 0 ? (double)x[r * n + i] * w[i] : 0);
+    }}
+}}
+"""))
+
+
+@pytest.mark.slow
+def test_the_whole_model_is_an_op(kgen_server: Server, tmp_path: Path) -> None:
+    path, run, registry = tmp_path / "own.py", tmp_path / "run", tmp_path / "registry"
+    path.write_text(OWN)
+    with serve(own_writer) as server:
+        done = kgen_server.run(
+            "tune", path, "--run", run, "--registry", registry, "--min-speedup", "0.0001", "--json",
+            *llm(server, "--in-flight", 1, "--budget", "20s,1call"), env=ENV,
+        )  # fmt: skip
+    assert done.code == 0, done.err
+    (row,) = [r for r in done.records()[0]["rows"] if r["state"] == "promoted"]
+    assert row["op"].startswith("model_") and row["kernel"].endswith("/v1")
+
+
 # --- bad input ---
 
 
@@ -302,7 +431,7 @@ def test_an_endpoint_that_will_not_do(kgen_server: Server, model: Path, tmp_path
         (("--proposer", "llm", "--endpoint", "http://localhost:1"), "no model: name one with --llm NAME"),
         (("--proposer", "llm", "--llm", "m", "--endpoint", "nonsense"), "endpoint nonsense: give a URL"),
         (("--proposer", "llm", "--llm", "m", "--key-env", "NOT_THERE"), "--key-env NOT_THERE: the environment has no such"),
-        (("--proposer", "llm", "--llm", "m", "--budget", "0usd"), "--budget 0usd: give 90s, 15m"),
+        (("--proposer", "llm", "--llm", "m", "--budget", "0usd"), "--budget 0usd: give a time such as 90s, 15m"),
         (("--proposer", "llm", "--llm", "m", "--budget", "0m"), "above zero"),
         (("--proposer", "llm", "--llm", "m", "--budget", "1m,2m"), "says seconds twice"),
         (("--proposer", "llm", "--llm", "unpriced", "--endpoint", "https://far.test", "--budget", "1usd"), "needs the price of"),
