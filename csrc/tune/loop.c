@@ -34,6 +34,7 @@ typedef struct engine {
     kg_loop_result *out;
     int64_t ask_until_ns;
     bool broke, fatal, over;
+    bool more; /* Candidates wait for the judge */
 } engine;
 
 int64_t kg_loop_tail_ns(int64_t budget_ms) {
@@ -117,14 +118,32 @@ static int note_dropped(engine *e, const kg_attempt *a, kg_error *err) {
     return kg_loop_note(&e->l, "dropped", o, err);
 }
 
+/* The unjudged attempts of the oldest exchanges: of half as many as may be open, so that those that
+ * are judged make room for new questions while the others wait. */
+static size_t pick_pending(engine *e, int *which) {
+    size_t n = 0, exchanges = 0, most = (e->l.slots + 1) / 2;
+    int last = KG_NONE;
+    e->more = false;
+    for (size_t i = 0; i < e->l.nattempts; i++) {
+        const kg_attempt *a = &e->l.attempts[i];
+        if (a->judged || a->same_as != KG_NONE)
+            continue;
+        if (a->exchange != last && ++exchanges > most) {
+            e->more = true;
+            break;
+        }
+        last = a->exchange;
+        which[n++] = (int)i;
+    }
+    return n;
+}
+
 static int judge_pending(engine *e, kg_error *err) {
-    size_t n = 0, count = e->l.nattempts;
+    size_t count = e->l.nattempts;
     int *which = calloc(count ? count : 1, sizeof *which);
     if (!which)
         return kg_fail(err, KG_ENOMEM, "%zu Candidates", count);
-    for (size_t i = 0; i < count; i++)
-        if (!e->l.attempts[i].judged && e->l.attempts[i].same_as == KG_NONE)
-            which[n++] = (int)i;
+    size_t n = pick_pending(e, which);
     int rc = n ? search_over(e, which, n, 1, err) : KG_OK;
     for (size_t i = 0; !rc && i < n; i++)
         if (!e->l.attempts[which[i]].next.any)
@@ -218,10 +237,10 @@ static void because(engine *e, const char *why) {
         snprintf(e->out->ended_by, sizeof e->out->ended_by, "%s", why);
 }
 
-/* Waits for one answer and takes whatever else is there. */
+/* Waits for one answer, unless there is something to judge, and takes whatever else is there. */
 static int collect(engine *e, kg_error *err) {
     kg_proposal p;
-    int rc, wait_ms = WAIT_MS;
+    int rc, wait_ms = e->more ? 0 : WAIT_MS;
     while ((rc = e->proposer->collect(e->proposer->ctx, wait_ms, &p, err)) == KG_OK) {
         wait_ms = 0;
         e->broke = e->broke || p.out_of_budget;
@@ -314,7 +333,7 @@ static int drive(engine *e, kg_error *err) {
             return rc;
         if (kg_now_ns() >= e->ask_until_ns)
             because(e, "the time is up");
-        if (e->over || kg_now_ns() >= e->ask_until_ns || open_prompts(e) == 0)
+        if (e->over || kg_now_ns() >= e->ask_until_ns || (open_prompts(e) == 0 && !e->more))
             return KG_OK;
         rc = collect(e, err);
         if (rc)
@@ -453,8 +472,12 @@ static int propose(engine *e, kg_error *err) {
 
 static int evaluate(engine *e, kg_error *err) {
     int rc = note_candidates(e, err);
-    if (!rc)
-        rc = judge_pending(e, err);
+    do {
+        size_t before = e->l.read;
+        if (!rc)
+            rc = judge_pending(e, err);
+        e->more = e->more && e->l.read > before;
+    } while (!rc && e->more && kg_now_ns() < e->l.deadline_ns);
     if (rc)
         return rc;
     kg_loop_settle(&e->l);

@@ -224,7 +224,7 @@ def run_prompt(args: argparse.Namespace) -> int:
     run = Path(args.run_dir)
     if not (run / "run.json").is_file():
         raise BadInput(f"{run} is no Run: there is no run.json in it")
-    loops = {e["op"]: e["options"] for e in entries(run, "loop")}
+    loops = {e["op"]: e["options"] for e in entries(run, "loop") if "options" in e}
     if (run / "stages.json").is_file():
         from .stages import Staged
 

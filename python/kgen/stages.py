@@ -107,7 +107,11 @@ def begin(model: Any, options: Options, progress: Progress) -> int:
     tune_model(model, replace(options, capture_only=True), progress)
     keep(run_dir, options)
     staged = Staged(run_dir)
-    with staged.open():
+    llm = options.asking.llm if options.asking else None
+    who = {"model": llm["model"], "host": _libkgen.llm_check(llm)["host"]} if llm else {"model": None, "host": None}
+    with staged.open() as run:
+        for job in staged.jobs:
+            run.add("loop", {"op": job.op, "proposer": staged.asking.proposer, "strategy": staged.asking.strategy, **who})
         _say(staged.without_judge("advance", progress), progress)
     progress.note(f"next, where there is a network: kgen propose {run_dir}")
     return 0
@@ -125,6 +129,8 @@ def run_stage(args: argparse.Namespace) -> int:
     progress = Progress(quiet=args.json)
     if args.command == "propose" and staged.asking.proposer == "llm":
         _libkgen.llm_check(staged.asking.llm or {})
+    if args.command == "propose":
+        progress.always(asking.told(staged.asking, [j.op for j in staged.jobs]))
     with staged.open(), stoppable():
         try:
             done = staged.without_judge(args.command, progress)

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, EnvironmentLacks
-from .report import read_journal
 
 CORRECT = 0.3
 DISCOUNT = 0.4
 Entry = dict[str, Any]
 
 
-def _outcomes(entries: Sequence[Entry]) -> dict[str, Entry]:
+def outcomes(entries: Sequence[Entry]) -> dict[str, Entry]:
     """By Candidate's name: verdict, message and the least time a Case that any of its tunings took."""
     found: dict[str, Entry] = {}
     for e in entries:
@@ -52,7 +51,7 @@ def _add_verdict(one: Entry, e: Entry) -> None:
         one["time_ns"] = [min(filter(None, (a, b)), default=0.0) for a, b in zip(before, e["time_ns"], strict=True)]
 
 
-def _time(one: Entry) -> float | None:
+def time_of(one: Entry) -> float | None:
     """The geometric mean of its times; None: it did not pass everywhere."""
     times = one["time_ns"]
     if one["verdict"] != "pass" or not times or min(times) <= 0:
@@ -83,8 +82,8 @@ def trajectories(entries: Sequence[Entry]) -> Iterator[Entry]:
     systems = {e["sha256"]: e["text"] for e in entries if e["kind"] == "system"}
     for op in dict.fromkeys(e["op"] for e in entries if e["kind"] == "prompt"):
         own = [e for e in entries if e.get("op") == op]
-        outcomes = _outcomes(own)
-        first = next((t for o in outcomes.values() if (t := _time(o)) is not None), None)
+        found = outcomes(own)
+        first = next((t for o in found.values() if (t := time_of(o)) is not None), None)
         answers: dict[str, Entry] = {}
         for e in own:
             if e["kind"] == "answer":
@@ -94,7 +93,7 @@ def trajectories(entries: Sequence[Entry]) -> Iterator[Entry]:
             if e["kind"] == "candidate":
                 came.setdefault(e["prompt"], []).append(e["name"])
         for chain in _turns(own):
-            turns = [_turn(p, answers[p["id"]], [outcomes[n] for n in came.get(p["id"], [])], first)
+            turns = [_turn(p, answers[p["id"]], [found[n] for n in came.get(p["id"], [])], first)
                      for p in chain if p["id"] in answers]  # fmt: skip
             if not turns:
                 continue
@@ -105,7 +104,7 @@ def trajectories(entries: Sequence[Entry]) -> Iterator[Entry]:
 
 
 def _turn(prompt: Entry, answer: Entry, candidates: Sequence[Entry], first: float | None) -> Entry:
-    times = [t for c in candidates if (t := _time(c)) is not None]
+    times = [t for c in candidates if (t := time_of(c)) is not None]
     reward = CORRECT + (math.log(first / min(times)) if first else 0.0) if times else 0.0
     return {
         "prompt": prompt["id"], "kind": prompt["prompt_kind"], "user": prompt["user"], "assistant": answer["text"],
@@ -116,6 +115,8 @@ def _turn(prompt: Entry, answer: Entry, candidates: Sequence[Entry], first: floa
 
 def run_export(args: argparse.Namespace) -> int:
     """`kgen export RUN_DIR --trajectories F.jsonl`."""
+    from .report import read_journal
+
     run, out = Path(args.run_dir), Path(args.trajectories)
     if not (run / "run.json").is_file():
         raise BadInput(f"{run} is no Run: there is no run.json in it")

@@ -394,7 +394,7 @@ def _tune_all(
     rows: list[Row] = []
     left_over, spent = options.budget, {"calls": 0, "tokens": 0, "nano_usd": 0}
     if options.asking is not None and jobs:
-        progress.note(askings.told(options.asking, [j.op for j in jobs]))
+        progress.always(askings.told(options.asking, [j.op for j in jobs]))
         (run.path / "prompts" / "DONE").unlink(missing_ok=True)
     for i, job in enumerate(jobs):
         part = job.weight / sum(j.weight for j in jobs[i:])

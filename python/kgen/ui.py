@@ -188,6 +188,15 @@ class Progress:
             self.out.write(text + "\n")
             self.out.flush()
 
+    def always(self, text: str) -> None:
+        """A line that is said even when quiet: what leaves this machine, and where to."""
+        if not self.quiet:
+            self.note(text)
+            return
+        with contextlib.suppress(OSError):
+            self.out.write(f"kgen: {text}\n")
+            self.out.flush()
+
     @contextlib.contextmanager
     def _live(self, text: Callable[[], Sequence[str]]) -> Iterator[None]:
         if not self.terminal or self._screen:

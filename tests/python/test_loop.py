@@ -214,6 +214,30 @@ def test_killed_anywhere_it_pays_for_nothing_twice(kgen_server: Server, model: P
     no_key(run, done)
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_a_model_thinks(kgen_server: Server, model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with serve(Step("silent")) as server:
+        words = llm(server, "--in-flight", 1, "--budget", "60s,3calls")
+        running = kgen_server.start("tune", model, "--run", run, "--no-promote", *words, env=ENV)
+        wait_until(run, "send", 1)
+        start = time.monotonic()
+        running.interrupt()
+        done = running.wait()
+        assert time.monotonic() - start < 15
+    assert done.code == 130 and "go on with: kgen tune" in done.message, done.err
+    assert kgen_server.left_over() == []
+    no_key(run, done)
+    # What was sent may have been billed: it counts. The same prompt is asked again, under another server.
+    with serve(learner) as server:
+        words = llm(server, "--in-flight", 1, "--budget", "60s,3calls")
+        done = tune(kgen_server, model, run, *words, "--resume")
+        assert done.code == 0 and len(server.seen) == 2, done.err
+    asked = [e["id"] for e in journal(run) if e["kind"] == "prompt"]
+    answered = [e["prompt"] for e in journal(run) if e["kind"] == "answer"]
+    assert answered == ["softmax-0001", "softmax-0002"] and asked[:3] == [f"softmax-000{i}" for i in (1, 2, 3)]
+
+
 # --- files ---
 
 
@@ -325,6 +349,13 @@ def test_stages_take_turns(kgen_server: Server, model: Path, tmp_path: Path) -> 
     assert rewards[:2] == [0, 0] and rewards[2] >= 0.3 - 1e-9
     assert [t["return"] for t in talk["turns"]] == pytest.approx([0.16 * rewards[2], 0.4 * rewards[2], rewards[2]])
     assert talk["turns"][2]["reasoning"] == "now I see" and "`compile_error`" in talk["turns"][2]["user"]
+
+    page = tmp_path / "r.html"
+    assert stage("report", run, "-o", page).code == 0
+    html = page.read_text()
+    for part in ("scripted", "over tokens", "softmax-0002</b> refine, mends softmax-0001.1.c", "now I see", "wrong_values",
+                 "+            y[i] = half * expf(x[i]);", "margin-left:2rem"):  # fmt: skip
+        assert part in html, part
 
     # Times of another machine do not compare.
     text = (run / "stages.json").read_text()
