@@ -56,11 +56,11 @@ static int set_sum(kg_json *entry, char sum[17], kg_error *err) {
 static int check_sum(kg_json *entry, const char *what, kg_error *err) {
     char have[17] = "", want[17] = "";
     const char *text = "";
-    int rc = kg_json_str(kg_json_get(entry, "sum"), "sum", &text, err);
-    if (rc)
-        return err ? kg_fail_prefix(err, rc, "%s", what) : rc;
+    if (kg_json_str(kg_json_get(entry, "sum"), "sum", &text, NULL))
+        return kg_fail(err, KG_EFORMAT,
+                       "%s: has no sum, so it was changed or written by an older kgen", what);
     snprintf(have, sizeof have, "%s", text);
-    rc = set_sum(entry, want, err);
+    int rc = set_sum(entry, want, err);
     if (!rc && strcmp(have, want) != 0)
         rc = kg_fail(err, KG_ECORRUPT, "%s: its sum is %s, not %s: the line was changed", what,
                      want, have);

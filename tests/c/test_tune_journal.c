@@ -89,7 +89,7 @@ TEST(journal_refuses_an_entry_without_kind) {
 }
 
 TEST(journal_refuses_an_entry_without_sum) {
-    check_refused("{\"format\":1,\"kind\":\"x\",\"n\":1}\n", "sum");
+    check_refused("{\"format\":1,\"kind\":\"x\",\"n\":1}\n", "has no sum");
 }
 
 /* Whichever bit of a line is flipped, the journal is not taken for whole. */
