@@ -74,7 +74,15 @@ typedef void (*kgen_progress)(void *ctx, const char *entry);
 
 /* Searches the templates (and further files) over a judge's Cases; winners' sources go to
  * <run_dir>/candidates. options: {"budget_ms": 60000, "max_candidates": 96, "jobs": 2, "kernels":
- * DIR, "files": [PATH]}; all but budget_ms may be absent. The result: {"sources": [NAME],
+ * DIR, "files": [PATH], "loop": {...}}; all but budget_ms may be absent. With "loop" a proposer is
+ * asked (tune/loop.h) and nothing else is searched over: {"proposer": "llm" | "files", "strategy",
+ * "prompts": DIR of the texts, "task": DIR, "machine", "notes", "knowledge": TEXT, "llm": {...}
+ * (tune/llm.h), "cases": [{"floor_ns", "bytes", "flops"}], "slots", "ideas", "per_idea",
+ * "patience", "barren", "target_share", "max_prompt_tokens", "target": "cpu" | "cuda",
+ * "stage": one of its stages alone, "evaluate" or "finish"}, and the
+ * result has "asked":
+ * {"prompts", "answers", "failed", "candidates", "open", "unjudged", "over", "spent": {"calls",
+ * "tokens", "nano_usd"}, "ended_by"}. The result: {"sources": [NAME],
  * "winners": [{"case", "id", "source", "file", "tunables", "time_ns", "record"}], "verdicts":
  * {NAME: COUNT}, "judged", "resumed", "dropped", "out_of_time", "spent_s", "stopped"}. judge comes
  * from kgen_judge.h and is borrowed. */
@@ -87,6 +95,14 @@ KGEN_API int kgen_search(struct kg_judge *judge, const char *run_dir, const char
 KGEN_API int kgen_search_over(struct kg_judge *const *judges, size_t njudges, const char *run_dir,
                               const char *options, kgen_progress progress, void *ctx, char **json,
                               char *err, size_t nerr);
+/* The stages of a loop that need no device: "stage" of loop is "advance" or "propose". json is
+ * "asked" as above. */
+KGEN_API int kgen_loop_stage(const char *op_json, const char *run_dir, const char *loop,
+                             int64_t budget_ms, kgen_progress progress, void *ctx, char **json,
+                             char *err, size_t nerr);
+/* What a Run would ask next about an Op; loop as above. KG_ENOTFOUND: nothing. */
+KGEN_API int kgen_prompt(const char *op_json, const char *run_dir, const char *loop, char **text,
+                         char *err, size_t nerr);
 /* Adds one entry to a Run's journal. */
 KGEN_API int kgen_journal_add(const char *run_dir, const char *kind, const char *fields, char *err,
                               size_t nerr);

@@ -7,17 +7,19 @@
 #include "base/fs.h"
 #include "base/stop.h"
 #include "kgen_tune.h"
+#include "tune/api_loop.h"
 #include "tune/search_judge.h"
 
 typedef struct options {
     kg_search_options search;
     const char *kernels;  /* folder of the templates; NULL: none of them */
     const kg_json *files; /* paths of further sources */
+    const kg_json *loop;  /* whom to ask; NULL: nobody */
 } options;
 
 static int read_options(const kg_json *json, options *out, kg_error *err) {
-    static const char *const keys[] = {"budget_ms", "max_candidates", "jobs",
-                                       "kernels",   "files",          NULL};
+    static const char *const keys[] = {"budget_ms", "max_candidates", "jobs", "kernels",
+                                       "files",     "loop",           NULL};
     int64_t budget = 0, most = 0, jobs = 0;
     int rc = kg_json_only(json, "search options", keys, err);
     if (!rc)
@@ -32,6 +34,7 @@ static int read_options(const kg_json *json, options *out, kg_error *err) {
         rc = kg_fail(err, KG_EINVAL,
                      "search options: budget_ms, max_candidates and jobs are at least 0");
     out->files = kg_json_get(json, "files");
+    out->loop = kg_json_get(json, "loop");
     out->search.budget_ms = budget;
     out->search.max_candidates = (size_t)most;
     out->search.compile_jobs = (int)jobs;
@@ -127,10 +130,23 @@ static int result_json(const char *run_dir, const kg_sources *sources, const kg_
     return rc;
 }
 
-static int search(kg_judges *judges, const char *run_dir, const options *o, kg_json **out,
-                  kg_error *err) {
+static int search_loop(kg_judges *judges, const char *run_dir, const options *o,
+                       kg_journal *journal, kg_json **out, kg_error *err) {
+    kg_loop_result r;
+    kg_spend spent = {0};
+    int rc = kg_api_loop(judges, run_dir, o->loop, &o->search, journal, &r, &spent, err);
+    bool stopped = rc == KG_EINTR;
+    if (!rc || stopped)
+        rc = result_json(run_dir, &r.finalists, &r.search, stopped, out, err);
+    if (!rc)
+        kg_json_set(*out, "asked", kg_api_asked(&r, &spent));
+    kg_loop_result_free(&r);
+    return rc;
+}
+
+static int search_known(kg_judges *judges, const char *run_dir, const options *o,
+                        kg_journal *journal, kg_json **out, kg_error *err) {
     kg_sources sources = {0};
-    kg_journal *journal = NULL;
     kg_search_result result = {0};
     kg_evaluator evaluator;
     int rc = kg_judges_evaluator(judges, &evaluator, err);
@@ -138,16 +154,24 @@ static int search(kg_judges *judges, const char *run_dir, const options *o, kg_j
     if (!rc)
         rc = gather(o, judge, &sources, err);
     if (!rc)
-        rc = kg_journal_open(run_dir, &journal, err);
-    if (!rc)
         rc = kg_search(kg_judge_op(judge)->name, &sources, &evaluator, journal, &o->search, &result,
                        err);
     bool stopped = rc == KG_EINTR;
     if (!rc || stopped)
         rc = result_json(run_dir, &sources, &result, stopped, out, err);
     kg_search_result_free(&result);
-    kg_journal_close(journal);
     kg_sources_free(&sources);
+    return rc;
+}
+
+static int search(kg_judges *judges, const char *run_dir, const options *o, kg_json **out,
+                  kg_error *err) {
+    kg_journal *journal = NULL;
+    int rc = kg_journal_open(run_dir, &journal, err);
+    if (!rc)
+        rc = o->loop ? search_loop(judges, run_dir, o, journal, out, err)
+                     : search_known(judges, run_dir, o, journal, out, err);
+    kg_journal_close(journal);
     return rc;
 }
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/fs.h"
+#include "base/hash.h"
 
 /* 4 GiB of journal is a mistake somewhere else. */
 #define MAX_BYTES ((size_t)4 << 30)
@@ -37,7 +38,36 @@ static int keep(kg_journal *j, kg_json *entry, kg_error *err) {
     return KG_OK;
 }
 
-static int check_entry(const kg_journal *j, const kg_json *entry, const char *what, kg_error *err) {
+/* XXH3 of the canonical text with an empty "sum"; sets "sum" to it. */
+static int set_sum(kg_json *entry, char sum[17], kg_error *err) {
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    kg_json_set_str(entry, "sum", "");
+    kg_json_canonical(entry, &text);
+    int rc = kg_buf_check(&text, "journal entry", err);
+    if (!rc)
+        snprintf(sum, 17, "%016llx", (unsigned long long)kg_xxh64(text.data, text.len));
+    if (!rc && !kg_json_set_str(entry, "sum", sum))
+        rc = kg_fail(err, KG_ENOMEM, "journal entry");
+    kg_buf_free(&text);
+    return rc;
+}
+
+static int check_sum(kg_json *entry, const char *what, kg_error *err) {
+    char have[17] = "", want[17] = "";
+    const char *text = "";
+    if (kg_json_str(kg_json_get(entry, "sum"), "sum", &text, NULL))
+        return kg_fail(err, KG_EFORMAT,
+                       "%s: has no sum, so it was changed or written by an older kgen", what);
+    snprintf(have, sizeof have, "%s", text);
+    int rc = set_sum(entry, want, err);
+    if (!rc && strcmp(have, want) != 0)
+        rc = kg_fail(err, KG_ECORRUPT, "%s: its sum is %s, not %s: the line was changed", what,
+                     want, have);
+    return rc;
+}
+
+static int check_entry(const kg_journal *j, kg_json *entry, const char *what, kg_error *err) {
     int64_t n;
     const char *kind;
     int rc = kg_json_format(entry, what, 1, err);
@@ -51,7 +81,7 @@ static int check_entry(const kg_journal *j, const kg_json *entry, const char *wh
     if (n != (int64_t)j->n)
         return kg_fail(err, KG_EFORMAT, "%s: entry has n = %lld where %zu must follow", what,
                        (long long)n, j->n);
-    return KG_OK;
+    return check_sum(entry, what, err);
 }
 
 static int read_line(kg_journal *j, const char *line, size_t n, size_t number, kg_error *err) {
@@ -168,6 +198,7 @@ static int append(kg_journal *j, const kg_json *entry, kg_error *err) {
 
 static int add_entry(kg_journal *j, const char *kind, kg_json *fields, kg_error *err) {
     struct timespec now;
+    char sum[17];
     clock_gettime(CLOCK_REALTIME, &now);
     kg_json_set_int(fields, "format", 1);
     kg_json_set_int(fields, "n", (int64_t)j->n);
@@ -177,7 +208,9 @@ static int add_entry(kg_journal *j, const char *kind, kg_json *fields, kg_error 
         kg_json_free(fields);
         return kg_fail(err, KG_ENOMEM, "journal entry %s", kind);
     }
-    int rc = keep(j, fields, err);
+    int rc = set_sum(fields, sum, err);
+    if (!rc)
+        rc = keep(j, fields, err);
     if (rc) {
         kg_json_free(fields);
         return rc;

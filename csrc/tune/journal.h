@@ -19,8 +19,8 @@ void kg_journal_close(kg_journal *j);
 size_t kg_journal_size(const kg_journal *j);
 const kg_json *kg_journal_at(const kg_journal *j, size_t i); /* borrowed */
 
-/* Takes fields (an object, also when the call fails) and adds "format", "n", "kind" and "t"
- * (seconds since the epoch). */
+/* Takes fields (an object, also when the call fails) and adds "format", "n", "kind", "t"
+ * (seconds since the epoch) and "sum". */
 int kg_journal_add(kg_journal *j, const char *kind, kg_json *fields, kg_error *err);
 
 #endif

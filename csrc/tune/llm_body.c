@@ -102,10 +102,34 @@ static bool names(const char *text, const char *word) {
 
 /* A limit below this is no limit of answers but some other number in the message. */
 #define LEAST_TOKENS 256
+/* A server counts its template, too. */
+#define CONTEXT_MARGIN 64
+
+/* The number that stands before a word; 0: none. */
+static int64_t number_before(const char *text, const char *word) {
+    const char *at = strcasestr(text, word);
+    const char *p = at;
+    while (p && p > text && isdigit((unsigned char)p[-1]))
+        p--;
+    return p && p < at ? strtoll(p, NULL, 10) : 0;
+}
+
+/* "maximum context length is 32768 tokens. However, you requested 50000 tokens (17232 in the
+ * messages, ...": what the prompt leaves; half of the present limit when that is not said. */
+static int64_t context_left(const char *text, int64_t present) {
+    const char *at = strcasestr(text, "maximum context");
+    int64_t whole = 0, used = number_before(text, " in the messages");
+    at += strcspn(at, "0123456789");
+    whole = strtoll(at, NULL, 10);
+    if (!used)
+        used = number_before(text, " input tokens");
+    int64_t left = whole - used - CONTEXT_MARGIN;
+    return whole > 0 && used > 0 && left < present ? left : present / 2;
+}
 
 static bool adapt_tokens(kg_llm_dialect *d, const char *text) {
-    bool both = names(text, "max_completion_tokens");
-    if (!both && !names(text, "max_tokens") && !names(text, "maximum context"))
+    bool both = names(text, "max_completion_tokens"), context = names(text, "maximum context");
+    if (!both && !context && !names(text, "max_tokens"))
         return false;
     bool unknown = names(text, "unsupported") || names(text, "not supported") ||
                    names(text, "unrecognized") || names(text, "unknown") || names(text, "extra") ||
@@ -115,7 +139,7 @@ static bool adapt_tokens(kg_llm_dialect *d, const char *text) {
         d->switched = true;
         return true;
     }
-    int64_t less = smaller_limit(text, d->max_tokens);
+    int64_t less = context ? context_left(text, d->max_tokens) : smaller_limit(text, d->max_tokens);
     if (less < LEAST_TOKENS)
         return false;
     d->max_tokens = less;

@@ -148,7 +148,7 @@ int kg_llm_price_find(const char *path, const char *model, kg_llm_price *out, kg
     kg_buf text;
     kg_json *root = NULL;
     size_t best = 0;
-    kg_buf_init(&text, MAX_PRICE_FILE);
+    kg_buf_init(&text, 0);
     int rc = kg_read_file(path, MAX_PRICE_FILE, &text, err);
     if (!rc)
         rc = kg_json_parse(text.data ? text.data : "", text.len, path, &root, err);

@@ -20,6 +20,8 @@
 #define BARREN_REFINE 6
 #define BARREN_BRANCH 3
 #define TARGET_SHARE 0.95
+/* A floor that a Candidate beats by more than this was measured while the machine was busy. */
+#define BELIEVED 0.9
 /* Tuned between rounds: few, as there will be better ones. */
 #define PAUSE_SOURCES 2
 #define PAUSE_CANDIDATES 12
@@ -32,6 +34,7 @@ typedef struct engine {
     kg_loop_result *out;
     int64_t ask_until_ns;
     bool broke, fatal, over;
+    bool more; /* Candidates wait for the judge */
 } engine;
 
 int64_t kg_loop_tail_ns(int64_t budget_ms) {
@@ -115,14 +118,32 @@ static int note_dropped(engine *e, const kg_attempt *a, kg_error *err) {
     return kg_loop_note(&e->l, "dropped", o, err);
 }
 
+/* The unjudged attempts of the oldest exchanges: of half as many as may be open, so that those that
+ * are judged make room for new questions while the others wait. */
+static size_t pick_pending(engine *e, int *which) {
+    size_t n = 0, exchanges = 0, most = (e->l.slots + 1) / 2;
+    int last = KG_NONE;
+    e->more = false;
+    for (size_t i = 0; i < e->l.nattempts; i++) {
+        const kg_attempt *a = &e->l.attempts[i];
+        if (a->judged || a->same_as != KG_NONE)
+            continue;
+        if (a->exchange != last && ++exchanges > most) {
+            e->more = true;
+            break;
+        }
+        last = a->exchange;
+        which[n++] = (int)i;
+    }
+    return n;
+}
+
 static int judge_pending(engine *e, kg_error *err) {
-    size_t n = 0, count = e->l.nattempts;
+    size_t count = e->l.nattempts;
     int *which = calloc(count ? count : 1, sizeof *which);
     if (!which)
         return kg_fail(err, KG_ENOMEM, "%zu Candidates", count);
-    for (size_t i = 0; i < count; i++)
-        if (!e->l.attempts[i].judged && e->l.attempts[i].same_as == KG_NONE)
-            which[n++] = (int)i;
+    size_t n = pick_pending(e, which);
     int rc = n ? search_over(e, which, n, 1, err) : KG_OK;
     for (size_t i = 0; !rc && i < n; i++)
         if (!e->l.attempts[which[i]].next.any)
@@ -216,10 +237,10 @@ static void because(engine *e, const char *why) {
         snprintf(e->out->ended_by, sizeof e->out->ended_by, "%s", why);
 }
 
-/* Waits for one answer and takes whatever else is there. */
+/* Waits for one answer, unless there is something to judge, and takes whatever else is there. */
 static int collect(engine *e, kg_error *err) {
     kg_proposal p;
-    int rc, wait_ms = WAIT_MS;
+    int rc, wait_ms = e->more ? 0 : WAIT_MS;
     while ((rc = e->proposer->collect(e->proposer->ctx, wait_ms, &p, err)) == KG_OK) {
         wait_ms = 0;
         e->broke = e->broke || p.out_of_budget;
@@ -243,7 +264,8 @@ static bool on_target(const engine *e) {
     const kg_attempt *a = &e->l.attempts[rank[0]];
     for (size_t i = 0; i < e->l.ncases; i++) {
         double t = a->tuned_ns[i] > 0 ? a->tuned_ns[i] : a->time_ns[i];
-        if (t <= 0 || e->l.known[i].floor_ns <= 0 || t > e->l.known[i].floor_ns / share)
+        double floor_ns = e->l.known[i].floor_ns;
+        if (t <= 0 || floor_ns <= 0 || t > floor_ns / share || t < floor_ns * BELIEVED)
             return false;
     }
     return true;
@@ -311,7 +333,7 @@ static int drive(engine *e, kg_error *err) {
             return rc;
         if (kg_now_ns() >= e->ask_until_ns)
             because(e, "the time is up");
-        if (e->over || kg_now_ns() >= e->ask_until_ns || open_prompts(e) == 0)
+        if (e->over || kg_now_ns() >= e->ask_until_ns || (open_prompts(e) == 0 && !e->more))
             return KG_OK;
         rc = collect(e, err);
         if (rc)
@@ -339,8 +361,13 @@ static void give(engine *e) {
     out->prompts = e->l.nexchanges;
     out->answers = e->l.answers;
     out->failed = e->l.failed;
-    for (size_t i = 0; i < e->l.nattempts; i++)
+    for (size_t i = 0; i < e->l.nattempts; i++) {
         out->candidates += e->l.attempts[i].same_as == KG_NONE;
+        out->unjudged += !e->l.attempts[i].judged && e->l.attempts[i].same_as == KG_NONE;
+    }
+    for (size_t i = 0; i < e->l.nexchanges; i++)
+        out->open += e->l.exchanges[i].state == KG_ASKED;
+    out->over = e->over;
     memcpy(out->search.verdicts, e->l.verdicts, sizeof out->search.verdicts);
     out->search.spent_s = kg_loop_spent(&e->l);
     /* The finalists' texts are in it. */
@@ -406,6 +433,79 @@ int kg_loop(const char *op_name, const kg_op *op, const kg_prompt *prompt,
         rc = kg_fail(err, KG_EINVAL, "%s", out->ended_by);
     if (!rc)
         rc = finish(&e, err);
+    if (!rc || rc == KG_EINTR)
+        give(&e);
+    kg_loop_state_free(&e.l);
+    return rc;
+}
+
+/* --- stages --- */
+
+static int advance(engine *e, kg_error *err) {
+    kg_request r;
+    size_t open = 0;
+    int rc = KG_OK;
+    look_whether_over(e);
+    for (size_t i = 0; i < e->l.nexchanges; i++)
+        open += e->l.exchanges[i].state == KG_ASKED;
+    for (; !rc && !e->over && open < e->l.slots && e->l.strategy->next(&e->l, &r); open++)
+        rc = kg_loop_ask(&e->l, &r, err);
+    return rc;
+}
+
+/* Asks what is open and waits for all of it. */
+static int propose(engine *e, kg_error *err) {
+    for (;;) {
+        if (kg_stop_wanted())
+            return kg_fail(err, KG_EINTR, "the loop over %s stopped", e->l.op_name);
+        int rc = kg_loop_read(&e->l, err);
+        for (size_t i = 0; !rc && i < e->l.nexchanges && may_ask(e); i++)
+            if (e->l.exchanges[i].state == KG_ASKED && !e->l.exchanges[i].sent)
+                rc = send(e, &e->l.exchanges[i], err);
+        if (rc || open_prompts(e) == 0 || kg_now_ns() >= e->ask_until_ns)
+            return rc;
+        rc = collect(e, err);
+        if (rc)
+            return rc;
+    }
+}
+
+static int evaluate(engine *e, kg_error *err) {
+    int rc = note_candidates(e, err);
+    do {
+        size_t before = e->l.read;
+        if (!rc)
+            rc = judge_pending(e, err);
+        e->more = e->more && e->l.read > before;
+    } while (!rc && e->more && kg_now_ns() < e->l.deadline_ns);
+    if (rc)
+        return rc;
+    kg_loop_settle(&e->l);
+    if (e->l.strategy->pause(&e->l))
+        rc = tune_best(e, PAUSE_SOURCES, PAUSE_CANDIDATES, err);
+    look_whether_over(e);
+    return rc;
+}
+
+int kg_loop_stage(kg_stage stage, const char *op_name, const kg_op *op, const kg_prompt *prompt,
+                  const kg_prompt_case *known, size_t ncases, size_t slots, kg_proposer *proposer,
+                  const kg_evaluator *evaluator, kg_journal *journal,
+                  const kg_loop_options *options, kg_loop_result *out, kg_error *err) {
+    static int (*const stages[])(engine *, kg_error *) = {advance, propose, evaluate, finish};
+    engine e = {.proposer = proposer, .evaluator = evaluator, .out = out};
+    *out = (kg_loop_result){.search.ncases = ncases};
+    for (size_t i = 0; i < KG_MAX_CASES; i++)
+        out->search.winners[i].source = -1;
+    int rc = begin(&e.l, op_name, op, prompt, known, ncases, journal, options, err);
+    if (rc)
+        return rc;
+    e.l.slots = slots < KG_MAX_LINES ? slots : KG_MAX_LINES;
+    e.ask_until_ns = e.l.deadline_ns - kg_loop_tail_ns(options->budget_ms);
+    rc = kg_loop_begin(&e.l, err);
+    if (!rc)
+        rc = stages[stage](&e, err);
+    if (!rc && e.fatal)
+        rc = kg_fail(err, KG_EINVAL, "%s", out->ended_by);
     if (!rc || rc == KG_EINTR)
         give(&e);
     kg_loop_state_free(&e.l);

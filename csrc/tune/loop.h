@@ -31,7 +31,9 @@ typedef struct kg_loop_result {
     kg_sources finalists, all;
     kg_search_result search; /* winners index finalists; verdicts are those of the whole loop */
     size_t prompts, answers, failed, candidates;
-    char ended_by[512]; /* why it ended, for people */
+    size_t open, unjudged; /* prompts without an answer, Candidates without a verdict */
+    bool over;             /* nothing more is to be asked; ended_by says why */
+    char ended_by[512];    /* why it ended, for people */
 } kg_loop_result;
 
 /* known: ncases of the evaluator, or NULL. KG_EINTR leaves *out as far as it came. A proposer that
@@ -41,6 +43,22 @@ int kg_loop(const char *op_name, const kg_op *op, const kg_prompt *prompt,
             kg_journal *journal, const kg_loop_options *options, kg_loop_result *out,
             kg_error *err);
 void kg_loop_result_free(kg_loop_result *r);
+
+/* The stages of a loop, for machines that have either a network or a device. Each reads the
+ * journal, adds to it and ends; a Run in which they take turns is the Run that kg_loop would have
+ * made. */
+typedef enum kg_stage {
+    KG_STAGE_ADVANCE,  /* decides what is asked next: neither proposer nor evaluator */
+    KG_STAGE_PROPOSE,  /* asks what is open: a proposer */
+    KG_STAGE_EVALUATE, /* judges what came, tunes between rounds: an evaluator */
+    KG_STAGE_FINISH    /* the last tuning: an evaluator; out has winners as kg_loop gives them */
+} kg_stage;
+
+/* slots: prompts open at once. What a stage does without may be NULL. */
+int kg_loop_stage(kg_stage stage, const char *op_name, const kg_op *op, const kg_prompt *prompt,
+                  const kg_prompt_case *known, size_t ncases, size_t slots, kg_proposer *proposer,
+                  const kg_evaluator *evaluator, kg_journal *journal,
+                  const kg_loop_options *options, kg_loop_result *out, kg_error *err);
 
 /* What would be asked next, without asking: system, a blank line and the user's part, appended to
  * out. KG_ENOTFOUND: nothing would be. */

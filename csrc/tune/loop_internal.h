@@ -61,6 +61,7 @@ typedef struct kg_idea {
 typedef struct kg_line {
     bool waiting;
     int turn, stale, last, exchange; /* last: the attempt to go on from; exchange: the newest */
+    int reach;                       /* kg_loop_reach of the furthest */
     double best;
 } kg_line;
 
@@ -143,6 +144,8 @@ size_t kg_loop_rank(const kg_loop_state *l, int *out, size_t n);
 /* Lower is better: the mean over the Cases of log2 of time over floor (or of time alone); INFINITY
  * when it did not pass. */
 double kg_loop_cost(const kg_loop_state *l, const kg_attempt *a);
+/* How far an attempt came: 0 its plan was refused, 1 it did not compile, 2 it ran, 3 it passed. */
+int kg_loop_reach(const kg_attempt *a);
 /* The attempt of an exchange that came furthest, or KG_NONE. */
 int kg_loop_furthest(const kg_loop_state *l, int exchange);
 

@@ -45,16 +45,18 @@ size_t kg_loop_rank(const kg_loop_state *l, int *out, size_t n) {
     return have;
 }
 
+int kg_loop_reach(const kg_attempt *a) {
+    if (a->source == KG_NONE || a->verdict == KG_VERDICT_PLAN_ERROR)
+        return 0;
+    return a->verdict == KG_VERDICT_COMPILE_ERROR ? 1 : a->verdict == KG_VERDICT_PASS ? 3 : 2;
+}
+
 static int better(const kg_loop_state *l, int a, int b) {
     const kg_attempt *x = &l->attempts[a], *y = &l->attempts[b];
     double cx = kg_loop_cost(l, x), cy = kg_loop_cost(l, y);
     if (cx < cy || cy < cx)
         return cx < cy;
-    /* Of those that failed: one that ran before one that did not compile, and that before one
-     * whose plan was refused. */
-    int rx = x->source == KG_NONE ? 0 : x->verdict == KG_VERDICT_COMPILE_ERROR ? 1 : 2;
-    int ry = y->source == KG_NONE ? 0 : y->verdict == KG_VERDICT_COMPILE_ERROR ? 1 : 2;
-    return rx > ry;
+    return kg_loop_reach(x) > kg_loop_reach(y);
 }
 
 int kg_loop_furthest(const kg_loop_state *l, int exchange) {

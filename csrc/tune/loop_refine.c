@@ -38,19 +38,19 @@ static void asked(kg_loop_state *l, int exchange) {
     if (x->kind == KG_PROMPT_FRESH) {
         if (line->turn > 0)
             l->barren++;
-        *line = (kg_line){.last = KG_NONE, .exchange = KG_NONE, .best = INFINITY};
+        *line = (kg_line){.last = KG_NONE, .exchange = KG_NONE, .best = INFINITY, .reach = -1};
     }
     line->waiting = true;
 }
 
-/* The first that passes, a better time, or another failure than before: progress. */
+/* A better time, or further than any before: from a bad plan to code that compiles, to code that
+ * runs, to code that passes. */
 static bool progress(const kg_loop_state *l, const kg_line *line, int now) {
-    double cost = kg_loop_cost(l, &l->attempts[now]);
-    if (isfinite(cost))
-        return cost < line->best - PROGRESS;
-    if (isfinite(line->best) || line->last == KG_NONE)
+    const kg_attempt *a = &l->attempts[now];
+    if (a->same_as != KG_NONE)
         return false;
-    return l->attempts[line->last].verdict != l->attempts[now].verdict;
+    double cost = kg_loop_cost(l, a);
+    return isfinite(cost) ? cost < line->best - PROGRESS : kg_loop_reach(a) > line->reach;
 }
 
 static void settled(kg_loop_state *l, int exchange) {
@@ -65,6 +65,8 @@ static void settled(kg_loop_state *l, int exchange) {
         return;
     double cost = kg_loop_cost(l, &l->attempts[now]);
     line->best = cost < line->best ? cost : line->best;
+    int reach = kg_loop_reach(&l->attempts[now]);
+    line->reach = reach > line->reach ? reach : line->reach;
     line->last = now;
 }
 

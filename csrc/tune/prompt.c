@@ -403,6 +403,8 @@ static void put_all(const sections *s, kg_buf *out) {
         if (one->title)
             kg_buf_printf(out, "%s\n\n", one->title);
         kg_buf_add(out, one->text.data, one->text.len);
+        if (out->len && out->data[out->len - 1] != '\n')
+            kg_buf_putc(out, '\n');
     }
 }
 

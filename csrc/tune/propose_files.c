@@ -132,7 +132,7 @@ static bool complete(int dir, const char *name) {
 static int read_answer(const proposer *p, const char *name, char **text, bool *large,
                        kg_error *err) {
     kg_buf b;
-    kg_buf_init(&b, KG_ANSWER_MAX);
+    kg_buf_init(&b, 0);
     char *path = kg_path_join(p->answers, name);
     int rc = path ? kg_read_file(path, KG_ANSWER_MAX, &b, err)
                   : kg_fail(err, KG_ENOMEM, "path of an answer");

@@ -7,11 +7,12 @@ pays for it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def lib() -> ctypes.CDLL:
         "kgen_candidate_check": [text, text, size, text, text, out],
         "kgen_llm_ask": [text, text, out],
         "kgen_llm_check": [text, out],
+        "kgen_prompt": [text, text, text, out],
+        "kgen_loop_stage": [text, text, text, ctypes.c_int64, PROGRESS, ctypes.c_void_p, out],
         "kgen_build_image": [text, text, text, size, text, text, ctypes.c_int, out],
         "kgen_candidate_unit": [
             text,
@@ -154,6 +157,16 @@ def llm_ask(options: dict[str, Any], questions: Sequence[dict[str, Any]]) -> dic
 def llm_check(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a model as they are understood: host, url, model, price. BadInput says what is wrong."""
     return call_json(lib().kgen_llm_check, json.dumps(options).encode())
+
+
+def prompt(op_json: str, run_dir: str | Path, loop: dict[str, Any]) -> str:
+    """What a Run would ask next about an Op. BadInput: nothing."""
+    out = ctypes.c_void_p()
+    call(lib().kgen_prompt, op_json.encode(), _path(run_dir), json.dumps(loop).encode(), ctypes.byref(out))
+    try:
+        return ctypes.string_at(out).decode()
+    finally:
+        lib().kgen_free(out)
 
 
 def registry_list(registry: str | Path) -> list[dict[str, Any]]:
@@ -302,6 +315,26 @@ def search(
     the search and is raised."""
     handles = [judge] if isinstance(judge, ctypes.c_void_p) else list(judge)
     judges = (ctypes.c_void_p * len(handles))(*handles)
+    with _telling(progress) as callback:
+        return call_json(
+            lib().kgen_search_over, judges, len(handles), _path(run_dir), json.dumps(options).encode(), callback, None
+        )
+
+
+def loop_stage(
+    op_json: str, run_dir: str | Path, loop: dict[str, Any], budget: float, progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """A stage of a loop that needs no device (csrc/kgen_tune.h). budget in seconds."""
+    with _telling(progress) as callback:
+        return call_json(
+            lib().kgen_loop_stage, op_json.encode(), _path(run_dir), json.dumps(loop).encode(), int(budget * 1000),
+            callback, None,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _telling(progress: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
+    """A callback of C; what it raises ends the work and is raised here."""
     failed: list[Exception] = []
 
     def tell(_: Any, entry: bytes) -> None:
@@ -311,11 +344,8 @@ def search(
             failed.append(e)
             stop(True)
 
-    callback = PROGRESS(tell)
     try:
-        return call_json(
-            lib().kgen_search_over, judges, len(handles), _path(run_dir), json.dumps(options).encode(), callback, None
-        )
+        yield PROGRESS(tell)
     finally:
         if failed:
             raise failed[0]

@@ -78,13 +78,46 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _proposer_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--proposer",
+        default="builtin",
+        choices=["builtin", "llm", "files"],
+        help="where Candidates come from: templates, a model behind an OpenAI-compatible endpoint, or files that an agent "
+        "writes (default builtin)",
+    )
+    p.add_argument("--strategy", choices=["refine", "branch"], help="how llm and files are asked (default refine)")
+    p.add_argument("--llm", metavar="NAME", help="the model")
+    p.add_argument("--endpoint", metavar="URL", help="such as https://api.deepseek.com/v1 (default: OPENAI_BASE_URL)")
+    p.add_argument(
+        "--key-env", metavar="NAME", help="the variable that holds the key (default OPENAI_API_KEY; none is needed locally)"
+    )
+    p.add_argument("--effort", help="reasoning_effort: low, medium, high")
+    p.add_argument("--temperature", type=float)
+    p.add_argument("--max-tokens", type=int, metavar="N", help="of an answer with its reasoning (default 32768)")
+    p.add_argument("--in-flight", type=int, metavar="N", help="questions open at once (default 4)")
+    p.add_argument("--header", action="append", metavar="H", help='"Name: value"; a value env:VARIABLE is taken from there')
+    p.add_argument("--proxy", metavar="URL", help="default: what the environment says")
+    p.add_argument("--ca", metavar="FILE", help="certificates of an authority of your own, PEM")
+    p.add_argument("--prices", action="append", metavar="FILE", help="a price table before kgen's own")
+    p.add_argument(
+        "--stages", action="store_true", help="capture and write the first prompts; then kgen propose, evaluate, advance in turn"
+    )
+    p.add_argument("--note", metavar="TEXT", help="an instruction of yours for the prompts")
+    p.add_argument("--knowledge", action="append", metavar="FILE", help="a text that goes into the prompts")
+
+
 def _add_tune(sub: argparse._SubParsersAction) -> None:
     p = sub.add_parser("tune", help="capture a model's shapes, search, judge and promote kernels")
     _model_options(p)
+    _proposer_options(p)
     p.add_argument(
-        "--proposer", default="builtin", choices=["builtin"], help="where candidates come from: kgen's own templates"
+        "--budget",
+        metavar="BUDGET",
+        default="15m",
+        help="for the search: 90s, 15m, 1h; with --proposer llm also 2usd, 40calls, 2Mtok, or several with commas between "
+        "(default 15m)",
     )
-    p.add_argument("--budget", metavar="TIME", default="15m", help="time for the search: 90s, 15m, 1h (default 15m)")
     p.add_argument("--run", metavar="DIR", help="the Run's folder (default: runs/<model>-<time> in the cache)")
     p.add_argument("--resume", action="store_true", help="go on with the Run in --run")
     _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
@@ -193,6 +226,32 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
     p.add_argument("run_dir", metavar="RUN_DIR", help="a Run's folder, which `kgen tune` names when it begins")
     p.add_argument("-o", "--output", metavar="F.html", help="the page (default: RUN_DIR/report.html)")
     p.set_defaults(run_command=_lazy("report", "run_report"))
+
+    for name, what in (
+        ("advance", "decide what a staged Run asks next; needs neither network nor device"),
+        ("propose", "ask what is open in a staged Run; needs the network alone"),
+    ):
+        p = sub.add_parser(name, help=what)
+        p.add_argument("run_dir", metavar="RUN_DIR")
+        p.add_argument("--json", action="store_true")
+        p.set_defaults(run_command=_lazy("stages", "run_stage"))
+    p = sub.add_parser("evaluate", help="judge what came in a staged Run; needs the device alone")
+    p.add_argument("run_dir", metavar="RUN_DIR")
+    p.add_argument("--finish", action="store_true", help="then tune the best, and gate and promote them")
+    _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
+    p.add_argument("--no-promote", action="store_true", help="judge and gate only")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run_command=_lazy("stages", "run_evaluate"))
+
+    p = sub.add_parser("export", help="conversations with rewards a turn, for training, as JSON lines")
+    p.add_argument("run_dir", metavar="RUN_DIR")
+    p.add_argument("--trajectories", metavar="F.jsonl", required=True)
+    p.set_defaults(run_command=_lazy("trajectories", "run_export"))
+
+    p = sub.add_parser("prompt", help="show what a Run would ask its proposer next")
+    p.add_argument("run_dir", metavar="RUN_DIR")
+    p.add_argument("--op", metavar="OP", help="of a Run over several Ops")
+    p.set_defaults(run_command=_lazy("asking", "run_prompt"))
 
     p = sub.add_parser("doctor", help="what is found, what is not, what to do")
     p.add_argument("--json", action="store_true", help="the findings as a JSON list")

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .capture import Capture, Part
-from .targets import CaseData, Machine, Target
+from .targets import CaseData, Machine, Target, fastest
 
 # Below this a cache may hold what a part reads, and the rate of memory is no bound.
 MEMORY_BYTES = 64 << 20
@@ -25,6 +25,15 @@ def of_case(case: CaseData, machine: Machine) -> float:
     if not machine.tensor_flops and any(x.dtype != torch.float32 for x in tensors):
         return 0.0
     return replace(machine, bytes_per_second=math.inf).floor(case) * 1e9
+
+
+def copy_ns(moved: int) -> float:
+    """ns that a copy takes which reads and writes as many bytes as must move: at the rate of the cache that holds them, or
+    of memory. Below 1 MiB the call itself would be measured, so it is that size's rate."""
+    n = max(moved, 1 << 20) // 8
+    a = torch.zeros(n)
+    b = torch.empty_like(a)
+    return fastest(lambda: b.copy_(a)) * 1e9 * moved / (8 * n)
 
 
 def own(capture: Capture, targets: Sequence[Target], machine: Machine) -> dict[str, float]:

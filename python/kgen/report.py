@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from . import report_loop
 from .errors import BadInput, EnvironmentLacks
 from .jsonfile import read_journal, read_json
 from .runs import KEYS, RESULT_KEYS
@@ -28,6 +29,7 @@ table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid #e5e7eb;vertical-align:top}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:#f3f4f6;padding:.8rem;overflow-x:auto;font-size:.8rem}
+p{margin:.3rem 0}
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#374151}
 .dim{color:#6b7280}
 """
@@ -106,8 +108,8 @@ def milliseconds(ns: float | None) -> str:
 class _Plot:
     """A logarithmic plot of times over seconds."""
 
-    def __init__(self, seconds: float, low: float, high: float):
-        self.seconds = max(seconds, 1e-3)
+    def __init__(self, seconds: float, low: float, high: float, unit: str = "s"):
+        self.seconds, self.unit = max(seconds, 1e-3), unit
         self.low, self.high = math.log(low / 1.15), math.log(high * 1.15)
 
     def x(self, at: float) -> float:
@@ -134,7 +136,7 @@ class _Plot:
         yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}" stroke="#9ca3af"/>'
         for i in range(5):
             at = self.seconds * i / 4
-            yield f'<text x="{self.x(at):.1f}" y="{bottom + 16}" text-anchor="middle">{at:.3g} s</text>'
+            yield f'<text x="{self.x(at):.1f}" y="{bottom + 16}" text-anchor="middle">{at:.3g} {self.unit}</text>'
 
 
 def _best_line(plot: _Plot, points: Sequence[Point]) -> str:
@@ -150,12 +152,12 @@ def _best_line(plot: _Plot, points: Sequence[Point]) -> str:
     return f'<path d="{"".join(path)}H{WIDTH - RIGHT}" fill="none" stroke="#111827" stroke-width="1.2"/>'
 
 
-def svg(points: Sequence[Point], baseline: tuple[str, float] | None = None) -> str:
+def svg(points: Sequence[Point], baseline: tuple[str, float] | None = None, unit: str = "s", legend: bool = True) -> str:
     """Times of the Candidates of one Case over the course of the search; those without a time as crosses below."""
     times = [p.time_ns for p in points if p.time_ns > 0] + ([baseline[1]] if baseline and baseline[1] > 0 else [])
     if not times:
         return '<p class="dim">No Candidate was timed.</p>'
-    plot = _Plot(max(p.at for p in points), min(times), max(times))
+    plot = _Plot(max(p.at for p in points), min(times), max(times), unit)
     sources = sorted({p.source for p in points})
     colour = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(sources)}
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="times of the Candidates">', *plot.axes()]
@@ -171,7 +173,7 @@ def svg(points: Sequence[Point], baseline: tuple[str, float] | None = None) -> s
         else:
             y = HEIGHT - BOTTOM - 5
             parts.append(f'<path d="M{x - 3:.1f} {y - 3}l6 6m0 -6l-6 6" stroke="{colour[p.source]}">{title}</path>')
-    for i, s in enumerate(sources):
+    for i, s in enumerate(sources if legend else ()):
         x = LEFT + i * 190
         parts.append(f'<circle cx="{x}" cy="{HEIGHT - 10}" r="4" fill="{colour[s]}"/>')
         parts.append(f'<text x="{x + 9}" y="{HEIGHT - 6}">{escape(s)}</text>')
@@ -221,14 +223,18 @@ def _winners(run_dir: Path, course: Course) -> Iterator[str]:
         yield f"<details><summary>{escape(ident[:12])}, {escape(verdict)}</summary><pre>{escape(text)}</pre></details>"
 
 
-def _course(run_dir: Path, course: Course) -> Iterator[str]:
+def _course(run_dir: Path, course: Course, entries: Sequence[Entry]) -> Iterator[str]:
     counts = ", ".join(f"{n} {v}" for v, n in course.verdicts.items())
     yield f"<h2>{escape(course.op)}</h2>"
     yield f'<p class="dim">{escape(counts or "no Candidate was judged")}</p>'
     for i, points in enumerate(course.points):
         if len(course.points) > 1:
             yield f"<h3>Case {i}</h3>"
-        yield svg(points, _baseline_of(course, i))
+        yield svg(points, _baseline_of(course, i), legend=len({p.source for p in points}) <= 4)
+    asked = [Point(*p, f"{p[2]}: {p[3]}") for p in report_loop.over_tokens([e for e in entries if e.get("op") == course.op])]
+    if any(p.at > 0 for p in asked):
+        yield "<h3>over tokens</h3>" + svg(asked, None, "tokens", legend=False)
+    yield from report_loop.section(entries, course.op)
     yield from _winners(run_dir, course)
 
 
@@ -260,8 +266,9 @@ def _page(run_dir: Path) -> str:
         parts.append("<p>This Run is not finished: there is no result yet.</p>")
     else:
         parts.append(_table(result["rows"]))
-    for course in courses(read_journal(run_dir / "journal.jsonl")):
-        parts += _course(run_dir, course)
+    entries = read_journal(run_dir / "journal.jsonl")
+    for course in courses(entries):
+        parts += _course(run_dir, course, entries)
     return "\n".join([*parts, "</html>\n"])
 
 

@@ -25,7 +25,7 @@ LOCK = ".tuner"
 # What a Run is known by, with how a message names it. "model" and "sha256" come first.
 ASKED = {
     "module": "--module", "inputs": "--inputs", "argv": "arguments after --", "patterns": "--target", "mode": "mode",
-    "device": "--device", "precision": "--precision",
+    "device": "--device", "precision": "--precision", "proposer": "--proposer", "strategy": "--strategy",
 }  # fmt: skip
 
 # Of run.json and result.json.
@@ -118,7 +118,8 @@ class Run:
                 "now: undo the change, or begin anew with another --run"
             )
         for key, name in ASKED.items():
-            if key in there and there[key] != asked.get(key):
+            given = key in there or (key in ("proposer", "strategy") and key in asked)
+            if given and there.get(key) != asked.get(key):
                 raise BadInput(
                     f"{self.path} was begun with {name} {_shown(there[key])}, not {_shown(asked.get(key))}: resume it "
                     "with the same, or begin anew with another --run"
@@ -152,18 +153,8 @@ class Run:
         _libkgen.journal_add(self.path, kind, fields)
 
     def entries(self, kind: str) -> Iterator[dict[str, Any]]:
-        """The journal's entries of one kind, oldest first. What is torn or wrong is libkgen's to say, when it opens it."""
-        try:
-            text = (self.path / "journal.jsonl").read_bytes()
-        except FileNotFoundError:
-            return
-        for line in text.split(b"\n"):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and entry.get("kind") == kind:
-                yield entry
+        """The journal's entries of one kind, oldest first."""
+        return entries(self.path, kind)
 
     def find(self, kind: str, **fields: Any) -> dict[str, Any] | None:
         """The newest entry of one kind with these fields."""
@@ -172,6 +163,22 @@ class Run:
             if all(entry.get(k) == v for k, v in fields.items()):
                 found = entry
         return found
+
+
+def entries(run: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The entries of one kind in a Run's journal, oldest first. What is torn or wrong is libkgen's to say, when it opens
+    it."""
+    try:
+        text = (run / "journal.jsonl").read_bytes()
+    except FileNotFoundError:
+        return
+    for line in text.split(b"\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("kind") == kind:
+            yield entry
 
 
 def _shown(value: Any) -> str:

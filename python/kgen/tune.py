@@ -16,14 +16,14 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import _libkgen, capture, devices, floors, gate, registries, sets, targets
+from . import _libkgen, asking as askings, capture, devices, floors, gate, registries, sets, targets
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import key_text
@@ -34,7 +34,11 @@ from .reference import Reference
 from .runs import FORMAT, Run, default_dir, now, write_json
 from .ui import Progress, milliseconds, show_result
 
-NO_TEMPLATE = "no template (`kgen capture MODEL --target NAME` and `kgen judge` take any kernel for it)"
+NO_TEMPLATE = (
+    "no template: --proposer llm or files can write it (and `kgen capture MODEL --target NAME` with `kgen judge` take any "
+    "kernel of yours)"
+)
+NOT_ASKED = "not asked for: name it with --target"
 OP_SHARE = 0.01  # of a budget, for an Op whose headroom is next to nothing
 
 
@@ -53,6 +57,9 @@ class Options:
     resume: bool = False
     device: str | None = None
     precision: str = "native"
+    asking: askings.Asking | None = None  # None: the built-in proposer
+    limits: askings.Budget = askings.Budget()
+    capture_only: bool = False  # the Tasks, and no search
     # What a Run must not be resumed without (runs.ASKED).
     asked: dict[str, Any] = field(default_factory=dict)
 
@@ -139,6 +146,9 @@ def survey_model(model: capture.Model, options: Options, progress: Progress) -> 
         chosen = targets.select(survey, list(options.patterns))
     else:
         chosen = [t for t in survey.targets if t.canonical and t.reason is None]
+    if not chosen and options.asking is not None:
+        # Whoever writes any Op gets the whole Model; parts of it only by name.
+        chosen = [t for t in survey.targets if t.reason is None and t.part is not None and not t.part.path]
     return captured, survey, chosen
 
 
@@ -194,6 +204,10 @@ class OpTuner:
         self.where, self.device = list(where), where[0]
         self.options, self.progress, self.stop = options, progress, stop
         self.searched = 0.0  # seconds of the budget that the search took, in earlier lives of the Run too
+        self.limits: askings.Budget | None = options.limits  # None: nothing is left to ask with
+        self.spent = {"calls": 0, "tokens": 0, "nano_usd": 0}
+        self.stage: str | None = None  # of a loop; None: all of it
+        self.check_machine: Callable[[str], None] = lambda text: None
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task, self.device.index or 0)
         self.contract = (self.task.folder / "op.json").read_text()
@@ -207,11 +221,13 @@ class OpTuner:
             for other in judges[1:]:
                 self._fill(other, Reference.open(self.task, other.device.index or 0))
             found = self._search(judges, budget)
+            if self.stage == "evaluate":
+                return []
             rows = [self._row(i) for i in range(len(self.task.cases))]
             best = {w["case"]: w for w in found["winners"]}
             for i, row in enumerate(rows):
                 row.verdicts = found["verdicts"]
-                if not found["sources"]:
+                if not found["sources"] and self.options.asking is None:
                     row.state, row.reason = "left", NO_TEMPLATE
                 elif i not in best:
                     row.reason = _no_winner(found)
@@ -241,14 +257,40 @@ class OpTuner:
         return degenerate
 
     def _search(self, judges: list[Judge], budget: float) -> dict[str, Any]:
-        options = {"budget_ms": int(budget * 1000), "kernels": str(kernels_dir())}
+        options: dict[str, Any] = {"budget_ms": int(budget * 1000)}
+        if self.options.asking is None:
+            options["kernels"] = str(kernels_dir())
+        else:
+            options["loop"] = self._loop(judges[0])
         with self.progress.search(self.task.op, budget) as tell:
             found = _libkgen.search([j.handle for j in judges], self.run.path, options, tell)
             self.stop.check()
         self.searched = found["spent_s"]
+        if "asked" in found:
+            self.spent = found["asked"]["spent"]
+            self.progress.note(f"{self.task.op}: {askings.ended(found['asked'])}")
         if found["stopped"]:
             raise KeyboardInterrupt
         return found
+
+    def _loop(self, judge: Judge) -> dict[str, Any]:
+        """How the proposer is asked: with what is left to ask with, and what is known of machine and Cases."""
+        assert self.options.asking is not None
+        limits = self.limits or askings.Budget(calls=1, tokens=1)  # used up: an earlier life's answers still count
+        machine = targets.Machine.measure()
+        threads = len(os.sched_getaffinity(0))
+        text = askings.machine_text(threads, machine.bytes_per_second, machine.flops_per_second)
+        self.check_machine(text)
+        cases = []
+        for i, least in enumerate(self.job.floors):
+            about = judge.describe(i)
+            moved = int(about["bytes"])
+            cases.append({"floor_ns": max(floors.copy_ns(moved), least), "bytes": moved, "flops": float(about["flops"])})
+        loop = askings.loop_options(self.options.asking, limits, self.task.folder, "cpu", text, cases)
+        if self.stage is not None:
+            self.run.add("machine", {"op": self.task.op, "target": "cpu", "text": text, "cases": cases})
+            loop["stage"] = self.stage
+        return loop
 
     def _gate(self, judge: Judge, i: int, winner: dict[str, Any], row: Row) -> None:
         key, case_hash = _libkgen.case_key(self.contract, self.task.cases[i])
@@ -283,6 +325,11 @@ class OpTuner:
         source = "kernel.cu" if self.device.type == "cuda" else "kernel.c"
         record = {**winner["record"], "source": source, "created": now(), "tunables": winner["tunables"]}
         record["proposer"] = {"name": "builtin", "template": winner["source"]}
+        if self.options.asking is not None:
+            record["proposer"] = {
+                "name": self.options.asking.proposer, "model": (self.options.asking.llm or {}).get("model"),
+                "strategy": self.options.asking.strategy, "answer": winner["source"],
+            }  # fmt: skip
         record.setdefault("environment", {})["torch"] = torch.__version__
         from . import spread  # it brings torch's compiler in
 
@@ -333,6 +380,8 @@ class OpTuner:
 
 
 def _no_winner(found: dict[str, Any]) -> str:
+    if "asked" in found and not found["asked"]["candidates"]:
+        return f"no Candidate came ({found['asked']['ended_by'] or 'nothing was asked'})"
     counts = ", ".join(f"{n} {v}" for v, n in found["verdicts"].items())
     return f"no Candidate passed ({counts})" if counts else "no Candidate is for this Case"
 
@@ -365,15 +414,34 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
             except KgenError:
                 run.discard()
                 raise
-            rows: list[Row] = []
-            left_over = options.budget
-            for i, job in enumerate(jobs):
-                tuner = OpTuner(job, run, registry, options, progress, stop, where)
-                rows += tuner.rows(left_over * job.weight / sum(j.weight for j in jobs[i:]))
-                left_over = max(0.0, left_over - tuner.searched)
+            if options.capture_only:
+                return Report(run_dir, registry, model.title, time.monotonic() - started, left)
+            rows = _tune_all(jobs, run, registry, options, progress, stop, where)
         report = Report(run_dir, registry, model.title, time.monotonic() - started, rows + left)
         write_json(run_dir / "result.json", report.json())
     return report
+
+
+def _tune_all(
+    jobs: list[Job], run: Run, registry: Path, options: Options, progress: Progress, stop: Stop,
+    where: Sequence[torch.device],
+) -> list[Row]:  # fmt: skip
+    """Every Op with its part of what the ones before left of the budget."""
+    rows: list[Row] = []
+    left_over, spent = options.budget, {"calls": 0, "tokens": 0, "nano_usd": 0}
+    if options.asking is not None and jobs:
+        progress.always(askings.told(options.asking, [j.op for j in jobs]))
+        (run.path / "prompts" / "DONE").unlink(missing_ok=True)
+    for i, job in enumerate(jobs):
+        part = job.weight / sum(j.weight for j in jobs[i:])
+        tuner = OpTuner(job, run, registry, options, progress, stop, where)
+        tuner.limits = askings.part_of(options.limits, spent, part)
+        rows += tuner.rows(left_over * part)
+        left_over = max(0.0, left_over - tuner.searched)
+        spent = {k: v + tuner.spent[k] for k, v in spent.items()}
+    if options.asking is not None and (run.path / "prompts").is_dir():
+        (run.path / "prompts" / "DONE").touch()
+    return rows
 
 
 def _plan(model: capture.Model, run: Run, options: Options, progress: Progress) -> tuple[list[Job], list[Row]]:
@@ -394,12 +462,13 @@ def _capture_tasks(
     jobs: list[Job] = []
     left: list[Row] = []
     for target in chosen:
-        if target.reason is not None or not _has_template(target.op, captured.device.type == "cuda"):
+        gpu = captured.device.type == "cuda"
+        if target.reason is not None or (options.asking is None and not _has_template(target.op, gpu)):
             left.append(_left_row(target))
             continue
-        folder = run.path / "tasks" / target.op
         try:
             resolved = targets.resolve(captured, target)
+            folder = run.path / "tasks" / resolved.op  # an Op of the model's own has its full name only now
             if known is None:
                 tasks.write(resolved, captured, folder, options.precision)
             else:
@@ -407,10 +476,11 @@ def _capture_tasks(
         except NotATarget as e:
             left.append(Row(target.op, target.title, "", target.share, "left", str(e)))
             continue
-        weight = max(target.headroom, OP_SHARE)
-        jobs.append(Job(target.op, target.share, weight, tuple(floors.of_case(c, survey.machine) for c in target.cases)))
+        weight = max(resolved.headroom, OP_SHARE)
+        least = tuple(floors.of_case(c, survey.machine) for c in resolved.cases)
+        jobs.append(Job(resolved.op, resolved.share, weight, least))
     rest = [t for t in survey.targets if t not in chosen and (t.canonical or not options.patterns)]
-    left += [_left_row(t) for t in rest]
+    left += [_left_row(t, NO_TEMPLATE if options.asking is None else NOT_ASKED) for t in rest]
     whole = f"{model.title} itself"
     left += [Row(part.op, part.path or whole, "", 0.0, "left", part.reason) for part in survey.left]
     share = floors.own(captured, [t for t in survey.targets if not t.canonical], survey.machine)
@@ -444,8 +514,8 @@ def _check_task(resolved: Any, captured: capture.Capture, folder: Path, precisio
         )
 
 
-def _left_row(target: Any) -> Row:
-    return Row(target.op, target.title, "", target.share, "left", target.reason or NO_TEMPLATE)
+def _left_row(target: Any, reason: str = NO_TEMPLATE) -> Row:
+    return Row(target.op, target.title, "", target.share, "left", target.reason or reason)
 
 
 def tune(
@@ -477,8 +547,15 @@ def _options(args: argparse.Namespace) -> Options:
     min_speedup = getattr(args, "min_speedup", 1.05)
     if not 0 < min_speedup < 1e6:
         raise BadInput(f"--min-speedup {min_speedup}: give a ratio such as 1.05")
+    limits = askings.parse_budget(getattr(args, "budget", "15m"))
+    whom = askings.from_args(args, limits)
+    asked: dict[str, Any] = {"module": args.module, "inputs": args.inputs, "argv": list(args.script_args)}
+    if whom is not None:
+        asked |= {"proposer": whom.proposer, "strategy": whom.strategy}
     return Options(
-        budget=parse_budget(getattr(args, "budget", "15m")),
+        budget=limits.seconds,
+        limits=limits,
+        asking=whom,
         min_speedup=min_speedup,
         patterns=tuple(args.target or ()),
         train={"train": True, "eval": False, None: None}[args.mode],
@@ -488,7 +565,7 @@ def _options(args: argparse.Namespace) -> Options:
         resume=getattr(args, "resume", False),
         device=args.device,
         precision="native" if args.precision == "fp32" else args.precision,
-        asked={"module": args.module, "inputs": args.inputs, "argv": list(args.script_args)},
+        asked=asked,
     )
 
 
@@ -517,6 +594,12 @@ def run_tune(args: argparse.Namespace) -> int:
     model = _load(args)
     run_dir = options.run_dir or default_dir(model.title)
     args.resume_with = (run_dir, resume_hint(args, run_dir))
+    if args.stages:
+        if options.asking is None:
+            raise BadInput("--stages goes with --proposer llm or files")
+        from . import stages
+
+        return stages.begin(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     report = tune_model(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     if args.json:
         print(json.dumps(report.json()))

@@ -65,11 +65,15 @@ class _Search:
         self.best = 0.0
         self.best_name = ""
         self.last = ""
+        # Of a proposer that is asked.
+        self.asked = self.answered = self.tokens = 0
+        self.usd = 0.0
 
     def take(self, entry: dict[str, Any]) -> None:
         if entry["kind"] == "rung":
             self.rung, self.in_rung, self.seen = entry["rung"], entry["candidates"], 0
             return
+        self._take_talk(entry)
         if entry["kind"] != "verdict":
             return
         self.seen += 1
@@ -81,16 +85,36 @@ class _Search:
         if verdict == "pass" and times and (not self.best or times[0] < self.best):
             self.best, self.best_name = times[0], name
 
+    def _take_talk(self, entry: dict[str, Any]) -> None:
+        kind = entry["kind"]
+        if kind == "prompt":
+            self.asked += 1
+            self.last = f"asked {entry['id']} ({entry['prompt_kind']})"
+        elif kind == "answer":
+            self.answered += 1
+            self.last = f"answer to {entry['prompt']}"
+        elif kind == "failed":
+            self.last = f"no answer to {entry['prompt']}: {entry['message']}"
+        if charged := entry.get("charged"):
+            self.tokens += charged.get("tokens", 0)
+            self.usd += charged.get("nano_usd", 0) * 1e-9
+
+    def _talk(self) -> str:
+        if not self.asked:
+            return ""
+        cost = f", {self.usd:.4f} USD" if self.usd else ""
+        return f"; {self.answered} of {self.asked} answers, {self.tokens} tokens{cost}"
+
     def text(self) -> str:
         took = time.monotonic() - self.started
         best = f"best {milliseconds(self.best)}" if self.best else "none passed yet"
         counts = counts_text(self.verdicts) or "nothing judged yet"
-        return f"{self.op}: search, {self.rung} {self.seen}/{self.in_rung}; {took:.0f} of {self.budget:.0f} s; {best}; {counts}"
+        return f"{self.op}: search, {self.rung} {self.seen}/{self.in_rung}; {took:.0f} of {self.budget:.0f} s; {best}; {counts}{self._talk()}"
 
     def end(self) -> str:
         took = time.monotonic() - self.started
         best = f"; best {milliseconds(self.best)}, {self.best_name}" if self.best else ""
-        return f"{self.op}: search: {took:.1f} s; {counts_text(self.verdicts) or 'nothing to judge'}{best}"
+        return f"{self.op}: search: {took:.1f} s; {counts_text(self.verdicts) or 'nothing to judge'}{best}{self._talk()}"
 
 
 class _Screen:
@@ -162,6 +186,15 @@ class Progress:
             self._screen.clear()
         with contextlib.suppress(OSError):
             self.out.write(text + "\n")
+            self.out.flush()
+
+    def always(self, text: str) -> None:
+        """A line that is said even when quiet: what leaves this machine, and where to."""
+        if not self.quiet:
+            self.note(text)
+            return
+        with contextlib.suppress(OSError):
+            self.out.write(f"kgen: {text}\n")
             self.out.flush()
 
     @contextlib.contextmanager

@@ -89,6 +89,32 @@ TEST(journal_refuses_an_entry_without_kind) {
     check_refused("{\"format\":1,\"n\":1}\n", "kind");
 }
 
+TEST(journal_refuses_an_entry_without_sum) {
+    check_refused("{\"format\":1,\"kind\":\"x\",\"n\":1}\n", "has no sum");
+}
+
+/* Whichever bit of a line is flipped, the journal is not taken for whole. */
+TEST(journal_sees_every_flipped_bit) {
+    kg_journal *j = reopen(test_dir());
+    kg_error err = {0};
+    kg_buf text;
+    add(j, "verdict", 123456);
+    add(j, "verdict", 7);
+    kg_journal_close(j);
+    kg_buf_init(&text, 0);
+    CHECK_OK(kg_read_file(test_path("journal.jsonl"), 1 << 20, &text, &err), err);
+    size_t first = strcspn(text.data, "\n");
+    for (size_t bit = 0; bit < 8 * first; bit++) {
+        text.data[bit / 8] ^= (char)(1 << bit % 8);
+        CHECK_OK(kg_write_atomic(test_path("journal.jsonl"), text.data, text.len, &err), err);
+        int rc = kg_journal_open(test_dir(), &j, &err);
+        if (rc != KG_ECORRUPT && rc != KG_EFORMAT && rc != KG_EVERSION)
+            FAIL("bit %zu gave %s", bit, kg_status_name(rc));
+        text.data[bit / 8] ^= (char)(1 << bit % 8);
+    }
+    kg_buf_free(&text);
+}
+
 TEST(journal_refuses_a_newer_format) {
     kg_error err = {0};
     kg_journal *j = NULL;

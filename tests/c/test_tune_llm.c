@@ -128,6 +128,7 @@ TEST(llm_adapt_ends) {
                                              "use max_completion_tokens",
                                              "unsupported max_completion_tokens",
                                              "max_tokens at most 600",
+                                             "maximum context length is 9 tokens",
                                              "the system message role",
                                              "stream_options",
                                              "stream",
@@ -143,7 +144,7 @@ TEST(llm_adapt_ends) {
         CHECK(n < 10);
     }
     CHECK(!d.temperature && !d.system && !d.stream && !d.stream_usage && !d.effort);
-    CHECK_INT(d.max_tokens, 600);
+    CHECK_INT(d.max_tokens, 300); /* 600, and half of it */
 }
 
 TEST(llm_endpoints) {

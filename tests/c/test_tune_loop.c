@@ -42,8 +42,8 @@ static int prepare(void *ctx, const kg_source *source, const kg_tuning *t, kg_er
                : KG_OK;
 }
 
-static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tuning *t, kg_level level,
-                 kg_outcome *out, kg_error *err) {
+static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tuning *t,
+                 kg_level level, kg_outcome *out, kg_error *err) {
     world *w = ctx;
     const char *time = strstr(source->text, "TIME ");
     (void)err, (void)lane;
@@ -109,7 +109,10 @@ static void put(const char *name, const char *text) {
     CHECK_OK(kg_write_atomic(test_path(name), text, strlen(text), &err), err);
 }
 
-static int run(world *w, kg_loop_options o, size_t slots, kg_loop_result *out, kg_error *err) {
+enum { WHOLE = -1 };
+
+static int run_stage(int stage, world *w, kg_loop_options o, size_t slots, kg_loop_result *out,
+                     kg_error *err) {
     static const kg_prompt_case known[] = {{.floor_ns = 100}};
     kg_op *op = NULL;
     kg_prompt *prompt = NULL;
@@ -131,11 +134,19 @@ static int run(world *w, kg_loop_options o, size_t slots, kg_loop_result *out, k
                         .ncases = 1};
     CHECK_OK(kg_prompt_open(&t, &prompt, err), *err);
     CHECK_OK(kg_journal_open(test_path("run"), &w->journal, err), *err);
-    int rc = kg_loop("twice", op, prompt, known, &p, &e, w->journal, &o, out, err);
+    int rc = stage == WHOLE
+                 ? kg_loop("twice", op, prompt, known, &p, &e, w->journal, &o, out, err)
+                 : kg_loop_stage((kg_stage)stage, "twice", op, prompt, known, 1, slots,
+                                 stage == KG_STAGE_PROPOSE ? &p : NULL,
+                                 stage >= KG_STAGE_EVALUATE ? &e : NULL, w->journal, &o, out, err);
     kg_journal_close(w->journal);
     kg_prompt_close(prompt);
     kg_op_free(op);
     return rc;
+}
+
+static int run(world *w, kg_loop_options o, size_t slots, kg_loop_result *out, kg_error *err) {
+    return run_stage(WHOLE, w, o, slots, out, err);
 }
 
 static double winner_time(const kg_loop_result *r) {
@@ -308,6 +319,40 @@ TEST(loop_goes_on_where_it_was) {
         CHECK(lives > 3);
         CHECK_INT(in_parts, asked); /* nothing is asked twice */
         CHECK_NEAR(parts, whole, 0);
+    }
+}
+
+/* The stages in turn come to what the loop comes to. */
+TEST(loop_in_stages) {
+    static const char *const strategies[] = {"refine", "branch"};
+    for (size_t i = 0; i < 2; i++) {
+        double whole = 0;
+        int asked = 0, lives = 0;
+        kg_error err;
+        kg_loop_options o = {.strategy = strategies[i], .patience = 2, .barren = 2, .ideas = 2};
+        world w = {.answer = improves};
+        kg_loop_result r = {0};
+        CHECK_OK(kg_remove_tree(test_path("run"), &err), err);
+        run_in_lives(strategies[i], 0, 1, &whole, &asked, &lives);
+        CHECK_OK(kg_remove_tree(test_path("run"), &err), err);
+        for (int round = 0; !r.over; round++) {
+            CHECK(round < 100);
+            kg_loop_result_free(&r);
+            CHECK_OK(run_stage(KG_STAGE_ADVANCE, &w, o, 1, &r, &err), err);
+            CHECK_UINT(r.open, r.over ? 0 : 1);
+            kg_loop_result_free(&r);
+            CHECK_OK(run_stage(KG_STAGE_PROPOSE, &w, o, 1, &r, &err), err);
+            CHECK_UINT(r.open, 0);
+            kg_loop_result_free(&r);
+            CHECK_OK(run_stage(KG_STAGE_EVALUATE, &w, o, 1, &r, &err), err);
+            CHECK_UINT(r.unjudged, 0);
+        }
+        kg_loop_result_free(&r);
+        CHECK_OK(run_stage(KG_STAGE_FINISH, &w, o, 1, &r, &err), err);
+        CHECK_INT(w.asked, asked);
+        CHECK_NEAR(winner_time(&r), whole, 0);
+        kg_loop_result_free(&r);
+        kg_buf_free(&w.prompts);
     }
 }
 

@@ -1,0 +1,134 @@
+"""`kgen export --trajectories`: what a Run's proposer was asked and answered, as conversations with a reward for each turn, for
+training. Reads the journal alone.
+
+A conversation is one line of thought: prompts that each mend what came of the one before. The reward of a turn is what its
+best Candidate is worth, 0 when nothing came of it: CORRECT for one that passes, plus the log of how much faster it is than
+the first that passed in this Run. `return` adds the rewards of later turns, discounted, so that a turn that led to a good
+one is worth something itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInput, EnvironmentLacks
+
+CORRECT = 0.3
+DISCOUNT = 0.4
+Entry = dict[str, Any]
+
+
+def outcomes(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """By Candidate's name: verdict, message and the least time a Case that any of its tunings took."""
+    found: dict[str, Entry] = {}
+    for e in entries:
+        if e["kind"] == "candidate":
+            bad = e.get("refused")
+            verdict = "plan_error" if bad is not None else None
+            found[e["name"]] = {"id": e["id"], "verdict": verdict, "message": bad or "", "time_ns": [], "same_as": e.get("same_as")}
+        elif e["kind"] == "dropped" and e["name"] in found:
+            found[e["name"]].update(verdict="plan_error", message=e["message"])
+        elif e["kind"] == "verdict" and e["source"] in found:
+            _add_verdict(found[e["source"]], e)
+    for one in found.values():
+        if one["same_as"] in found:
+            one.update({k: found[one["same_as"]][k] for k in ("verdict", "message", "time_ns")})
+    return found
+
+
+def _add_verdict(one: Entry, e: Entry) -> None:
+    if e["id"] == one["id"] and one["verdict"] in (None, "pass"):
+        one.update(verdict=e["verdict"], message=e["message"])
+    if e["verdict"] == "pass":
+        before = one["time_ns"] or [0.0] * len(e["time_ns"])
+        one["time_ns"] = [min(filter(None, (a, b)), default=0.0) for a, b in zip(before, e["time_ns"], strict=True)]
+
+
+def time_of(one: Entry) -> float | None:
+    """The geometric mean of its times; None: it did not pass everywhere."""
+    times = one["time_ns"]
+    if one["verdict"] != "pass" or not times or min(times) <= 0:
+        return None
+    return math.exp(sum(map(math.log, times)) / len(times))
+
+
+def _turns(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Prompts of one Op that follow each other: each mends a Candidate of the one before."""
+    prompts = {e["id"]: e for e in entries if e["kind"] == "prompt"}
+    of = {e["name"]: e["prompt"] for e in entries if e["kind"] == "candidate"}
+    follows: dict[str, list[str]] = {}
+    for e in prompts.values():
+        if e["parent"] in of:
+            follows.setdefault(of[e["parent"]], []).append(e["id"])
+    # A line that turned to another parent began there; each leaf gives one conversation.
+    for leaf in prompts.values():
+        if leaf["id"] in follows:
+            continue
+        chain = [leaf]
+        while (before := of.get(chain[0]["parent"] or "")) is not None:
+            chain.insert(0, prompts[before])
+        yield chain
+
+
+def trajectories(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """A conversation an entry: op, messages, turns with verdicts, reward and return."""
+    systems = {e["sha256"]: e["text"] for e in entries if e["kind"] == "system"}
+    for op in dict.fromkeys(e["op"] for e in entries if e["kind"] == "prompt"):
+        own = [e for e in entries if e.get("op") == op]
+        found = outcomes(own)
+        first = next((t for o in found.values() if (t := time_of(o)) is not None), None)
+        answers: dict[str, Entry] = {}
+        for e in own:
+            if e["kind"] == "answer":
+                answers.setdefault(e["prompt"], e)
+        came: dict[str, list[str]] = {}
+        for e in own:
+            if e["kind"] == "candidate":
+                came.setdefault(e["prompt"], []).append(e["name"])
+        for chain in _turns(own):
+            turns = [_turn(p, answers[p["id"]], [found[n] for n in came.get(p["id"], [])], first)
+                     for p in chain if p["id"] in answers]  # fmt: skip
+            if not turns:
+                continue
+            later = 0.0
+            for turn in reversed(turns):
+                later = turn["return"] = turn["reward"] + DISCOUNT * later
+            yield {"format": 1, "op": op, "system": systems.get(chain[0]["system"], ""), "turns": turns}
+
+
+def _turn(prompt: Entry, answer: Entry, candidates: Sequence[Entry], first: float | None) -> Entry:
+    times = [t for c in candidates if (t := time_of(c)) is not None]
+    reward = CORRECT + (math.log(first / min(times)) if first else 0.0) if times else 0.0
+    return {
+        "prompt": prompt["id"], "kind": prompt["prompt_kind"], "user": prompt["user"], "assistant": answer["text"],
+        "reasoning": answer.get("reasoning", ""), "usage": answer.get("usage"),
+        "candidates": [{k: c[k] for k in ("id", "verdict", "message", "time_ns")} for c in candidates], "reward": reward,
+    }  # fmt: skip
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """`kgen export RUN_DIR --trajectories F.jsonl`."""
+    from .report import read_journal
+
+    run, out = Path(args.run_dir), Path(args.trajectories)
+    if not (run / "run.json").is_file():
+        raise BadInput(f"{run} is no Run: there is no run.json in it")
+    lines = [json.dumps(t, ensure_ascii=False) + "\n" for t in trajectories(read_journal(run / "journal.jsonl"))]
+    if not lines:
+        raise BadInput(f"{run}: nobody answered anything in this Run; `kgen tune --proposer llm|files` asks")
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=out.parent, prefix=".tmp-export-", delete=False, encoding="utf-8") as f:
+            f.writelines(lines)
+        os.replace(f.name, out)
+    except OSError as e:
+        raise EnvironmentLacks(f"{out}: cannot be written: {e.strerror}") from e
+    turns = sum(len(json.loads(line)["turns"]) for line in lines)
+    print(f"{out}: {len(lines)} conversations, {turns} turns")
+    return 0
