@@ -106,6 +106,8 @@ KGEN_API int kgen_prompt(const char *op_json, const char *run_dir, const char *l
 /* Adds one entry to a Run's journal. */
 KGEN_API int kgen_journal_add(const char *run_dir, const char *kind, const char *fields, char *err,
                               size_t nerr);
+/* The "sum" that a journal's line must have (docs/formats.md), whatever it has. */
+KGEN_API int kgen_journal_sum(const char *line, size_t n, char sum[17], char *err, size_t nerr);
 /* Asks whatever is under way to wind down (or, with 0, takes that back). Async-signal-safe. */
 KGEN_API void kgen_stop(int stop);
 

@@ -236,6 +236,18 @@ int kgen_journal_add(const char *run_dir, const char *kind, const char *fields_j
     return rc;
 }
 
+int kgen_journal_sum(const char *line, size_t n, char sum[17], char *err, size_t nerr) {
+    kg_error e = {0};
+    kg_json *entry = NULL;
+    int rc = kg_json_parse(line, n, "journal entry", &entry, &e);
+    if (!rc)
+        rc = kg_journal_sum(entry, sum, &e);
+    kg_json_free(entry);
+    if (rc)
+        give_error(&e, err, nerr);
+    return rc;
+}
+
 void kgen_stop(int stop) {
     kg_stop_set(stop != 0);
 }

@@ -38,8 +38,7 @@ static int keep(kg_journal *j, kg_json *entry, kg_error *err) {
     return KG_OK;
 }
 
-/* XXH3 of the canonical text with an empty "sum"; sets "sum" to it. */
-static int set_sum(kg_json *entry, char sum[17], kg_error *err) {
+int kg_journal_sum(kg_json *entry, char sum[17], kg_error *err) {
     kg_buf text;
     kg_buf_init(&text, 0);
     kg_json_set_str(entry, "sum", "");
@@ -54,13 +53,13 @@ static int set_sum(kg_json *entry, char sum[17], kg_error *err) {
 }
 
 static int check_sum(kg_json *entry, const char *what, kg_error *err) {
-    char have[17] = "", want[17] = "";
+    char have[24] = "", want[17] = "";
     const char *text = "";
     if (kg_json_str(kg_json_get(entry, "sum"), "sum", &text, NULL))
         return kg_fail(err, KG_EFORMAT,
                        "%s: has no sum, so it was changed or written by an older kgen", what);
     snprintf(have, sizeof have, "%s", text);
-    int rc = set_sum(entry, want, err);
+    int rc = kg_journal_sum(entry, want, err);
     if (!rc && strcmp(have, want) != 0)
         rc = kg_fail(err, KG_ECORRUPT, "%s: its sum is %s, not %s: the line was changed", what,
                      want, have);
@@ -208,7 +207,7 @@ static int add_entry(kg_journal *j, const char *kind, kg_json *fields, kg_error 
         kg_json_free(fields);
         return kg_fail(err, KG_ENOMEM, "journal entry %s", kind);
     }
-    int rc = set_sum(fields, sum, err);
+    int rc = kg_journal_sum(fields, sum, err);
     if (!rc)
         rc = keep(j, fields, err);
     if (rc) {

@@ -75,6 +75,7 @@ def lib() -> ctypes.CDLL:
         "kgen_index_build": [text, text],
         "kgen_case_key": [text, text, out],
         "kgen_journal_add": [text, text, text],
+        "kgen_journal_sum": [text, size, text],
         "kgen_ratio": [
             ctypes.POINTER(ctypes.c_double),
             ctypes.POINTER(ctypes.c_double),
@@ -292,6 +293,13 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     out = (ctypes.c_double * 3)()
     call(lib().kgen_ratio, doubles(*a[:n]), doubles(*b[:n]), n, 1, out)
     return out[0], out[1], out[2]
+
+
+def journal_sum(line: bytes) -> str:
+    """The "sum" that a journal's line must have, whatever it has."""
+    made = ctypes.create_string_buffer(17)
+    call(lib().kgen_journal_sum, line, len(line), made)
+    return made.value.decode()
 
 
 def journal_add(run_dir: str | Path, kind: str, fields: dict[str, Any]) -> None:

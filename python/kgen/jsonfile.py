@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from . import _libkgen
 from .errors import BadInput
 
 FORMAT = 1
@@ -73,5 +74,16 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
             raise BadInput(f"{where}: entry has n = {entry.get('n')} where {len(entries)} must follow")
         if not isinstance(entry.get("kind"), str):
             raise BadInput(f"{where}: kind is missing: expected a string")
+        _check_sum(entry, line, where)
         entries.append(entry)
     return entries
+
+
+def _check_sum(entry: dict[str, Any], line: bytes, where: str) -> None:
+    """BadInput unless the entry has the sum of its text. The words are libkgen's."""
+    have = entry.get("sum")
+    if not isinstance(have, str):
+        raise BadInput(f"{where}: has no sum, so it was changed or written by an older kgen")
+    want = _libkgen.journal_sum(line)
+    if have != want:
+        raise BadInput(f"{where}: its sum is {want}, not {have}: the line was changed")

@@ -121,7 +121,7 @@ class Run:
             given = key in there or (key in ("proposer", "strategy") and key in asked)
             if given and there.get(key) != asked.get(key):
                 raise BadInput(
-                    f"{self.path} was begun with {name} {_shown(there[key])}, not {_shown(asked.get(key))}: resume it "
+                    f"{self.path} was begun with {name} {_shown(there.get(key))}, not {_shown(asked.get(key))}: resume it "
                     "with the same, or begin anew with another --run"
                 )
 

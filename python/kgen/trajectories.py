@@ -115,7 +115,7 @@ def _turn(prompt: Entry, answer: Entry, candidates: Sequence[Entry], first: floa
 
 def run_export(args: argparse.Namespace) -> int:
     """`kgen export RUN_DIR --trajectories F.jsonl`."""
-    from .report import read_journal
+    from .jsonfile import read_journal
 
     run, out = Path(args.run_dir), Path(args.trajectories)
     if not (run / "run.json").is_file():

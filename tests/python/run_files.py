@@ -1,4 +1,4 @@
-"""What the files of a Run have: for holding a real Run against the golden one."""
+"""The files of a Run: what they have, for holding a real Run against the golden one, and journals made up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kgen import jsonfile, runs
+from kgen import _libkgen, jsonfile, runs
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
@@ -29,6 +29,12 @@ def kinds_of(entries: list[dict[str, Any]]) -> dict[str, set[str]]:
         kind = f"{e['kind']} {e['level']}" if e["kind"] == "verdict" else e["kind"]
         found.setdefault(kind, set()).update(named(e))
     return found
+
+
+def write_journal(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Each entry gets the sum of its text."""
+    summed = [{**e, "sum": _libkgen.journal_sum(json.dumps(e).encode())} for e in entries]
+    path.write_text("".join(json.dumps(e) + "\n" for e in summed))
 
 
 def check_keys(run: Path) -> None:

@@ -85,4 +85,4 @@ def test_the_example_of_an_expression_error(text: str, root: Path) -> None:
 
 def test_every_format_has_a_golden_file(golden: Path) -> None:
     held = {p.name for p in golden.iterdir() if any(p.iterdir())}
-    assert held == {"case", "expr", "index", "journal", "op", "pin", "plan", "program", "record", "run", "task", "worker"}
+    assert held == {"case", "expr", "index", "journal", "op", "pin", "plan", "program", "record", "run", "speedups", "task", "worker"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_files import write_journal
 
 from kgen import cli, report
 
@@ -47,7 +48,7 @@ def run_dir(tmp_path: Path) -> Path:
         verdict(3, 4.0, WINNER, 1.0e6),
         entry(4, "gate", 5.0, **gate),
     ]
-    (root / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_journal(root / "journal.jsonl", lines)
     row = {
         "op": "softmax", "where": "blocks.0", "case": "float32 M=4096 N=4096 K=1", "share": 0.3, "state": "promoted",
         "reason": "", "kernel": "softmax/v1", "baseline": "torch.compile", "baseline_ns": 2.5e6, "kgen_ns": 1.0e6,
@@ -121,7 +122,7 @@ def test_a_baseline_stands_with_its_own_case(run_dir: Path) -> None:
         if line["kind"] == "verdict":
             line["time_ns"] *= 2
             line["record"] = {"cases": [{"case": "1" * 32}, {"case": "0" * 32}]}
-    (run_dir / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_journal(run_dir / "journal.jsonl", lines)
     first, second = report.page(run_dir).split("<h3>Case 1</h3>")
     assert "<h3>Case 0</h3>" in first
     assert "stroke-dasharray" not in first and "stroke-dasharray" in second
@@ -148,7 +149,8 @@ def test_an_empty_journal_is_no_error(run_dir: Path) -> None:
         (lambda r: (r / "run.json").write_text("{"), "run.json"),
         (lambda r: (r / "result.json").write_text("[]"), "result.json"),
         (lambda r: (r / "journal.jsonl").write_text("{\n{}\n"), "journal.jsonl line 1"),
-        (lambda r: (r / "journal.jsonl").write_text('{"format":1,"n":0,"kind":"verdict","op":"x"}\n'), "has no 'verdict'"),
+        (lambda r: write_journal(r / "journal.jsonl", [{"format": 1, "n": 0, "kind": "verdict", "op": "x"}]), "has no 'verdict'"),
+        (lambda r: (r / "journal.jsonl").write_text('{"format":1,"n":0,"kind":"verdict","op":"x"}\n'), "line 1: has no sum"),
         (lambda r: (r / "result.json").write_text('{"format": 1, "rows": [{}]}'), "has no 'state'"),
         (lambda r: (r / "result.json").write_text('{"format": 1, "rows": [1]}'), "is not as kgen writes it"),
     ],
