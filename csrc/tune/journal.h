@@ -23,8 +23,8 @@ const kg_json *kg_journal_at(const kg_journal *j, size_t i); /* borrowed */
  * (seconds since the epoch) and "sum". */
 int kg_journal_add(kg_journal *j, const char *kind, kg_json *fields, kg_error *err);
 
-/* An entry's "sum": XXH3-64 of the canonical text with an empty one, which is set. For whoever reads
- * a journal without opening it. */
+/* An entry's "sum": XXH3-64 of the canonical text with an empty one, which is set. For whoever
+ * reads a journal without opening it. */
 int kg_journal_sum(kg_json *entry, char sum[17], kg_error *err);
 
 #endif

@@ -198,6 +198,24 @@ def machine_text(threads: int, bytes_per_second: float, flops_per_second: float)
     return "\n".join(lines) + "\n"
 
 
+def gpu_text(about: Any, bytes_per_second: float, flops: dict[str, float]) -> str:
+    """A GPU in words, from torch's properties of it. flops: a second, by dtype."""
+    sizes = [
+        (getattr(about, "shared_memory_per_block_optin", 0) >> 10, "KiB shared memory a block at most"),
+        (getattr(about, "shared_memory_per_multiprocessor", 0) >> 10, "KiB an SM"),
+        (getattr(about, "regs_per_multiprocessor", 0), "registers an SM"),
+        (getattr(about, "max_threads_per_multi_processor", 0), "threads an SM"),
+        (getattr(about, "L2_cache_size", 0) >> 20, "MiB L2"),
+    ]
+    rates = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in flops.items())
+    lines = [
+        f"- {about.name}, {about.multi_processor_count} SMs, sm_{about.major}{about.minor}",
+        f"- {', '.join(f'{n} {what}' for n, what in sizes if n)}",
+        f"- measured: memory {bytes_per_second / 1e9:.0f} GB/s (read and written), products of {rates}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def told(asking: Asking, ops: Sequence[str]) -> str:
     """What is said before the first request: who is asked, and what text goes there."""
     what = f"of {', '.join(ops)}: contract, reference or graph, Cases, earlier Candidates and verdicts; this machine's numbers"

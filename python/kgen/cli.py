@@ -237,6 +237,7 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
         p.set_defaults(run_command=_lazy("stages", "run_stage"))
     p = sub.add_parser("evaluate", help="judge what came in a staged Run; needs the device alone")
     p.add_argument("run_dir", metavar="RUN_DIR")
+    p.add_argument("--device", metavar="DEVICE", help="which GPUs judge, as in cuda:1 or cuda:0,cuda:1 (default: the first)")
     p.add_argument("--finish", action="store_true", help="then tune the best, and gate and promote them")
     _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
     p.add_argument("--no-promote", action="store_true", help="judge and gate only")

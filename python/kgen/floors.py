@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from . import devices
 from .capture import Capture, Part
 from .targets import CaseData, Machine, Target, fastest
 
@@ -27,13 +28,17 @@ def of_case(case: CaseData, machine: Machine) -> float:
     return replace(machine, bytes_per_second=math.inf).floor(case) * 1e9
 
 
-def copy_ns(moved: int) -> float:
-    """ns that a copy takes which reads and writes as many bytes as must move: at the rate of the cache that holds them, or
-    of memory. Below 1 MiB the call itself would be measured, so it is that size's rate."""
+def copy_ns(moved: int, device: torch.device = devices.CPU) -> float:
+    """ns that a copy takes which reads and writes as many bytes as must move: on a CPU at the rate of the cache that holds
+    them, or of memory; on a GPU with a cold L2. Below 1 MiB the call itself would be measured, so it is that size's rate."""
     n = max(moved, 1 << 20) // 8
-    a = torch.zeros(n)
+    a = torch.zeros(n, device=device)
     b = torch.empty_like(a)
-    return fastest(lambda: b.copy_(a)) * 1e9 * moved / (8 * n)
+    if device.type == "cpu":
+        seconds = fastest(lambda: b.copy_(a))
+    else:
+        seconds = min(devices.seconds_of(lambda: b.copy_(a), device, 10))
+    return seconds * 1e9 * moved / (8 * n)
 
 
 def own(capture: Capture, targets: Sequence[Target], machine: Machine) -> dict[str, float]:

@@ -14,10 +14,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import _libkgen, asking, registries
+from . import _libkgen, asking, devices, registries
 from .errors import BadInput, EnvironmentLacks, KgenError
 from .interrupts import stoppable
-from .runs import Run, entries, write_json
+from .jsonfile import read_json
+from .runs import KEYS, Run, entries, write_json
 from .tune import Job, Options, OpTuner, Report, Row, tune_model
 from .ui import Progress, show_result
 
@@ -47,9 +48,8 @@ class Staged:
             raise BadInput(f"{path} is no Run: there is no run.json in it")
         if not there.is_file():
             raise BadInput(f"{path} was not begun with `kgen tune --stages`: go on with `kgen tune --resume`")
-        kept = json.loads(there.read_text())
-        if kept.get("format") != 1:
-            raise BadInput(f"{there}: format {kept.get('format')} is not that of this kgen, 1")
+        kept = read_json(there, {"format", "asking", "limits", "budget", "min_speedup"})
+        self.asked = read_json(path / "run.json", KEYS)
         whom = kept["asking"]
         self.asking = asking.Asking(**{**whom, "files": tuple(whom["files"])})
         self.limits = asking.Budget(**kept["limits"])
@@ -62,8 +62,20 @@ class Staged:
 
     def open(self) -> Run:
         """Held by this process until it is closed."""
-        asked = json.loads((self.path / "run.json").read_text())
-        return Run(self.path, {k: v for k, v in asked.items() if k not in ("format", "created")}, True)
+        return Run(self.path, {k: v for k, v in self.asked.items() if k not in ("format", "created")}, True)
+
+    @property
+    def target(self) -> str:
+        """The kind of device that it was captured on and is judged on: cpu or cuda."""
+        return str(self.asked.get("device", "cpu"))
+
+    def where(self, asked: str | None) -> list[devices.Device]:
+        """The devices that judge; asked says which GPUs. EnvironmentLacks where this machine has none."""
+        option = "--device" if asked is not None else "the Run's device"
+        found = devices.parse_several(asked or self.target, option)
+        if found[0].type != self.target:
+            raise BadInput(f"--device {asked}: {self.path} was captured on {self.target}; begin another Run for {found[0].type}")
+        return devices.check_several(found, option)
 
     def parts(self) -> Iterator[tuple[Job, float]]:
         """Each Op with its seconds."""
@@ -80,7 +92,7 @@ class Staged:
     def loop(self, op: str, limits: asking.Budget) -> dict[str, Any]:
         """The loop's options as the machine that judges has written them down, or without its numbers before it did."""
         seen = [e for e in entries(self.path, "machine") if e["op"] == op]
-        last = seen[-1] if seen else {"target": "cpu", "text": "", "cases": []}
+        last = seen[-1] if seen else {"target": self.target, "text": "", "cases": []}
         return asking.loop_options(
             self.asking, limits, self.path / "tasks" / op, last["target"], last["text"], last["cases"]
         )
@@ -169,6 +181,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """`kgen evaluate`: judges what came; with --finish also the last tuning, the gate and promotion."""
     staged = Staged(Path(args.run_dir))
     progress = Progress(quiet=args.json)
+    where = staged.where(args.device)
     options = staged.options(args.registry, not args.no_promote)
     registry = options.registry or registries.promote_to()
     if args.finish and options.promote:
@@ -176,14 +189,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     rows: list[Row] = []
     with staged.open() as run, stoppable() as stop:
         for job, seconds in staged.parts():
-            tuner = OpTuner(job, run, registry, options, progress, stop)
+            tuner = OpTuner(job, run, registry, options, progress, stop, where)
             tuner.stage = "finish" if args.finish else "evaluate"
             tuner.check_machine = lambda text: _same_machine(staged.path, text)
             rows += tuner.rows(seconds)
     if not args.finish:
         progress.note(f"next: kgen advance {staged.path}")
         return 0
-    report = Report(staged.path, registry, json.loads((staged.path / "run.json").read_text())["model"], 0.0, rows + staged.left)
+    report = Report(staged.path, registry, staged.asked["model"], 0.0, rows + staged.left)
     write_json(staged.path / "result.json", report.json())
     if args.json:
         print(json.dumps(report.json()))

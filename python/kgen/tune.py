@@ -277,20 +277,31 @@ class OpTuner:
         """How the proposer is asked: with what is left to ask with, and what is known of machine and Cases."""
         assert self.options.asking is not None
         limits = self.limits or askings.Budget(calls=1, tokens=1)  # used up: an earlier life's answers still count
-        machine = targets.Machine.measure()
-        threads = len(os.sched_getaffinity(0))
-        text = askings.machine_text(threads, machine.bytes_per_second, machine.flops_per_second)
+        kind, text = self.device.type, self._machine_text()
         self.check_machine(text)
         cases = []
         for i, least in enumerate(self.job.floors):
             about = judge.describe(i)
             moved = int(about["bytes"])
-            cases.append({"floor_ns": max(floors.copy_ns(moved), least), "bytes": moved, "flops": float(about["flops"])})
-        loop = askings.loop_options(self.options.asking, limits, self.task.folder, "cpu", text, cases)
+            floor_ns = max(floors.copy_ns(moved, self.device), least)
+            cases.append({"floor_ns": floor_ns, "bytes": moved, "flops": float(about["flops"])})
+        devices.release(self.device)
+        loop = askings.loop_options(self.options.asking, limits, self.task.folder, kind, text, cases)
         if self.stage is not None:
-            self.run.add("machine", {"op": self.task.op, "target": "cpu", "text": text, "cases": cases})
+            self.run.add("machine", {"op": self.task.op, "target": kind, "text": text, "cases": cases})
             loop["stage"] = self.stage
         return loop
+
+    def _machine_text(self) -> str:
+        """What a kernel can count on where it is judged, measured now."""
+        machine = targets.Machine.measure(self.device)
+        if self.device.type == "cpu":
+            threads = len(os.sched_getaffinity(0))
+            return askings.machine_text(threads, machine.bytes_per_second, machine.flops_per_second)
+        flops = {torch.float32: machine.flops_per_second, **machine.tensor_flops}
+        about = torch.cuda.get_device_properties(self.device)
+        named = {str(dtype).removeprefix("torch."): rate for dtype, rate in flops.items()}
+        return askings.gpu_text(about, machine.bytes_per_second, named)
 
     def _gate(self, judge: Judge, i: int, winner: dict[str, Any], row: Row) -> None:
         key, case_hash = _libkgen.case_key(self.contract, self.task.cases[i])

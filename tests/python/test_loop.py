@@ -9,7 +9,9 @@ import signal
 import threading
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ import torch
 from kgen_command import Done, Server
 from llm_server import Body, LlmServer, Step, serve
 
-from kgen import _libkgen, asking
+from kgen import _libkgen, asking, stages
 from kgen._paths import kernels_dir
 from kgen.errors import BadInput
 from kgen.judge import Judge
@@ -374,6 +376,37 @@ def test_stages_of_something_else(kgen_server: Server, tmp_path: Path) -> None:
     assert done.code == 2 and "was not begun with `kgen tune --stages`" in done.message
     done = kgen_server.run("export", tmp_path, "--trajectories", tmp_path / "x")
     assert done.code == 2 and "nobody answered anything" in done.message
+
+
+def test_a_stage_without_its_device(kgen_server: Server, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"format": 1, "model": "model.py", "device": "cuda"}))
+    kept = {"format": 1, "asking": asdict(asking.Asking("files")), "limits": asdict(asking.Budget()), "budget": 60.0,
+            "min_speedup": 1.05}  # fmt: skip
+    (run / "stages.json").write_text(json.dumps(kept))
+    _libkgen.journal_add(run, "survey", {"jobs": [], "left": []})
+    staged = stages.Staged(run)
+    assert staged.target == "cuda" and staged.loop("softmax", asking.Budget())["target"] == "cuda"
+    done = kgen_server.run("evaluate", run, "--device", "cpu")
+    assert done.code == 2 and f"--device cpu: {run} was captured on cuda" in done.message, done.err
+    if not torch.cuda.is_available():
+        done = kgen_server.run("evaluate", run)
+        assert done.code == 3 and "the Run's device cuda:0: " in done.message, done.err
+    (run / "stages.json").write_text("{")
+    done = kgen_server.run("evaluate", run)
+    assert done.code == 2 and "stages.json" in done.message, done.err
+
+
+def test_a_gpu_in_words() -> None:
+    about = SimpleNamespace(
+        name="NVIDIA H100", multi_processor_count=132, major=9, minor=0, shared_memory_per_block_optin=232448,
+        regs_per_multiprocessor=65536, L2_cache_size=50 << 20,
+    )  # fmt: skip
+    first, sizes, rates = asking.gpu_text(about, 3.0e12, {"float32": 6.7e13, "bfloat16": 9.9e14}).splitlines()
+    assert first == "- NVIDIA H100, 132 SMs, sm_90"
+    assert sizes == "- 227 KiB shared memory a block at most, 65536 registers an SM, 50 MiB L2"
+    assert "memory 3000 GB/s" in rates and "float32 67 TFLOP/s, bfloat16 990 TFLOP/s" in rates
 
 
 # --- Ops of the model's own ---
