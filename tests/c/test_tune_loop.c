@@ -1,6 +1,7 @@
 /* The loop against a made-up proposer and a made-up evaluator: what is asked follows from what
  * came, and a Run that is stopped anywhere and goes on ends where it would have. */
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/fs.h"
 #include "base/stop.h"
@@ -33,6 +34,8 @@ typedef struct world {
     int nwaiting;
     kg_buf prompts; /* all that was asked in this life */
     bool fatal;
+    size_t lanes;   /* devices that judge at once; 0: one */
+    int by_lane[4]; /* calls */
 } world;
 
 static int prepare(void *ctx, const kg_source *source, const kg_tuning *t, kg_error *err) {
@@ -46,7 +49,11 @@ static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tunin
                  kg_level level, kg_outcome *out, kg_error *err) {
     world *w = ctx;
     const char *time = strstr(source->text, "TIME ");
-    (void)err, (void)lane;
+    const struct timespec pause = {.tv_nsec = 5000000};
+    (void)err;
+    w->by_lane[lane]++;
+    if (w->lanes > 1) /* long enough that several are under way */
+        nanosleep(&pause, NULL);
     if (w->stop_at && ++w->judged > w->stop_at) {
         kg_stop_set(true);
         return kg_fail(err, KG_EINTR, "killed");
@@ -116,7 +123,7 @@ static int run_stage(int stage, world *w, kg_loop_options o, size_t slots, kg_lo
     static const kg_prompt_case known[] = {{.floor_ns = 100}};
     kg_op *op = NULL;
     kg_prompt *prompt = NULL;
-    kg_evaluator e = {.ctx = w, .ncases = 1, .prepare = prepare, .judge = judge};
+    kg_evaluator e = {.ctx = w, .ncases = 1, .lanes = w->lanes, .prepare = prepare, .judge = judge};
     kg_proposer p = {.ctx = w, .slots = slots, .ask = ask, .collect = collect};
     o.budget_ms = o.budget_ms ? o.budget_ms : 60000;
     o.compile_jobs = 2;
@@ -385,21 +392,36 @@ static char *branches(world *w, int n, const char *user) {
     return strdup("no code");
 }
 
-TEST(loop_branch) {
-    world w = {.answer = branches};
+static void check_branch(world *w) {
     kg_loop_result r;
     kg_error err;
-    CHECK_OK(run(&w,
-                 (kg_loop_options){.strategy = "branch", .ideas = 2, .per_idea = 2, .barren = 2}, 3,
-                 &r, &err),
+    CHECK_OK(run(w, (kg_loop_options){.strategy = "branch", .ideas = 2, .per_idea = 2, .barren = 2},
+                 3, &r, &err),
              err);
     CHECK_HAS(r.ended_by, "no better Candidate came of several rounds");
     CHECK_NEAR(winner_time(&r), 300, 0);
-    CHECK(!strstr(w.prompts.data, "> one too many"));
+    CHECK(!strstr(w->prompts.data, "> one too many"));
     /* Round 1: ideas, 2 x 2 implementations, and one mending of each that failed. */
-    CHECK_INT(w.asked > 7, 1);
+    CHECK_INT(w->asked > 7, 1);
     kg_loop_result_free(&r);
-    kg_buf_free(&w.prompts);
+    kg_buf_free(&w->prompts);
+}
+
+TEST(loop_branch) {
+    world w = {.answer = branches};
+    check_branch(&w);
+}
+
+/* Verdicts come in another order then, and what is asked is the same. */
+TEST(loop_branch_over_several_devices) {
+    kg_error err;
+    world one = {.answer = branches}, three = {.answer = branches, .lanes = 3};
+    check_branch(&one);
+    CHECK_OK(kg_remove_tree(test_path("run"), &err), err);
+    check_branch(&three);
+    CHECK_INT(three.asked, one.asked);
+    CHECK(three.by_lane[0] > 0 && three.by_lane[1] > 0);
+    CHECK_INT(three.by_lane[0] + three.by_lane[1] + three.by_lane[2], one.by_lane[0]);
 }
 
 TEST(loop_branch_goes_on_where_it_was) {
