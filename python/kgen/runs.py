@@ -27,6 +27,8 @@ ASKED = {
     "module": "--module", "inputs": "--inputs", "argv": "arguments after --", "patterns": "--target", "mode": "mode",
     "device": "--device", "precision": "--precision", "proposer": "--proposer", "strategy": "--strategy",
 }  # fmt: skip
+# Of these, what a Run over kgen's own templates has not.
+OF_ASKING = {"proposer", "strategy"}
 
 # Of run.json and result.json.
 KEYS = {"format", "model", "sha256", "torch", "created", *ASKED}
@@ -118,7 +120,7 @@ class Run:
                 "now: undo the change, or begin anew with another --run"
             )
         for key, name in ASKED.items():
-            given = key in there or (key in ("proposer", "strategy") and key in asked)
+            given = key in there or (key in OF_ASKING and key in asked)
             if given and there.get(key) != asked.get(key):
                 raise BadInput(
                     f"{self.path} was begun with {name} {_shown(there.get(key))}, not {_shown(asked.get(key))}: resume it "
