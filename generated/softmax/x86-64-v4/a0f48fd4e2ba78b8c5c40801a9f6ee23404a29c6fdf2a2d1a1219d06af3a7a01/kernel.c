@@ -139,15 +139,10 @@ INLINE vf exp2_(vf x) {
 #endif
 }
 
-/* e^(x - peak) for x <= peak. With FMA as 2^(x * log2e - m), m = peak * log2e: the rounding of m is
- * common to a row and cancels. Without, x * log2e would be rounded too, so the difference comes
- * first. */
+/* e^(x - peak) for x <= peak. The difference comes first: x * log2e overflows where x is as low as a
+ * mask makes it, and a row of nothing else would be NaN. */
 INLINE vf exp_below(vf x, float peak) {
-#if VL > 4
-    return exp2_(fma_(x, splat(LOG2E), splat(-(peak * LOG2E))));
-#else
     return exp2_((x - peak) * LOG2E);
-#endif
 }
 
 #if HALF
@@ -252,11 +247,7 @@ INLINE float row_peak(const char *x, int64_t n) {
 /* What a sum against the maximum `from` is multiplied with to stand against `to`: the quotient of
  * exp_below's. */
 INLINE double rescale(float from, float to) {
-#if VL > 4
-    return exp2((double)(from * LOG2E) - (double)(to * LOG2E));
-#else
     return exp2((double)(from - to) * (double)LOG2E);
-#endif
 }
 
 /* Sum of e^(x[i] - peak) over n elements, each of which is also written to y times scale, when y is

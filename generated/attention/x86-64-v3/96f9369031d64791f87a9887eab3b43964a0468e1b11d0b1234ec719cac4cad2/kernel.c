@@ -131,12 +131,14 @@ INLINE vf poly(vf r) {
     return fma_(p, r, splat(1.0f));
 }
 
-/* 2^x for x up to 127; 0 for -inf, NaN for NaN; relative error 2e-7. */
+/* 2^x for x up to 127; 0 below -126, NaN for NaN; relative error 2e-7. */
 INLINE vf exp2_(vf x) {
 #if VL == 16
     vf n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return _mm512_scalef_ps(poly(r), n);
+    /* Nothing below the normal numbers: products with such weights take an assist on some CPUs. */
+    __mmask16 normal = _mm512_cmp_ps_mask(x, splat(-126.0f), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(normal, poly(r), n);
 #else
     x = max_(splat(-127.0f), x);
 #if VL == 8

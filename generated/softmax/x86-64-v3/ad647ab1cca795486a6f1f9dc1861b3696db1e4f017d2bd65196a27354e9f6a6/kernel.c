@@ -139,15 +139,10 @@ INLINE vf exp2_(vf x) {
 #endif
 }
 
-/* e^(x - peak) for x <= peak. With FMA as 2^(x * log2e - m), m = peak * log2e: the rounding of m is
- * common to a row and cancels. Without, x * log2e would be rounded too, so the difference comes
- * first. */
+/* e^(x - peak) for x <= peak. The difference comes first: x * log2e overflows where x is as low as a
+ * mask makes it, and a row of nothing else would be NaN. */
 INLINE vf exp_below(vf x, float peak) {
-#if VL > 4
-    return exp2_(fma_(x, splat(LOG2E), splat(-(peak * LOG2E))));
-#else
     return exp2_((x - peak) * LOG2E);
-#endif
 }
 
 #if HALF
@@ -318,11 +313,7 @@ INLINE void row_write(char *y, const float *e, int64_t n, float scale, int strea
 /* What a sum against the maximum `from` is multiplied with to stand against `to`: the quotient of
  * exp_below's. */
 INLINE double rescale(float from, float to) {
-#if VL > 4
-    return exp2((double)(from * LOG2E) - (double)(to * LOG2E));
-#else
     return exp2((double)(from - to) * (double)LOG2E);
-#endif
 }
 
 /* Rows that do not fit: blocks with a running maximum, then a second reading. */

@@ -114,32 +114,15 @@ INLINE vf exp2_(vf x) {
 #endif
 }
 
-/* What e^(x - peak) subtracts: with FMA it is 2^(x * log2e - low), low = peak * log2e, whose
- * rounding is common to a column and cancels. Without, x * log2e would be rounded too, so the
- * difference comes first. */
-INLINE vf low_of(vf peak) {
-#if VL > 4
-    return peak * LOG2E;
-#else
-    return peak;
-#endif
-}
-
+/* e^(x - low) for x <= low. The difference comes first: x * log2e overflows where x is as low as a
+ * mask makes it, and a column of nothing else would be NaN. */
 INLINE vf exp_below(vf x, vf low) {
-#if VL > 4
-    return exp2_(fma_(x, splat(LOG2E), -low));
-#else
     return exp2_((x - low) * LOG2E);
-#endif
 }
 
 /* What sums against `from` are multiplied with to stand against `to`. */
 INLINE vf quotient(vf from, vf to) {
-#if VL > 4
-    return exp2_(from - to);
-#else
     return exp2_((from - to) * LOG2E);
-#endif
 }
 
 #if HALF
@@ -304,7 +287,7 @@ INLINE void column_block(const int vectors, const int lanes, const char *x, char
         block_peak(vectors, lanes, x + r * k * SIZE, rows, k, top);
         FULLY for (int v = 0; v < vectors; v++) {
             const vf now = max_(peak[v], top[v]);
-            const vf next = low_of(r + rows < n ? pick(now == -INFINITY, (vf){0}, now) : now);
+            const vf next = r + rows < n ? pick(now == -INFINITY, (vf){0}, now) : now;
             sum[v] = pick(sum[v] == 0, (vf){0}, sum[v] * quotient(low[v], next));
             peak[v] = now, low[v] = next;
         }
@@ -350,8 +333,6 @@ static __attribute__((noinline)) void narrow_block(const char *x, char *y, int64
     for (int64_t i = 0, v = 0; i < total; i += VL, v = v + 1 < vectors ? v + 1 : 0)
         low.v[v] = max_(low.v[v], i + VL <= total ? load(x, i) : load_tail(x, i, total));
     join_lanes(low.f, used, k, vectors * VL, 0);
-    for (int64_t v = 0; v < vectors; v++)
-        low.v[v] = low_of(low.v[v]);
     for (int64_t i = 0, v = 0, run = 0; i < total; i += VL) {
         vf p = exp_below(i + VL <= total ? load(x, i) : load_tail(x, i, total), low.v[v]);
         if (fits)
