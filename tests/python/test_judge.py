@@ -381,7 +381,7 @@ def _children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_many_in_a_row_leave_nothing(tiny: Judge, count: int) -> None:
     _many(tiny, 40)
     descriptors, resident, children = _descriptors(), _resident_kib(), _children()

@@ -213,6 +213,7 @@ torch.testing.assert_close(torch.ops.kgen.attention(q, q, q, is_causal=True), wa
 """
 
 
+@pytest.mark.slow
 def test_what_was_built_serves_without_a_compiler(
     registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
