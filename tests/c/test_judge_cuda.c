@@ -140,7 +140,8 @@ TEST_WITHIN(judge_cuda_condemns_before_anything_runs, 120) {
     source_of(&text, "right", "", "static __device__ int broken = \"text\";");
     expect(&r, text.data, KG_VERDICT_COMPILE_ERROR, "softmax.cu(");
     kg_buf_free(&text);
-    source_of(&text, "right", "", "__device__ int calls;");
+    source_of(&text, "right", "",
+              "__device__ int calls; extern \"C\" __global__ void count() { calls++; }");
     expect(&r, text.data, KG_VERDICT_POLICY, "");
     kg_buf_free(&text);
     source_of(&text, "right", ", \"colour\": 1", "");
