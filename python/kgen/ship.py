@@ -1,23 +1,27 @@
 """Makes the registry that comes with kgen, generated/, from the house kernels in kernels/. A tool for kgen's developers:
 
-    python -m kgen.ship [--registry generated] [--arch x86-64-v3] [--only attention/flash.c] [--programs 200] [--again]
+    python -m kgen.ship [--registry generated] [--arch x86-64-v3] [--only attention/flash.c] [--programs 200] [--again] [--jobs 16]
 
 Each house kernel is built for any size, as a dynamic pin serves it, and judged for each dtype on sizes over its range
 (1, primes, a tile's edges and their neighbours, the longest), attention also with the variants by name and with random
 Programs. A pin's range is what was judged, no more. Kernels for x86-64-v3 are judged on any machine that is at least
 that; those for a GPU on the GPU at hand, which may be newer (kernels for sm_80 on an sm_90: the same source, and the
 Record says where). What passed is promoted; what is in the registry already with the same id is left alone unless --again is given.
-Nothing is timed against torch here: that is the gate's, for Cases of a real model.
+Nothing is timed against torch here: that is the gate's, for Cases of a real model. Most of the time goes into compilers:
+--jobs lets as many processes fill the cache of images before the judging, which stays one Case after the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import json
+import multiprocessing
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ import torch
 from . import _libkgen, devices, spread
 from ._paths import kernels_dir, shipped_registry
 from .errors import BadInput, KgenError
+from .judge import Judge
 from .programs import NAMED
 from .spread import Evidence, Sizes, Trial
 from .task import canonical_contract
@@ -301,6 +306,26 @@ class Shipping:
             say(f"not for it: {label}: {why}")
         return found
 
+    def compile(self, dtype: str, start: int, n: int) -> None:
+        """Fills the cache of images for some of the Trials. What does not compile is the judge's to tell."""
+        chosen = self.about["tunables"] if self.house.tunables is not None else None
+        for t in self._trials(dtype)[start : start + n]:
+            device = devices.of_case(t.case, self.index)
+            with contextlib.suppress(KgenError), Judge(self.contract, arch=self.judged_arch, device=device) as j:
+                j.add_case(t.case)
+                j.prepare(self.source, name=self.house.file, tunables=chosen, any_size=True)
+
+    def _trials(self, dtype: str) -> list[Trial]:
+        """All that a dtype is judged on."""
+        programs = [] if self.house.program_at is None else self.house.with_programs(dtype, self.count)
+        return [*self.house.dense(dtype), self.house.timed_trial(dtype), *programs]
+
+    def jobs(self, n: int) -> Iterator[tuple[str, int, int]]:
+        """The arguments of compile, n Trials at a time."""
+        for dtype in self.house.dtypes:
+            for start in range(0, len(self._trials(dtype)), n):
+                yield dtype, start, n
+
     def run(self) -> int:
         """Judges and promotes; the version."""
         keys, entries, programs = [], [], []
@@ -359,6 +384,29 @@ def gpu_for(arch: str, asked: str) -> torch.device:
     return device
 
 
+def _compile(gpu: bool, house: int, arch: str, programs: int, index: int, job: tuple[str, int, int]) -> None:
+    """In a process of its own."""
+    chosen = (GPU_HOUSE if gpu else HOUSE)[house]
+    Shipping(chosen, arch, shipped_registry(), programs, lambda _: None, index).compile(*job)
+
+
+def _compile_ahead(todo: Sequence[Shipping], programs: int, jobs: int) -> None:
+    """Fills the cache of images for all of todo; what the processes cannot do is left to the judging."""
+    done = failed = 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting = []
+        for one in todo:
+            gpu = one.house.device == "cuda"
+            house = (GPU_HOUSE if gpu else HOUSE).index(one.house)
+            for job in one.jobs(8):
+                waiting.append(pool.submit(_compile, gpu, house, one.arch, programs, one.index, job))
+        for future in as_completed(waiting):
+            done, failed = done + 1, failed + (future.exception() is not None)
+            if done % 16 == 0 or done == len(waiting):
+                print(f"compiled ahead: {done} of {len(waiting)} parts{f', {failed} failed' if failed else ''}", flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Ships what is asked for; 1 when something did not pass."""
     p = argparse.ArgumentParser(prog="python -m kgen.ship", description=(__doc__ or "").splitlines()[0])
@@ -367,11 +415,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--only", action="append", metavar="FILE", choices=sorted({h.file for h in (*HOUSE, *GPU_HOUSE)}))
     p.add_argument("--device", default="cuda", help="which GPU judges kernels for GPUs (default: the first)")
     p.add_argument("--programs", type=int, default=PROGRAMS, help=f"random Programs (default {PROGRAMS})")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that compile ahead (default 1: none)")
     p.add_argument("--again", action="store_true", help="also what is in the registry already")
     args = p.parse_args(argv)
     if args.programs < 1:
         raise BadInput(f"--programs {args.programs}: at least 1 is needed")
-    failed = 0
+    if args.jobs < 1:
+        raise BadInput(f"--jobs {args.jobs}: at least 1 is needed")
+    todo = []
     for arch in args.arch or ARCHS:
         gpu = arch in GPU_ARCHS
         device = gpu_for(arch, args.device) if gpu else devices.CPU
@@ -384,11 +435,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if one.shipped() and not args.again:
                 print(f"{house.name} {arch}: there already")
                 continue
-            try:
-                print(f"{house.name} {arch}: {house.op}/v{one.run()}", flush=True)
-            except KgenError as e:
-                failed += 1
-                print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
+            todo.append(one)
+    if args.jobs > 1:
+        _compile_ahead(todo, args.programs, args.jobs)
+    failed = 0
+    for one in todo:
+        try:
+            print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.run()}", flush=True)
+        except KgenError as e:
+            failed += 1
+            print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
     return 1 if failed else 0
 
 
