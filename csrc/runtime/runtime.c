@@ -327,6 +327,19 @@ static int run_class(kg_class *c, const kg_call *call, void **handles, kg_error 
     return rc == KG_OK && trust == KG_TRUST_UNKNOWN ? check_first(c, call, handles, outs, err) : rc;
 }
 
+/* Not what this thread called last. */
+static int find(kg_reader_slot *me, const kg_snapshot *s, const kg_rt_op *op, const kg_call *call,
+                int threads, const unsigned char *signature, size_t n, kg_class **out,
+                kg_error *err) {
+    uint64_t hash = kg_xxh64(signature, n);
+    *out = s != NULL ? kg_snapshot_find(s, hash, signature, n) : NULL;
+    if (*out == NULL)
+        return resolve(op, call, threads, signature, n, hash, out, err);
+    me->last = *out;
+    me->in = s->serial;
+    return KG_OK;
+}
+
 int kg_rt_run(const kg_rt_op *op, kg_call *call, void *handles[KG_MAX_OUTPUTS], kg_error *err) {
     _Alignas(16) unsigned char signature[SIGNATURE_MAX];
     if (kg_proc_state.disabled)
@@ -336,14 +349,14 @@ int kg_rt_run(const kg_rt_op *op, kg_call *call, void *handles[KG_MAX_OUTPUTS], 
     if (me == NULL)
         return kg_fail(err, KG_ENOTFOUND, "no memory for a thread's slot");
     call->precision = kg_rt_precision();
-    int threads = kg_proc_state.host->threads();
+    /* A GPU's Kernels do not know of them. */
+    int threads = call->device == KG_CPU ? kg_proc_state.host->threads() : 0;
     size_t n = sign(op, call, threads, signature);
-    uint64_t hash = kg_xxh64(signature, n);
     const kg_snapshot *s = kg_snapshot_current();
-    kg_class *c = s != NULL ? kg_snapshot_find(s, hash, signature, n) : NULL;
+    kg_class *c = s != NULL ? kg_reader_recall(me, s, signature, n) : NULL;
     int rc = KG_OK;
     if (c == NULL)
-        rc = resolve(op, call, threads, signature, n, hash, &c, err);
+        rc = find(me, s, op, call, threads, signature, n, &c, err);
     if (rc == KG_EDEVICE)
         rc = lost(call, err);
     else if (rc == KG_OK)

@@ -40,6 +40,7 @@ typedef struct kg_class {
 } kg_class;
 
 typedef struct kg_snapshot {
+    uint64_t serial; /* from 1; no other snapshot of this process has or had it */
     size_t nregs;
     kg_reg *regs[KG_MAX_REGISTRIES];
     kg_policy policy;
@@ -52,6 +53,8 @@ typedef struct kg_reader_slot {
     _Atomic bool taken;
     unsigned depth;
     _Atomic uint64_t served, fallbacks; /* written by the owner alone */
+    kg_class *last; /* what this thread found last; alive while `in` is current */
+    uint64_t in;    /* a snapshot's serial */
     struct kg_reader_slot *next;
 } kg_reader_slot;
 
@@ -63,6 +66,9 @@ void kg_reader_sum(uint64_t *served, uint64_t *fallbacks);
 /* Inside enter and leave; NULL before the first is published. */
 const kg_snapshot *kg_snapshot_current(void);
 kg_class *kg_snapshot_find(const kg_snapshot *s, uint64_t hash, const void *signature, size_t n);
+/* The class that this thread found last, if it is in s and has this signature; else NULL. */
+kg_class *kg_reader_recall(const kg_reader_slot *me, const kg_snapshot *s, const void *signature,
+                           size_t n);
 
 /* Writers hold kg_writers_lock. Forking keeps it consistent in the child. What is logged meanwhile
  * waits for the unlock: whoever is told may need a lock of its own (an interpreter's), whose holder
