@@ -69,9 +69,10 @@ KGEN_API int kgen_tolerance(const char *dtype, const char *precision, int64_t re
                             double *max, char *err, size_t nerr);
 /* out: median, p10, p90 of n times. */
 KGEN_API int kgen_summary(const double *times, size_t n, double out[3], char *err, size_t nerr);
-/* out: median(a) / median(b), and the low and high end of its 95% bootstrap interval over pairs. */
-KGEN_API int kgen_ratio(const double *a, const double *b, size_t n, uint64_t seed, double out[3],
-                        char *err, size_t nerr);
+/* out: median(a) / median(b), and the low and high end of its bootstrap interval over pairs; level
+ * is 0.95 for one of 95%. */
+KGEN_API int kgen_ratio(const double *a, const double *b, size_t n, double level, uint64_t seed,
+                        double out[3], char *err, size_t nerr);
 /* A Candidate's text against the lexical rules of CPU Candidates: KG_EUNSUPPORTED with the
  * complaint. */
 KGEN_API int kgen_inspect_text(const char *source, size_t n, const char *name, char *err,

@@ -38,6 +38,15 @@ KGEN_API void kgen_on_message(void (*sink)(int level, const char *message));
  */
 KGEN_API void kgen_nvrtc_search(const char *folder);
 
+/* One timed job on a device at a time, on the whole machine (base/fs.h): gpu is an index as the
+ * driver counts, -1 the CPU. KG_EBUSY names the process that holds it; another status: there
+ * is nowhere to lock. */
+KGEN_API int kgen_lock_device(int gpu, int wait_ms, int *fd, char *err, size_t nerr);
+KGEN_API void kgen_unlock_device(int fd);
+/* {"sm_mhz", "memory_mhz", "temperature_c", "power_w", "throttle": [NAME], "foreign": ["process
+ * 4711 (python3)"]}, less what is not told. KG_EENV: NVML tells nothing here. */
+KGEN_API int kgen_gpu_state(int gpu, char **json, char *err, size_t nerr);
+
 /* Derives a registry's index and writes it to index_path. */
 KGEN_API int kgen_index_build(const char *registry, const char *index_path, char *err, size_t nerr);
 /* The same; what is left out of the index goes to warn, on the caller's thread. */

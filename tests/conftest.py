@@ -30,6 +30,7 @@ for _name in ("KGEN_REGISTRY", "KGEN_POLICY", "KGEN_PRECISION", "KGEN_DISABLE", 
 
 def _home(folder: Path, setenv: Callable[[str, str], None]) -> None:
     setenv("KGEN_CACHE", str(folder / "cache"))
+    setenv("KGEN_LOCKS", str(folder / "locks"))  # tests wait for each other alone
     setenv("XDG_CACHE_HOME", str(folder / "xdg-cache"))
     setenv("XDG_DATA_HOME", str(folder / "xdg-data"))
 

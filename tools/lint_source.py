@@ -27,6 +27,7 @@ MAY_INCLUDE = {
 ABI_HEADERS = {
     r"sys/cuda_(abi|internal)\.h": ("csrc/sys/cuda", "csrc/conformance/", "tests/fake/"),
     r"sys/nvrtc_abi\.h": ("csrc/sys/nvrtc", "csrc/conformance/"),
+    r"sys/nvml_abi\.h": ("csrc/sys/nvml", "csrc/conformance/", "tests/fake_nvml/"),
 }
 
 # The wire format is the one thing of the worker that its other end shares.
@@ -37,7 +38,7 @@ FOREIGN = {
     r"curl/.*": ("csrc/sys/http.c",),
     r"cuda(_runtime.*)?\.h": ("csrc/conformance/",),
     r"nvrtc\.h": ("csrc/conformance/",),
-    r"nvml\.h": ("csrc/sys/nvml.c",),
+    r"nvml\.h": ("csrc/conformance/",),
     r"(cjson/)?cJSON\.h": ("csrc/base/json.c",),
     r"sha2\.h|md5\.h|sha256\.h": ("csrc/base/hash_sha.c",),
     r"(torch|ATen|c10)/.*": ("csrc/conformance/",),
@@ -164,7 +165,7 @@ def check_python(name: str, text: str) -> Iterator[str]:
 def check_file(name: str) -> Iterator[str]:
     text = Path(name).read_text(encoding="utf-8")
     yield from check_length(name, text)
-    if name.startswith(("csrc/", "tests/c/", "tests/fake/", "tests/fuzz/")):
+    if name.startswith(("csrc/", "tests/c/", "tests/fake/", "tests/fake_nvml/", "tests/fuzz/")):
         yield from check_c(name, text)
     if name.endswith(".py"):
         yield from check_python(name, text)

@@ -34,6 +34,15 @@ void kg_free_names(char **names, size_t n);
 int kg_lock_file(const char *path, int wait_ms, int *fd, kg_error *err);
 void kg_unlock_file(int fd);
 
+/* One timed job on a device at a time, whoever's it is: a lock of the whole machine, a file in
+ * $KGEN_LOCKS, else /tmp/kgen-locks, which every user may write and nobody may empty. device: a
+ * file name such as "cpu". KG_EBUSY names the process that holds it; KG_EIO: there is nowhere to
+ * lock. */
+int kg_lock_device(const char *device, int wait_ms, int *fd, kg_error *err);
+/* The same, until it has it; says whom it waits for. *fd is -1 where there is nowhere to lock,
+ * which is said once: others are not waited for then. KG_EINTR: kg_stop_wanted. */
+int kg_lock_device_wait(const char *device, int *fd, kg_error *err);
+
 /* $KGEN_CACHE, else $XDG_CACHE_HOME/kgen, else ~/.cache/kgen; the caller's string; not created. */
 char *kg_cache_dir(void);
 /* $XDG_DATA_HOME/kgen/generated, else ~/.local/share/kgen/generated. */

@@ -384,6 +384,13 @@ int kg_cuda_device_get(int index, const kg_cuda_device **out, kg_error *err) {
     return KG_OK;
 }
 
+const char *kg_cuda_lock_name(const kg_cuda_device *d, char out[KG_CUDA_LOCK]) {
+    snprintf(out, KG_CUDA_LOCK, "cuda-");
+    for (size_t i = 0; i < sizeof d->uuid; i++)
+        snprintf(out + 5 + 2 * i, 3, "%02x", d->uuid[i]);
+    return out;
+}
+
 /* ---- contexts ---- */
 
 static int retain(int device, kg_error *err) {

@@ -57,6 +57,11 @@ typedef struct kg_cuda_device {
     bool vmm; /* exportable VMM allocations */
 } kg_cuda_device;
 
+/* The name under which one process at a time holds the GPU to time on it (kg_lock_device): the same
+ * in every process of the machine. Returns out. */
+enum { KG_CUDA_LOCK = 40 };
+const char *kg_cuda_lock_name(const kg_cuda_device *d, char out[KG_CUDA_LOCK]);
+
 /* Cached for the process. A GPU below sm_80 is KG_EENV: kgen's kernels cannot run there. */
 int kg_cuda_device_get(int index, const kg_cuda_device **out, kg_error *err);
 

@@ -402,11 +402,11 @@ int kgen_summary(const double *times, size_t n, double out[3], char *err, size_t
     return give(rc, &e, err, nerr);
 }
 
-int kgen_ratio(const double *a, const double *b, size_t n, uint64_t seed, double out[3], char *err,
-               size_t nerr) {
+int kgen_ratio(const double *a, const double *b, size_t n, double level, uint64_t seed,
+               double out[3], char *err, size_t nerr) {
     kg_error e = {0};
     kg_ratio r;
-    int rc = kg_ratio_of(a, b, n, 0.95, seed, &r, &e);
+    int rc = kg_ratio_of(a, b, n, level, seed, &r, &e);
     if (rc == KG_OK) {
         out[0] = r.median;
         out[1] = r.low;

@@ -9,8 +9,7 @@
 void kg_busy_begin(void);
 void kg_busy_end(void);
 
-/* Waits until nothing of kgen is busy or timed. KG_EINTR: kg_stop_wanted. Without a cache folder to
- * hold the lock, other processes are not waited for. */
+/* Waits until nothing of kgen is busy or timed, on this machine. KG_EINTR: kg_stop_wanted. */
 int kg_timing_begin(kg_error *err);
 void kg_timing_end(void);
 

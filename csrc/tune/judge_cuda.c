@@ -7,13 +7,9 @@
 #include <sched.h>
 
 #include "base/fs.h"
-#include "base/log.h"
-#include "base/stop.h"
 #include "runtime/image_cuda.h"
 #include "sys/nvrtc.h"
 #include "tune/judge_cuda.h"
-
-enum { SLICE_MS = 100 };
 
 static size_t allowed_cpus(void) {
     cpu_set_t set;
@@ -128,36 +124,11 @@ static int image(const kg_judge *j, const kg_candidate *cand, const kg_judged_ca
     return rc;
 }
 
-/* <cache>/locks/cuda-<uuid>; NULL when there is no cache to hold it. */
-static char *lock_path(const kg_cuda_judge *c) {
-    char name[64] = "cuda-";
-    for (size_t i = 0; i < sizeof c->gpu->uuid; i++)
-        snprintf(name + 5 + 2 * i, 3, "%02x", c->gpu->uuid[i]);
-    char *cache = kg_cache_dir(), *folder = cache ? kg_path_join(cache, "locks") : NULL;
-    char *path = folder && kg_mkdirs(folder, NULL) == KG_OK ? kg_path_join(folder, name) : NULL;
-    free(cache);
-    free(folder);
-    return path;
-}
-
 /* One kgen at a time on a device, timed or not: what another one runs shows in both. */
 static int begin(kg_judge *j, kg_error *err) {
     kg_cuda_judge *c = j->state;
-    char *path = lock_path(c);
-    int rc = path ? KG_EBUSY : KG_OK;
-    while (rc == KG_EBUSY) {
-        if (kg_stop_wanted()) {
-            free(path);
-            return kg_fail(err, KG_EINTR, "interrupted");
-        }
-        rc = kg_lock_file(path, SLICE_MS, &c->lock, NULL);
-        if (rc == KG_EBUSY)
-            kg_log_once(KG_LOG_INFO, "another kgen process uses GPU %d; waiting for it", c->index);
-    }
-    if (rc != KG_OK)
-        c->lock = -1; /* nowhere to lock: others are not waited for */
-    free(path);
-    return KG_OK;
+    char name[KG_CUDA_LOCK];
+    return kg_lock_device_wait(kg_cuda_lock_name(c->gpu, name), &c->lock, err);
 }
 
 static void end(kg_judge *j) {

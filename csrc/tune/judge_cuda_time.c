@@ -3,13 +3,15 @@
  * Cold first: the L2 is flushed before each timed call, which decides. Then warm, with what an
  * untimed call before it left. A call shorter than 20 us is replayed as a graph of its own, where
  * the host's latency between its launches does not count. The device's clock is held against the
- * host's over the whole window, and a time that drifts is measured again. */
+ * host's over the whole window, and a time that drifts, or during which the GPU was slowed down, is
+ * measured again. */
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tune/judge_cuda.h"
+#include "tune/watch.h"
 
 enum { TRIES = 3, PILOTS = 3, EMPTY_CALLS = 16, WARM_FROM = 15, MAX_GPUS = 64 };
 
@@ -120,16 +122,20 @@ typedef struct timing {
     bool graph; /* what was measured were replays */
     double ns[KG_MAX_REPS];
     double drift;
+    kg_watch watch;
     double lag_ns; /* median of what the host's window has beyond the device's */
     double window_ns;
 } timing;
 
-/* n calls in the mode; measured again while the clock wanders. */
+/* n calls in the mode; measured again while the clock wanders or the GPU is slowed down. */
 static int take(kg_bench *b, timing *t, bool *ok, kg_error *err) {
+    const kg_cuda_judge *c = b->j->state;
     kg_call_time times[KG_MAX_REPS];
     double lag[KG_MAX_REPS], window[KG_MAX_REPS];
     for (t->tries = 1;; t->tries++) {
+        kg_watch_begin(&t->watch, c->gpu);
         int rc = kg_time_calls(b, &t->mode, times, t->n, ok, err);
+        kg_watch_end(&t->watch, c->gpu);
         if (rc != KG_OK || !*ok)
             return rc;
         for (size_t i = 0; i < t->n; i++) {
@@ -141,7 +147,7 @@ static int take(kg_bench *b, timing *t, bool *ok, kg_error *err) {
         t->drift = drift_of(t->ns, t->n);
         t->lag_ns = median(lag, t->n);
         t->window_ns = median(window, t->n);
-        if (t->drift <= DRIFT || t->tries == TRIES)
+        if ((t->drift <= DRIFT && !kg_watch_slowed(&t->watch)) || t->tries == TRIES)
             return KG_OK;
     }
 }
@@ -192,6 +198,9 @@ static void keep_measure(kg_bench *b, const timing *t, double empty_ns) {
     kg_json_set_double(o, "drift", t->drift);
     kg_json_set_double(o, "event_overhead_ns", empty_ns);
     kg_json_set_double(o, "host_lag_ns", t->lag_ns);
+    if (t->watch.told)
+        kg_json_set_bool(o, "slowed", kg_watch_slowed(&t->watch));
+    kg_watch_keep(&t->watch, ((const kg_cuda_judge *)b->j->state)->gpu, o);
 }
 
 /* The device went on after the event that ends the call. */

@@ -17,7 +17,8 @@ int kg_summarize(const double *times, size_t n, kg_summary *out, kg_error *err);
 
 /* a over b: how many times faster b is. The ratio of the medians and its bootstrap interval
  * (percentiles of `level`, such as 0.95, over resampled pairs). Pairs (a[i], b[i]) were measured
- * one after the other and are drawn together, so that what slows a machine for a while slows both.
+ * one after the other and are drawn together, so that what slows a machine for a while slows both;
+ * where ratios of neighbouring pairs are alike, the interval is widened for it.
  * The same seed gives the same interval. */
 typedef struct kg_ratio {
     double median, low, high;

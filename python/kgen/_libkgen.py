@@ -27,6 +27,7 @@ _BAD_INPUT = {-3, -4, -5, -6, -7, -8, -9, -12, -13, -17}
 # Memory, disk, a program that is not there or does not start, a device that failed.
 _ENVIRONMENT = {-1, -2, -11, -15, -18}
 EINTR = -14
+EBUSY = -12
 
 SINK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p)
 PROGRESS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
@@ -80,9 +81,12 @@ def lib() -> ctypes.CDLL:
             ctypes.POINTER(ctypes.c_double),
             ctypes.POINTER(ctypes.c_double),
             size,
+            ctypes.c_double,
             ctypes.c_uint64,
             ctypes.POINTER(ctypes.c_double),
         ],
+        "kgen_lock_device": [ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_int)],
+        "kgen_gpu_state": [ctypes.c_int, out],
         "kgen_search_over": [out, size, text, text, PROGRESS, ctypes.c_void_p, out],
         "kgen_candidate_check": [text, text, size, text, text, out],
         "kgen_llm_ask": [text, text, out],
@@ -106,6 +110,8 @@ def lib() -> ctypes.CDLL:
         function = getattr(so, name)
         function.argtypes = args + err
         function.restype = ctypes.c_int
+    so.kgen_unlock_device.argtypes = [ctypes.c_int]
+    so.kgen_unlock_device.restype = None
     so.kgen_nvrtc_search.argtypes = [text]
     so.kgen_nvrtc_search.restype = None
     for folder in cuda_packages.folders():
@@ -286,13 +292,39 @@ def candidate_unit(
     )
 
 
-def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Median of a over b (how many times faster b is) and its 95% interval, from pairs measured in turn."""
+def ratio(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Median of a over b (how many times faster b is) and its interval, from pairs measured in turn."""
     n = min(len(a), len(b))
     doubles = ctypes.c_double * n
     out = (ctypes.c_double * 3)()
-    call(lib().kgen_ratio, doubles(*a[:n]), doubles(*b[:n]), n, 1, out)
+    call(lib().kgen_ratio, doubles(*a[:n]), doubles(*b[:n]), n, level, 1, out)
     return out[0], out[1], out[2]
+
+
+class Busy(KgenError):
+    """Another process holds what was asked for; the message names it."""
+
+
+def lock_device(gpu: int, wait_ms: int) -> int:
+    """The machine's lock of a device (-1: the CPU), to be given to unlock_device. Busy: wait_ms were not enough; another
+    KgenError: there is nowhere to lock."""
+    fd, err = ctypes.c_int(-1), ctypes.create_string_buffer(ERROR_BYTES)
+    status = lib().kgen_lock_device(gpu, wait_ms, ctypes.byref(fd), err, ERROR_BYTES)
+    if status == EBUSY:
+        raise Busy(err.value.decode(errors="replace"))
+    if status:
+        raise_status(status, err.value.decode(errors="replace"))
+    return fd.value
+
+
+def unlock_device(fd: int) -> None:
+    lib().kgen_unlock_device(fd)
+
+
+def gpu_state(gpu: int) -> dict[str, Any]:
+    """What NVML tells of a GPU now: clocks, temperature, power, reasons for low clocks, foreign processes; less what it does
+    not tell. EnvironmentLacks: nothing."""
+    return call_json(lib().kgen_gpu_state, gpu)
 
 
 def journal_sum(line: bytes) -> str:

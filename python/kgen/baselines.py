@@ -3,11 +3,12 @@
 A baseline is a name and a function of a Case's inputs; building one may compile. Baselines that cannot be built are
 named with the reason. Nothing is timed here. On CUDA torch.compile also stands with max-autotune, and SDPA with each of
 its backends, since the one that torch picks by itself is often not the fastest. Which of TF32 and float32 they compute
-in is for the caller to set (devices.arithmetic).
+in is for the caller to set (devices.arithmetic). How long a compile may take is the caller's, too (gate_build).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,16 +37,23 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Baseline:
-    """build() gives the function, or raises; `note` says what is counted in its favour."""
+    """build() gives the function, or raises; `note` says what is counted in its favour. compiles: torch's compiler runs at
+    the first call, which takes seconds to minutes; "" when not, else its group: those of one group share most of the
+    work, so they are built one after the other."""
 
     name: str
     build: Callable[[], Callable[[Inputs], Outputs]]
     note: str = ""
+    compiles: str = ""
 
 
-# torch.compile's modes, by what a table calls them. CUDA graphs would copy the inputs first, and are left to the user.
-COMPILED = {"torch.compile": None, "torch.compile max-autotune": "max-autotune-no-cudagraphs"}
-AUTOTUNED = "torch.compile max-autotune"
+AUTOTUNED = "max-autotune-no-cudagraphs"
+# torch.compile's modes, by what a table calls them. A call of CUDA graphs copies its inputs first; that is part of it.
+COMPILED = {
+    "torch.compile": None,
+    "torch.compile max-autotune": AUTOTUNED,
+    "torch.compile max-autotune, CUDA graphs": "max-autotune",
+}  # fmt: skip
 
 
 def on_cuda(case: dict[str, Any]) -> bool:
@@ -59,7 +67,9 @@ def _fresh_compile(f: Callable[..., Any], mode: str | None = None) -> Callable[.
 def _compiled(case: dict[str, Any], build: Callable[[str | None], Callable[[Inputs], Outputs]]) -> list[Baseline]:
     """One for each mode of torch.compile that makes a difference on the Case's device. build: of the mode."""
     modes = COMPILED if on_cuda(case) else {"torch.compile": None}
-    return [Baseline(name, lambda mode=mode: build(mode)) for name, mode in modes.items()]
+    return [
+        Baseline(name, lambda mode=mode: build(mode), compiles="autotune" if mode else "compile") for name, mode in modes.items()
+    ]
 
 
 def _softmax(case: dict[str, Any]) -> list[Baseline]:
@@ -216,12 +226,40 @@ def _attention(case: dict[str, Any]) -> list[Baseline]:
         found.append(Baseline("SDPA", sdpa, note))
     else:
         found += [Baseline(f"SDPA {b}", lambda b=b: sdpa(b), note) for b in BACKENDS]
+    flexes: list[tuple[str, str | None, str | None]] = []
     if on_cuda(case):
-        for name, mode in (("FlexAttention", None), ("FlexAttention max-autotune", COMPILED[AUTOTUNED])):
-            found.append(Baseline(name, lambda mode=mode: _flex(a, case, mode), "compiled; block mask built beforehand"))
+        flexes += [("FlexAttention", None, None), ("FlexAttention max-autotune", AUTOTUNED, None)]
+        flexes += [(f"FlexAttention {b}", None, b) for b in flex_backends(sizes["query"][2])]
     elif a.text is not None:
-        found.append(Baseline("FlexAttention", lambda: _flex(a, case), "compiled; block mask built beforehand"))
+        flexes.append(("FlexAttention", None, None))
+    for name, mode, backend in flexes:
+        group = "flex autotune" if mode else f"flex {backend or ''}"
+        found.append(
+            Baseline(
+                name, lambda mode=mode, backend=backend: _flex(a, case, mode, backend), "compiled; block mask built beforehand",
+                group,
+            )
+        )  # fmt: skip
     return found
+
+
+def flex_backends(queries: int) -> list[str]:
+    """FlexAttention's backends on CUDA beside the one that it takes by itself, as far as this torch and what is installed
+    have them."""
+    from torch.nn.attention import flex_attention
+
+    if not hasattr(flex_attention, "_Backend"):  # a torch that has one alone
+        return []
+    found = ["TRITON"] if queries < FLEX_DECODE else []  # by itself it takes the kernel for decoding
+    try:
+        flash = importlib.util.find_spec("flash_attn.cute") is not None
+    except (ImportError, ValueError):
+        flash = False
+    return found + (["FLASH"] if flash else [])
+
+
+# FlexAttention takes its kernel for decoding below so many queries.
+FLEX_DECODE = 128
 
 
 # SDPA's backends on CUDA, with the switch of each.
@@ -241,11 +279,14 @@ def _use_backend(backend: str | None) -> None:
     _in_use[0] = backend
 
 
-def _flex(a: Attention, case: dict[str, Any], mode: str | None = None) -> Callable[[Inputs], Outputs]:
+def _flex(
+    a: Attention, case: dict[str, Any], mode: str | None = None, backend: str | None = None
+) -> Callable[[Inputs], Outputs]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     score, mask_ = a.mods(case)
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True, mode=mode)
+    options = {"kernel_options": {"BACKEND": backend}} if backend else {}
 
     def mods(captured: Sequence[Tensor]) -> tuple[Any, Any]:
         def score_mod(value: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
@@ -270,7 +311,7 @@ def _flex(a: Attention, case: dict[str, Any], mode: str | None = None) -> Callab
             x.memo["flex"] = (score_mod, mask)
         score_mod, mask = x.memo["flex"]
         out = compiled(
-            q, k, v, score_mod=score_mod, block_mask=mask, scale=a.scale, enable_gqa=a.enable_gqa
+            q, k, v, score_mod=score_mod, block_mask=mask, scale=a.scale, enable_gqa=a.enable_gqa, **options
         )
         return (out,)
 

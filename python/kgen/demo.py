@@ -21,6 +21,10 @@ from .errors import EnvironmentLacks
 
 # Pairs of plain and patched runs.
 ROUNDS = 15
+# By kind of device: time for the search, and seconds for compiling the baselines of an Op. A GPU judges faster, and has more
+# baselines that take minutes to compile; all of the demo is to end within four minutes.
+BUDGET = {"cpu": "2m", "cuda": "1m"}
+BASELINES = {"cpu": 120.0, "cuda": 45.0}
 
 
 def example() -> Path:
@@ -47,7 +51,7 @@ def compare(model_path: str, device: str = "cpu", rounds: int = ROUNDS) -> dict[
     plain, args, kwargs = model.module.eval(), model.args, model.kwargs
     patched = kgen.patch(copy.deepcopy(plain), (args, kwargs), quiet=True)
     times: dict[str, list[float]] = {"plain": [], "patched": []}
-    with torch.inference_mode():
+    with torch.inference_mode(), devices.alone(where):
         want, got = plain(*args, **kwargs), patched(*args, **kwargs)
         for _ in range(rounds):
             for name, f in (("plain", plain), ("patched", patched)):
@@ -88,7 +92,8 @@ def run_demo(args: argparse.Namespace) -> int:
     from .tune import Options, parse_budget, tune_model
     from .ui import Progress, show_result
 
-    budget = parse_budget(args.budget)
+    if args.budget is not None:
+        parse_budget(args.budget)  # refused before anything is loaded
     model_path = example()
     run_dir = Path(args.run) if args.run else default_dir("demo")
     args.resume_with = (run_dir, shlex.join(["kgen", "demo", "--run", str(run_dir)]))
@@ -96,7 +101,7 @@ def run_demo(args: argparse.Namespace) -> int:
     model = capture.load(str(model_path))
     device = capture.device_for(model, args.device)
     options = Options(
-        budget=budget, registry=registry, run_dir=run_dir, resume=(run_dir / "run.json").is_file(), device=args.device or str(device)
+        budget=parse_budget(args.budget or BUDGET[device.type]), baselines=BASELINES[device.type], registry=registry, run_dir=run_dir, resume=(run_dir / "run.json").is_file(), device=args.device or str(device)
     )
     progress = Progress()
     progress.note(f"tuning {model_path} on {devices.name_of(device)}: plain torch, no line of kgen")

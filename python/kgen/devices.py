@@ -11,13 +11,16 @@ import gc
 import re
 import shutil
 import subprocess
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from .errors import BadInput, EnvironmentLacks
+from . import _libkgen
+from .errors import BadInput, EnvironmentLacks, KgenError
 
 # The oldest GPUs that kgen writes Kernels for (docs/formats.md: min_arch).
 OLDEST = (8, 0)
@@ -219,6 +222,61 @@ def room_for(device: Device, doing: str) -> Iterator[None]:
         raise EnvironmentLacks(said) from None
 
 
+# Time
+
+
+# What this process holds, by index (-1: the CPU): how deep, the lock's descriptor (-1: there is nowhere to lock).
+_held: dict[int, list[int]] = {}
+_holding = threading.RLock()
+# Slices of a wait, between which Ctrl-C is heard; and after how many a wait is told.
+WAIT_MS, SILENT = 200, 5
+
+
+@contextlib.contextmanager
+def alone(device: Device, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Holds a device for timing on the whole machine: other processes of kgen wait until the end, and this one waits for
+    them, with a message that names who has it. May be nested; of one thread at a time."""
+    index = (device.index or 0) if device.type == "cuda" else -1
+    with _holding:
+        if index not in _held:
+            _held[index] = [0, _lock(index, str(device), say)]
+        _held[index][0] += 1
+        try:
+            yield
+        finally:
+            _held[index][0] -= 1
+            if _held[index][0] == 0:
+                fd = _held.pop(index)[1]
+                if fd >= 0:
+                    _libkgen.unlock_device(fd)
+
+
+def _lock(index: int, name: str, say: Callable[[str], None] | None) -> int:
+    told = 0
+    while True:
+        try:
+            return _libkgen.lock_device(index, WAIT_MS)
+        except _libkgen.Busy as e:
+            told += 1
+            if told == SILENT:
+                message = f"waiting for another kgen that times on {name}: {e}"
+                say(message) if say else warnings.warn(f"kgen: {message}", stacklevel=4)
+        except (_libkgen.Interrupted, MemoryError):
+            raise
+        except KgenError:  # nowhere to lock: others are not waited for
+            return -1
+
+
+def state(device: Device) -> dict[str, Any]:
+    """What NVML tells of a GPU now (docs/formats.md, gate); {} where it tells nothing."""
+    if device.type != "cuda":
+        return {}
+    try:
+        return _libkgen.gpu_state(device.index or 0)
+    except KgenError:
+        return {}
+
+
 # Work
 
 
@@ -287,7 +345,7 @@ class ColdCache:
 
 def seconds_of(f: Callable[[], Any], device: Device, rounds: int) -> list[float]:
     """The times of calls in seconds, after one to warm up: by events and with a cold L2 on a GPU, by the clock elsewhere."""
-    with torch.no_grad():
+    with torch.no_grad(), alone(device):
         f()
         if device.type != "cuda":
             return [_by_clock(f) for _ in range(rounds)]

@@ -8,6 +8,9 @@ out with the reason, and the rest goes on in a new one.
 
 On a GPU the inputs lie in an allocation that both processes map, each call finds a cold L2, and the number is the time
 between a call's events; that of the whole batch must agree with this side's clock. Outputs are compared on the GPU.
+
+Baselines that must be compiled first are built ahead, within limits (gate_build), and what a Case's baselines took before on
+this machine says which are worth it again (known_baselines). While anything is timed the device is held (devices.alone).
 """
 
 from __future__ import annotations
@@ -23,15 +26,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import _libkgen, devices
+from . import _libkgen, devices, known_baselines
 from .errors import EnvironmentLacks, KgenError
+from .gate_build import Ahead, Patience, builds_at_once
 from .gate_memory import Memory, put
 from .judge import errors as errors_of
 
@@ -39,16 +43,16 @@ BATCH_MS = 10.0
 # Rounds: enough for a bootstrap interval; more while it is wider than WIDTH and there is time.
 MIN_ROUNDS, MAX_ROUNDS, WIDTH = 15, 120, 0.03
 ROUND_SECONDS = 20.0
-# What a process may take to import torch, a contender to be built (torch.compile with a C++ compiler, on a busy
-# machine), and one batch to run; what takes longer is left out.
+# What a process may take to import torch, a contender to be built, and one batch to run; what takes longer is left out.
+# Baselines that are compiled have limits of their own (gate_build.Patience).
 START_SECONDS, PREPARE_SECONDS, BATCH_SECONDS = 120.0, 120.0, 60.0
-# max-autotune compiles and times some twenty kernels of Triton.
-GPU_PREPARE_SECONDS = 300.0
 # On a GPU: how far the clock and the events of a batch may be apart, and how often a batch that is disturbed is repeated.
 AGREE, DISTURBED = 0.03, 5
 # Baselines this near to the fastest are measured again before one is chosen.
 NEAR = 1.25
 TRIES, MOST_REPS = 4, 1 << 20
+# Where baselines are compiled ahead, in processes of their own. For a CPU there are one or two, and the CPUs are busy with one.
+AHEAD = {"cuda"}
 # How the reason of a Kernel that is right and not fast enough begins; and that of one with nothing to compare it with.
 SLOWER = "not surely"
 NO_BASELINE = "no baseline works here: nothing to compare with"
@@ -91,7 +95,8 @@ class SeededSet(GateSet):
 
 @dataclass
 class GateResult:
-    """What the gate found. Times are of one call, in ns. arithmetic: what float32 was to torch, "" on a CPU."""
+    """What the gate found. Times are of one call, in ns. arithmetic: what float32 was to torch, "" on a CPU. device: what
+    NVML told of the GPU "before" and "after" the pairs."""
 
     passed: bool
     reason: str
@@ -103,6 +108,7 @@ class GateResult:
     noisy: bool = False
     baselines: list[dict[str, Any]] = field(default_factory=list)
     arithmetic: str = ""
+    device: dict[str, Any] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
         median, low, high = self.speedup
@@ -116,6 +122,7 @@ class GateResult:
             "noisy": self.noisy,
             "baselines": self.baselines,
             "arithmetic": self.arithmetic,
+            "device": self.device,
         }
 
     @staticmethod
@@ -125,7 +132,7 @@ class GateResult:
         found = GateResult(
             entry["passed"], entry["reason"], base["name"], base["median_ns"], entry["kgen_ns"],
             (s["median"], s["low"], s["high"]), entry["rounds"], entry["noisy"], entry["baselines"],
-            entry.get("arithmetic", ""),
+            entry.get("arithmetic", ""), entry.get("device", {}),
         )  # fmt: skip
         if found.rounds and (found.passed or found.reason.startswith(SLOWER)):
             found.decide(min_speedup)
@@ -147,7 +154,7 @@ class GateError(KgenError):
     """The gate's other process failed, which says nothing about the Kernel's speed."""
 
 
-def _environment(registry: Path, cache: Path | None, gpu: bool) -> dict[str, str]:
+def _environment(registry: Path, cache: Path | None, gpu: bool, cpus: int) -> dict[str, str]:
     """Of the other process: kgen as a user's process has it, but with the Candidate's registry first."""
     env = dict(os.environ, KGEN_REGISTRY=str(registry), KGEN_POLICY="arch")
     env.pop("KGEN_DISABLE", None)
@@ -155,7 +162,7 @@ def _environment(registry: Path, cache: Path | None, gpu: bool) -> dict[str, str
         env["KGEN_CACHE"] = str(cache)
     # On a CPU its compilers run in the process itself: nothing is left over when it is killed, and two cores need no pool.
     # On a GPU there is much more to compile; the pool is of the process's own group, and goes with it.
-    env["TORCHINDUCTOR_COMPILE_THREADS"] = str(min(8, len(os.sched_getaffinity(0)))) if gpu else "1"
+    env["TORCHINDUCTOR_COMPILE_THREADS"] = str(min(8, cpus)) if gpu else "1"
     package = str(Path(__file__).resolve().parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH", "")]))
     return env
@@ -164,7 +171,8 @@ def _environment(registry: Path, cache: Path | None, gpu: bool) -> dict[str, str
 class _Child:
     """The process of gate_child.py."""
 
-    def __init__(self, job: dict[str, Any], memory: int, registry: Path, cache: Path | None):
+    def __init__(self, job: dict[str, Any], memory: int, registry: Path, cache: Path | None, cpus: int | None = None):
+        """cpus: how many its compiler may use; None: all."""
         ours, theirs = socket.socketpair()
         self.socket, self.link = ours, ours.makefile("rwb")
         self.said = tempfile.TemporaryFile()
@@ -172,7 +180,7 @@ class _Child:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kgen.gate_child", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(), memory),
-            env=_environment(registry, cache, job["device"] == "cuda"),
+            env=_environment(registry, cache, job["device"] == "cuda", cpus or len(os.sched_getaffinity(0))),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("KGEN_LOG") else self.said,
@@ -237,12 +245,13 @@ class Gate:
         say: Callable[[str], None] = lambda _: None,
         cache: Path | None = None,
         index: int = 0,
+        patience: Patience | None = None,
     ):
         """cache: where the other process keeps images and the registry's index; None: in the user's cache. index: the GPU
-        of a CUDA Case."""
+        of a CUDA Case. patience: how long baselines may compile."""
         if len(sets) < 2:
             raise ValueError("the gate needs two input sets or more")
-        self.sets, self.say = list(sets), say
+        self.sets, self.say, self.patience = list(sets), say, patience or Patience()
         self.device = devices.of_case(case, index)
         self.memory = Memory(self.device)
         placed = [
@@ -264,6 +273,7 @@ class Gate:
             "device": self.device.type,
             "index": self.device.index or 0,
             "bytes": self.memory.size,
+            "alone": False,
         }
         self.registry, self.cache = registry, cache
         self.random = random.SystemRandom()
@@ -322,12 +332,20 @@ class Gate:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def builder(self, cpus: int) -> _Child:
+        """Another process with the same contenders and inputs, to build them in; what it times, it times alone."""
+        return _Child({**self.job, "alone": True}, self.memory.fd, self.registry, self.cache, cpus)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Holds the device: nothing else of kgen is timed on it meanwhile."""
+        return devices.alone(self.device, self.say)
+
     def ask(self, do: str, who: int, which: int = 0, reps: int = 0, seconds: float = BATCH_SECONDS) -> dict[str, Any]:
         """A contender does something, in a new process if the one before was lost. GateError: it could not."""
         try:
             child = self._open()
             if do != "prepare" and who not in child.ready:
-                self.prepared = self._reply(child, {"do": "prepare", "who": who}, self._prepare_seconds)
+                self.prepared = self._reply(child, {"do": "prepare", "who": who}, PREPARE_SECONDS)
                 child.ready.add(who)
             reply = self._reply(child, {"do": do, "who": who, "set": which, "reps": reps}, seconds)
             if do == "prepare":
@@ -336,10 +354,6 @@ class Gate:
         except _Lost as e:
             self._drop()
             raise GateError(str(e)) from e
-
-    @property
-    def _prepare_seconds(self) -> float:
-        return GPU_PREPARE_SECONDS if self.gpu else PREPARE_SECONDS
 
     @staticmethod
     def _reply(child: _Child, message: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -397,10 +411,10 @@ class Gate:
             f"{self.device}, or this machine's CPUs are too busy"
         )
 
-    def prepare(self, who: int) -> str:
-        """Builds a contender and tries it on every set; "" or what is wrong with it."""
+    def prepare(self, who: int, seconds: float | None = None) -> str:
+        """Builds a contender, within PREPARE_SECONDS unless told, and tries it on every set; "" or what is wrong with it."""
         try:
-            self.prepared = self.ask("prepare", who, seconds=self._prepare_seconds)
+            self.prepared = self.ask("prepare", who, seconds=PREPARE_SECONDS if seconds is None else seconds)
             for which in range(len(self.sets)):
                 self.ask("run", who, which, 1)
                 wrong = self.check(who, which)
@@ -443,32 +457,97 @@ def _median(times: Sequence[float]) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def _measure_baselines(gate: Gate, result: GateResult) -> list[tuple[int, int]]:
-    """(who, reps) of every baseline that works, fastest first."""
-    times: dict[int, list[float]] = {}
-    reps: dict[int, int] = {}
-    for who in range(1, len(gate.contenders)):
+def _build(gate: Gate, whos: list[int]) -> dict[int, str]:
+    """Compiles what must be compiled of these, ahead and within the limits; of each "" or why it is not built. Beside AHEAD
+    the gate's own process does it when its turn comes."""
+    compiled = [w for w in whos if gate.contenders[w]["compiles"]]
+    if not compiled:
+        return {}
+    if gate.patience.limit <= 0:
+        return dict.fromkeys(compiled, gate.patience.used_up())
+    if gate.device.type not in AHEAD:
+        return {}
+    groups: dict[str, list[int]] = {}
+    for who in compiled:
+        groups.setdefault(gate.contenders[who]["compiles"], []).append(who)
+    ahead = Ahead(gate.builder, GateError, gate.patience, builds_at_once(), gate.say)
+    found = ahead.build(list(groups.values()), {w: gate.contenders[w]["name"] for w in compiled})
+    # For want of memory beside the others it may still do alone.
+    return {w: "" if "out of memory" in why else why for w, why in found.items()}
+
+
+def _prepare_baseline(gate: Gate, who: int, built: dict[int, str]) -> str:
+    """Builds a baseline in the gate's own process; "" or why it is left out."""
+    if built.get(who):
+        return built[who]
+    if not gate.contenders[who]["compiles"]:
+        return gate.prepare(who)
+    limit, started = gate.patience.each if who in built else gate.patience.limit, time.monotonic()
+    if limit <= 0:
+        return gate.patience.used_up()
+    wrong = gate.prepare(who, limit)
+    if who not in built:
+        gate.patience.spent += time.monotonic() - started
+    return gate.patience.outlasted(limit) if wrong.startswith("no answer within") else wrong
+
+
+@dataclass
+class _Measured:
+    """Baselines that were measured: ns of calls, and calls a batch, by contender."""
+
+    times: dict[int, list[float]] = field(default_factory=dict)
+    reps: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def best(self) -> float:
+        return min(map(_median, self.times.values()), default=math.inf)
+
+    def take(self, gate: Gate, who: int) -> None:
+        self.times[who].append(gate.batch(who, gate.random.randrange(len(gate.sets)), self.reps[who]))
+
+
+def _measure(gate: Gate, whos: list[int], found: _Measured, result: GateResult) -> None:
+    """Builds baselines and measures those that work."""
+    built = _build(gate, whos)
+    for who in whos:
         name = gate.contenders[who]["name"]
         gate.say(f"baseline {name}")
         try:
-            wrong = gate.prepare(who)
+            wrong = _prepare_baseline(gate, who, built)
             if not wrong:
-                reps[who] = gate.reps_of(who)
-                times[who] = [gate.batch(who, gate.random.randrange(len(gate.sets)), reps[who]) for _ in range(5)]
+                with gate.alone():
+                    found.reps[who], found.times[who] = gate.reps_of(who), []
+                    for _ in range(5):
+                        found.take(gate, who)
         except GateError as e:
             wrong = str(e)
         if wrong:
-            times.pop(who, None)
+            found.times.pop(who, None)
             result.baselines.append({"name": name, "left_out": wrong})
-    near = [w for w in times if _median(times[w]) < NEAR * min(map(_median, times.values()))]
-    for _ in range(5 if len(near) > 1 else 0):
-        for who in near:
-            times[who].append(gate.batch(who, gate.random.randrange(len(gate.sets)), reps[who]))
-    for who, spent in times.items():
-        row = {"name": gate.contenders[who]["name"], "median_ns": _median(spent)}
+
+
+def _measure_baselines(gate: Gate, result: GateResult) -> list[tuple[int, int]]:
+    """(who, reps) of every baseline that works and is worth measuring, fastest first."""
+    names = {w: gate.contenders[w]["name"] for w in range(1, len(gate.contenders))}
+    known, found = known_baselines.read(gate.job["case"], gate.device, gate.job["threads"]), _Measured()
+    old = {w: row for w, name in names.items() if (row := known.settled(name, gate.patience.each)) is not None}
+    _measure(gate, [w for w in names if w not in old], found, result)
+    # What was slow beside a baseline that does not work now was not slow enough.
+    again = [w for w, row in old.items() if row.get("median_ns", math.inf) <= known_baselines.SLOWER * found.best < math.inf]
+    again += [w for w, row in old.items() if "median_ns" in row and not found.times]
+    _measure(gate, again, found, result)
+    near = [w for w in found.times if _median(found.times[w]) < NEAR * found.best]
+    with gate.alone():
+        for _ in range(5 if len(near) > 1 else 0):
+            for who in near:
+                found.take(gate, who)
+    for who, spent in found.times.items():
+        row = {"name": names[who], "median_ns": _median(spent)}
         note = gate.contenders[who]["note"]
         result.baselines.append({**row, "note": note} if note else row)
-    return [(w, reps[w]) for w in sorted(times, key=lambda w: _median(times[w]))]
+    known.add(result.baselines, {names[w] for w in names if gate.contenders[w]["compiles"]}, gate.patience.each)
+    result.baselines += [row for w, row in old.items() if w not in again]
+    return [(w, found.reps[w]) for w in sorted(found.times, key=lambda w: _median(found.times[w]))]
 
 
 def pairs(
@@ -476,6 +555,13 @@ def pairs(
 ) -> tuple[list[float], list[float], str]:
     """Rounds of two contenders (each with its calls a batch) in turn; their times, and what was wrong with an output.
     They end early when b is surely less than `wanted` times as fast as a: more rounds could not promote it."""
+    with gate.alone():
+        return _pairs(gate, a, b, seconds, wanted)
+
+
+def _pairs(
+    gate: Gate, a: tuple[int, int], b: tuple[int, int], seconds: float, wanted: float
+) -> tuple[list[float], list[float], str]:
     times: tuple[list[float], list[float]] = ([], [])
     deadline = time.monotonic() + seconds
     while len(times[0]) < MAX_ROUNDS:
@@ -529,7 +615,12 @@ def _run(gate: Gate, kernel_id: str, min_speedup: float, seconds: float, result:
     base = working[0]
     result.baseline = gate.contenders[base[0]]["name"]
     gate.say(f"pairs with {result.baseline}")
-    theirs, ours, wrong = pairs(gate, base, (0, gate.reps_of(0)), seconds, min_speedup)
+    with gate.alone():
+        reps = gate.reps_of(0)
+        before = devices.state(gate.device)
+        theirs, ours, wrong = pairs(gate, base, (0, reps), seconds, min_speedup)
+        if before:
+            result.device = {"before": before, "after": devices.state(gate.device)}
     if wrong:
         result.reason = wrong
         return

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, asking as askings, capture, devices, floors, gate, registries, sets, targets
+from . import _libkgen, asking as askings, capture, devices, floors, gate, gate_build, registries, sets, targets
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import key_text
@@ -60,6 +60,7 @@ class Options:
     asking: askings.Asking | None = None  # None: the built-in proposer
     limits: askings.Budget = askings.Budget()
     capture_only: bool = False  # the Tasks, and no search
+    baselines: float = gate_build.TOTAL  # seconds that the baselines of an Op may compile
     # What a Run must not be resumed without (runs.ASKED).
     asked: dict[str, Any] = field(default_factory=dict)
 
@@ -204,6 +205,7 @@ class OpTuner:
         self.where, self.device = list(where), where[0]
         self.options, self.progress, self.stop = options, progress, stop
         self.searched = 0.0  # seconds of the budget that the search took, in earlier lives of the Run too
+        self.patience = gate_build.Patience(min(gate_build.EACH, options.baselines), options.baselines)
         self.limits: askings.Budget | None = options.limits  # None: nothing is left to ask with
         self.spent = {"calls": 0, "tokens": 0, "nano_usd": 0}
         self.stage: str | None = None  # of a loop; None: all of it
@@ -326,7 +328,8 @@ class OpTuner:
             fresh = sets.for_gate(judge, self.task, self.reference, i)
             names = [n for n, v in fresh[0].args.items() if v is not None]
             with gate.Gate(
-                self.task.cases[i], names, fresh, staging, reference, say, index=self.device.index or 0
+                self.task.cases[i], names, fresh, staging, reference, say, index=self.device.index or 0,
+                patience=self.patience,
             ) as g:
                 del fresh
                 devices.release(self.device)
@@ -374,6 +377,7 @@ class OpTuner:
             median, low, high = result.speedup
             entry["baseline"] = {"name": result.baseline, "median_ns": result.baseline_ns}
             entry["speedup"] = {"median": median, "low": low, "high": high}
+            entry["baselines"], entry["noisy"] = result.baselines, result.noisy
         if floor_ns and result.kgen_ns:
             row.floor_share = floor_ns / result.kgen_ns
         if not result.passed:
@@ -576,6 +580,7 @@ def _options(args: argparse.Namespace) -> Options:
         resume=getattr(args, "resume", False),
         device=args.device,
         precision="native" if args.precision == "fp32" else args.precision,
+        baselines=parse_time("--baselines", args.baselines) if hasattr(args, "baselines") else gate_build.TOTAL,
         asked=asked,
     )
 

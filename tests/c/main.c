@@ -124,6 +124,7 @@ static int run(const kg_test *test, bool here) {
     if (child == 0) {
         if (!here)
             setpgid(0, 0);
+        setenv("KGEN_LOCKS", test_path("locks"), 1); /* not those of who works on this machine */
         test->run();
         if (!here)
             exit(0); /* the leak check runs at exit */

@@ -266,6 +266,59 @@ TEST_WITHIN(judge_cuda_times_cold_and_warm, 120) {
     kg_judge_close(r.judge);
 }
 
+/* A Record's details of its one Case, when NVML tells this; the caller frees the Record. */
+static const kg_json *details_told(const char *told, kg_json **record) {
+    rig r;
+    kg_error err = {0};
+    kg_buf text;
+    CHECK_OK(kg_write_atomic(test_path("nvml"), told, strlen(told), &err), err);
+    setenv("KGEN_LIBNVML", KGEN_BINARY_DIR "/libkgen_fakenvml.so", 1);
+    setenv("KGEN_FAKE_NVML", test_path("nvml"), 1);
+    rig_open(&r, KERNELS);
+    source_of(&text, "right", "", "");
+    kg_judge_report *report = judge_text(&r, text.data, 10);
+    CHECK_INT(kg_judge_verdict(report), KG_VERDICT_PASS);
+    CHECK_OK(kg_judge_record(report, record, &err), err);
+    kg_judge_report_free(report);
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    return kg_json_at(kg_json_get(kg_json_get(*record, "details"), "device"), 0);
+}
+
+/* The first four readings are of the pilot and of the first try. */
+TEST_WITHIN(judge_cuda_measures_again_what_was_slowed, 120) {
+    kg_error err = {0};
+    kg_json *record;
+    bool slowed = true;
+    int64_t tries = 0, mhz = 0;
+    const char *who = "";
+    const kg_json *d =
+        details_told("sm 1980\nreasons 0 0 0x40 0x40 0\npids self 999999999\n", &record);
+    CHECK_OK(kg_json_bool(kg_json_get(d, "slowed"), "slowed", &slowed, &err), err);
+    CHECK_OK(kg_json_int(kg_json_get(d, "tries"), "tries", &tries, &err), err);
+    CHECK_OK(kg_json_int(kg_json_get(kg_json_get(d, "after"), "sm_mhz"), "sm_mhz", &mhz, &err),
+             err);
+    CHECK_OK(kg_json_str(kg_json_at(kg_json_get(d, "foreign"), 0), "foreign", &who, &err), err);
+    CHECK(!slowed && tries >= 2);
+    CHECK_INT(mhz, 1980);
+    CHECK_STR(who, "process 999999999");
+    kg_json_free(record);
+}
+
+TEST_WITHIN(judge_cuda_says_what_stayed_slowed, 120) {
+    kg_error err = {0};
+    kg_json *record;
+    bool slowed = false;
+    int64_t tries = 0;
+    const kg_json *d = details_told("reasons 0x40\n", &record);
+    CHECK_OK(kg_json_bool(kg_json_get(d, "slowed"), "slowed", &slowed, &err), err);
+    CHECK_OK(kg_json_int(kg_json_get(d, "tries"), "tries", &tries, &err), err);
+    CHECK(slowed);
+    CHECK_INT(tries, 3);
+    CHECK(kg_json_get(d, "foreign") == NULL);
+    kg_json_free(record);
+}
+
 /* --- launches --- */
 
 /* In /dev, where the worker may write; removed at the end. */
