@@ -255,6 +255,8 @@ int kg_api_loop(kg_judges *judges, const char *run_dir, const kg_json *json,
         rc = open_prompt(&j, op, &prompt, err);
     if (!rc && j.stage < 0)
         rc = open_proposer(&j, op->name, run_dir, o, journal, &llm, &proposer, err);
+    if (!rc && j.stage == KG_STAGE_EVALUATE && strcmp(j.proposer, "llm") != 0)
+        rc = kg_propose_nothing(run_dir, &proposer, err);
     if (!rc)
         rc = write_about(&j, json, &llm, &about, err);
     if (!rc) {
@@ -280,6 +282,7 @@ kg_json *kg_api_asked(const kg_loop_result *r, const kg_spend *spent) {
     kg_json_set_int(o, "open", (int64_t)r->open);
     kg_json_set_int(o, "unjudged", (int64_t)r->unjudged);
     kg_json_set_bool(o, "over", r->over);
+    kg_json_set(o, "clock", kg_loop_clock_json(&r->clock));
     kg_json_set(o, "spent", kg_spend_json(spent));
     kg_json_set_str(o, "ended_by", r->ended_by);
     return o;

@@ -90,6 +90,11 @@ static int borrow(const engine *e, const int *which, size_t n, kg_sources *out, 
     return KG_OK;
 }
 
+static void count_search(engine *e, const kg_search_result *r) {
+    e->out->clock.compile += r->compile_ns;
+    e->out->clock.judge += r->judge_ns;
+}
+
 static int search_over(engine *e, const int *which, size_t n, size_t most, kg_error *err) {
     kg_sources some = {0};
     kg_search_result result = {0};
@@ -97,6 +102,7 @@ static int search_over(engine *e, const int *which, size_t n, size_t most, kg_er
     int rc = borrow(e, which, n, &some, err);
     if (!rc && n)
         rc = kg_search(e->l.op_name, &some, e->evaluator, e->l.journal, &o, &result, err);
+    count_search(e, &result);
     kg_search_result_free(&result);
     free(some.items);
     return rc ? rc : kg_loop_read(&e->l, err);
@@ -241,6 +247,7 @@ static void because(engine *e, const char *why) {
 static int collect(engine *e, kg_error *err) {
     kg_proposal p;
     int rc, wait_ms = e->more ? 0 : WAIT_MS;
+    int64_t start = kg_now_ns();
     while ((rc = e->proposer->collect(e->proposer->ctx, wait_ms, &p, err)) == KG_OK) {
         wait_ms = 0;
         e->broke = e->broke || p.out_of_budget;
@@ -251,6 +258,8 @@ static int collect(engine *e, kg_error *err) {
         if (at != KG_NONE)
             e->l.exchanges[at].sent = false;
     }
+    if (!e->more)
+        e->out->clock.wait += kg_now_ns() - start;
     return rc == KG_ETIMEOUT ? KG_OK : rc;
 }
 
@@ -292,7 +301,8 @@ static void tell_outcomes(engine *e) {
     for (size_t i = 0; i < e->l.nexchanges; i++) {
         kg_exchange *x = &e->l.exchanges[i];
         kg_buf text;
-        if (!x->settled || x->told || !e->proposer->told)
+        if (!x->settled || x->told || !e->proposer || !e->proposer->told ||
+            !kg_loop_all_judged(&e->l, (int)i))
             continue;
         x->told = true;
         kg_buf_init(&text, 0);
@@ -351,6 +361,7 @@ static int finish(engine *e, kg_error *err) {
     if (!rc)
         rc = kg_search(e->l.op_name, &out->finalists, e->evaluator, e->l.journal, &s, &out->search,
                        err);
+    count_search(e, &out->search);
     if (!rc)
         rc = kg_loop_read(&e->l, err);
     return rc;
@@ -368,11 +379,26 @@ static void give(engine *e) {
     for (size_t i = 0; i < e->l.nexchanges; i++)
         out->open += e->l.exchanges[i].state == KG_ASKED;
     out->over = e->over;
+    out->clock.all = kg_now_ns() - e->l.began_ns;
     memcpy(out->search.verdicts, e->l.verdicts, sizeof out->search.verdicts);
     out->search.spent_s = kg_loop_spent(&e->l);
     /* The finalists' texts are in it. */
     out->all = e->l.sources;
     e->l.sources = (kg_sources){0};
+}
+
+kg_json *kg_loop_clock_json(const kg_loop_clock *c) {
+    kg_json *o = kg_json_new_object();
+    kg_json_set_double(o, "life_s", (double)c->all * 1e-9);
+    kg_json_set_double(o, "wait_s", (double)c->wait * 1e-9);
+    kg_json_set_double(o, "compile_s", (double)c->compile * 1e-9);
+    kg_json_set_double(o, "judge_s", (double)c->judge * 1e-9);
+    return o;
+}
+
+/* At the end of a life, for reports; one that was killed has none. */
+static int note_clock(engine *e, kg_error *err) {
+    return kg_loop_note(&e->l, "clock", kg_loop_clock_json(&e->out->clock), err);
 }
 
 static int note_begin(engine *e, kg_error *err) {
@@ -433,8 +459,11 @@ int kg_loop(const char *op_name, const kg_op *op, const kg_prompt *prompt,
         rc = kg_fail(err, KG_EINVAL, "%s", out->ended_by);
     if (!rc)
         rc = finish(&e, err);
-    if (!rc || rc == KG_EINTR)
+    if (!rc || rc == KG_EINTR) {
         give(&e);
+        int noted = note_clock(&e, rc ? NULL : err);
+        rc = rc ? rc : noted;
+    }
     kg_loop_state_free(&e.l);
     return rc;
 }
@@ -481,6 +510,7 @@ static int evaluate(engine *e, kg_error *err) {
     if (rc)
         return rc;
     kg_loop_settle(&e->l);
+    tell_outcomes(e);
     if (e->l.strategy->pause(&e->l))
         rc = tune_best(e, PAUSE_SOURCES, PAUSE_CANDIDATES, err);
     look_whether_over(e);

@@ -263,6 +263,7 @@ static int fold_answer(kg_loop_state *l, const kg_json *e, kg_error *err) {
     kg_answer_free(&answer);
     if (x->state == KG_ASKED)
         x->state = KG_ANSWERED;
+    x->told = false; /* a late one is told of as well */
     l->failures = 0;
     l->answers++;
     return rc;
@@ -423,7 +424,7 @@ static void copy_verdict(kg_loop_state *l, kg_attempt *a) {
     a->message = from->message ? strdup(from->message) : NULL;
 }
 
-static bool all_judged(const kg_loop_state *l, int exchange) {
+bool kg_loop_all_judged(const kg_loop_state *l, int exchange) {
     for (size_t i = 0; i < l->nattempts; i++)
         if (l->attempts[i].exchange == exchange && !l->attempts[i].judged)
             return false;
@@ -444,7 +445,7 @@ void kg_loop_settle(kg_loop_state *l) {
     l->best = best;
     for (size_t i = 0; i < l->nexchanges; i++) {
         kg_exchange *x = &l->exchanges[i];
-        if (x->settled || x->state == KG_ASKED || !all_judged(l, (int)i))
+        if (x->settled || x->state == KG_ASKED || !kg_loop_all_judged(l, (int)i))
             continue;
         x->settled = true;
         l->strategy->settled(l, (int)i);
