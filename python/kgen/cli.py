@@ -41,10 +41,11 @@ def _registry_option(p: argparse.ArgumentParser, what: str) -> None:
     p.add_argument("--registry", metavar="DIR", help=what)
 
 
-def _model_options(p: argparse.ArgumentParser) -> None:
+def _model_options(p: argparse.ArgumentParser, optional: bool = False) -> None:
     p.add_argument(
         "model",
         metavar="MODEL",
+        nargs="?" if optional else None,
         help="a KernelBench-style file (Model, get_inputs, get_init_inputs), a script, or "
         "package.module:callable",
     )
@@ -86,7 +87,6 @@ def _proposer_options(p: argparse.ArgumentParser) -> None:
         help="where Candidates come from: templates, a model behind an OpenAI-compatible endpoint, or files that an agent "
         "writes (default builtin)",
     )
-    p.add_argument("--strategy", choices=["refine", "branch"], help="how llm and files are asked (default refine)")
     p.add_argument("--llm", metavar="NAME", help="the model")
     p.add_argument("--endpoint", metavar="URL", help="such as https://api.deepseek.com/v1 (default: OPENAI_BASE_URL)")
     p.add_argument(
@@ -95,7 +95,6 @@ def _proposer_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--effort", help="reasoning_effort: low, medium, high")
     p.add_argument("--temperature", type=float)
     p.add_argument("--max-tokens", type=int, metavar="N", help="of an answer with its reasoning (default 32768)")
-    p.add_argument("--in-flight", type=int, metavar="N", help="questions open at once (default 4)")
     p.add_argument("--header", action="append", metavar="H", help='"Name: value"; a value env:VARIABLE is taken from there')
     p.add_argument("--proxy", metavar="URL", help="default: what the environment says")
     p.add_argument("--ca", metavar="FILE", help="certificates of an authority of your own, PEM")
@@ -103,6 +102,11 @@ def _proposer_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--stages", action="store_true", help="capture and write the first prompts; then kgen propose, evaluate, advance in turn"
     )
+
+
+def _prompt_options(p: argparse.ArgumentParser, whom: str) -> None:
+    p.add_argument("--strategy", choices=["refine", "branch"], help=f"how {whom} asked (default refine)")
+    p.add_argument("--in-flight", type=int, metavar="N", help="questions open at once (default 4)")
     p.add_argument("--note", metavar="TEXT", help="an instruction of yours for the prompts")
     p.add_argument("--knowledge", action="append", metavar="FILE", help="a text that goes into the prompts")
 
@@ -111,6 +115,7 @@ def _add_tune(sub: argparse._SubParsersAction) -> None:
     p = sub.add_parser("tune", help="capture a model's shapes, search, judge and promote kernels")
     _model_options(p)
     _proposer_options(p)
+    _prompt_options(p, "llm and files are")
     p.add_argument(
         "--budget",
         metavar="BUDGET",
@@ -254,6 +259,23 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
     p.add_argument("--op", metavar="OP", help="of a Run over several Ops")
     p.set_defaults(run_command=_lazy("asking", "run_prompt"))
 
+    p = sub.add_parser("mcp", help="serve a Run to an agent over the Model Context Protocol, which is the model then")
+    _model_options(p, optional=True)
+    _prompt_options(p, "the agent is")
+    p.add_argument(
+        "--budget", metavar="BUDGET", default="15m",
+        help="of the Run, from the agent's first question on: 90s, 15m, 1h; also 40calls (answers), 2Mtok (of them), or several "
+        "with commas between (default 15m)",
+    )  # fmt: skip
+    p.add_argument("--run", metavar="DIR", help="the Run's folder; one that is there is gone on with (default: a new one in the cache)")
+    _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
+    p.add_argument("--no-promote", action="store_true", help="judge and gate only")
+    p.add_argument(
+        "--min-speedup", metavar="RATIO", type=float, default=1.05,
+        help="what the lower end of the 95%% interval must be above for a promotion (default 1.05)",
+    )  # fmt: skip
+    p.set_defaults(run_command=_lazy("mcp_server", "run_mcp"), proposer="mcp")
+
     p = sub.add_parser("doctor", help="what is found, what is not, what to do")
     p.add_argument("--json", action="store_true", help="the findings as a JSON list")
     p.set_defaults(run_command=_lazy("doctor", "run_doctor"))
@@ -308,6 +330,11 @@ _MORE: dict[str, tuple[str, ...]] = {
         "The call is made once, with tensors of zeros.",
         "why softmax float32[4096,1024] -1",
         "why attention float32[1,8,1024,64] float32[1,8,1024,64] float32[1,8,1024,64] is_causal=True",
+    ),
+    "mcp": (
+        "Speaks MCP on stdin and stdout; an agent's settings name this command. Needs the package mcp (pip install "
+        "'kgen[mcp]'). The agent reads prompts, submits kernels, gets their verdicts, and asks to finish.",
+        "mcp my_model.py --run runs/mine --budget 30m",
     ),
     "build": ("Prints the folder that a machine without a compiler needs, and names with KGEN_CACHE.", "build --arch x86-64-v3"),
     "doctor": ("Exit code 3 when something that is needed is missing.",),

@@ -207,6 +207,7 @@ class OpTuner:
         self.limits: askings.Budget | None = options.limits  # None: nothing is left to ask with
         self.spent = {"calls": 0, "tokens": 0, "nano_usd": 0}
         self.stage: str | None = None  # of a loop; None: all of it
+        self._measured: dict[str, Any] | None = None
         self.check_machine: Callable[[str], None] = lambda text: None
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task, self.device.index or 0)
@@ -214,27 +215,35 @@ class OpTuner:
 
     def rows(self, budget: float) -> list[Row]:
         """Searches and gates every Case."""
+        with self.judging() as (judges, degenerate):
+            found = self.search(judges, budget)
+            return [] if self.stage == "evaluate" else self.decide(judges[0], degenerate, found)
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[tuple[list[Judge], dict[int, str]]]:
+        """The judges, filled, one a device; and the Cases that a trivial answer would pass, with its name."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(devices.room_for(self.device, f"judging {self.task.op}"))
             judges = [stack.enter_context(Judge(self.contract, device=d)) for d in self.where]
-            judge, degenerate = judges[0], self._fill(judges[0], self.reference)
+            degenerate = self._fill(judges[0], self.reference)
             for other in judges[1:]:
                 self._fill(other, Reference.open(self.task, other.device.index or 0))
-            found = self._search(judges, budget)
-            if self.stage == "evaluate":
-                return []
-            rows = [self._row(i) for i in range(len(self.task.cases))]
-            best = {w["case"]: w for w in found["winners"]}
-            for i, row in enumerate(rows):
-                row.verdicts = found["verdicts"]
-                if not found["sources"] and self.options.asking is None:
-                    row.state, row.reason = "left", NO_TEMPLATE
-                elif i not in best:
-                    row.reason = _no_winner(found)
-                elif i in degenerate:
-                    row.reason = f"degenerate Task: {degenerate[i]} would pass for its result"
-                else:
-                    self._gate(judge, i, best[i], row)
+            yield judges, degenerate
+
+    def decide(self, judge: Judge, degenerate: dict[int, str], found: dict[str, Any]) -> list[Row]:
+        """Brings what a search found to the gate."""
+        rows = [self._row(i) for i in range(len(self.task.cases))]
+        best = {w["case"]: w for w in found["winners"]}
+        for i, row in enumerate(rows):
+            row.verdicts = found["verdicts"]
+            if not found["sources"] and self.options.asking is None:
+                row.state, row.reason = "left", NO_TEMPLATE
+            elif i not in best:
+                row.reason = _no_winner(found)
+            elif i in degenerate:
+                row.reason = f"degenerate Task: {degenerate[i]} would pass for its result"
+            else:
+                self._gate(judge, i, best[i], row)
         return rows
 
     def _row(self, i: int) -> Row:
@@ -256,12 +265,13 @@ class OpTuner:
                 self.progress.note(f"{self.task.op}: inputs '{name}' left out: {reason}")
         return degenerate
 
-    def _search(self, judges: list[Judge], budget: float) -> dict[str, Any]:
+    def search(self, judges: list[Judge], budget: float) -> dict[str, Any]:
+        """The search, or the one stage of it that is this tuner's."""
         options: dict[str, Any] = {"budget_ms": int(budget * 1000)}
         if self.options.asking is None:
             options["kernels"] = str(kernels_dir())
         else:
-            options["loop"] = self._loop(judges[0])
+            options["loop"] = self.loop(judges[0])
         with self.progress.search(self.task.op, budget) as tell:
             found = _libkgen.search([j.handle for j in judges], self.run.path, options, tell)
             self.stop.check()
@@ -273,8 +283,14 @@ class OpTuner:
             raise KeyboardInterrupt
         return found
 
-    def _loop(self, judge: Judge) -> dict[str, Any]:
-        """How the proposer is asked: with what is left to ask with, and what is known of machine and Cases."""
+    def loop(self, judge: Judge) -> dict[str, Any]:
+        """How the proposer is asked: with what is left to ask with, and what is known of machine and Cases. In a stage the
+        Run learns that, too, once in the life of this tuner."""
+        if self._measured is None:
+            self._measured = self._measure_loop(judge)
+        return {**self._measured, **({"stage": self.stage} if self.stage is not None else {})}
+
+    def _measure_loop(self, judge: Judge) -> dict[str, Any]:
         assert self.options.asking is not None
         limits = self.limits or askings.Budget(calls=1, tokens=1)  # used up: an earlier life's answers still count
         kind, text = self.device.type, self._machine_text()
@@ -289,7 +305,6 @@ class OpTuner:
         loop = askings.loop_options(self.options.asking, limits, self.task.folder, kind, text, cases)
         if self.stage is not None:
             self.run.add("machine", {"op": self.task.op, "target": kind, "text": text, "cases": cases})
-            loop["stage"] = self.stage
         return loop
 
     def _machine_text(self) -> str:
@@ -552,7 +567,8 @@ def tune(
     return tune_model(capture.from_live(target, example_inputs), options)
 
 
-def _options(args: argparse.Namespace) -> Options:
+def read_options(args: argparse.Namespace) -> Options:
+    """What the command line says; BadInput names what does not go together."""
     if args.device is not None:
         devices.check_several(devices.parse_several(args.device))
     min_speedup = getattr(args, "min_speedup", 1.05)
@@ -599,7 +615,7 @@ def resume_hint(args: argparse.Namespace, run_dir: Path) -> str:
 
 def run_tune(args: argparse.Namespace) -> int:
     """`kgen tune`."""
-    options = _options(args)
+    options = read_options(args)
     if args.resume and not args.run:
         raise BadInput("--resume: say which Run with --run DIR")
     model = _load(args)
@@ -610,7 +626,7 @@ def run_tune(args: argparse.Namespace) -> int:
             raise BadInput("--stages goes with --proposer llm or files")
         from . import stages
 
-        return stages.begin(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
+        return stages.run_begin(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     report = tune_model(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     if args.json:
         print(json.dumps(report.json()))
@@ -621,7 +637,7 @@ def run_tune(args: argparse.Namespace) -> int:
 
 def run_capture(args: argparse.Namespace) -> int:
     """`kgen capture`: a Task folder for one target, or one below it for each of several."""
-    options = _options(args)
+    options = read_options(args)
     out = Path(args.output)
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out}: is a file; name a folder with -o")
