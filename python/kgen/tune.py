@@ -1,4 +1,4 @@
-"""tune, capture and judge: from a model to promoted Kernels.
+"""tune and capture: from a model to promoted Kernels.
 
 A Run is a folder: run.json (what was asked), tasks/<op>/, journal.jsonl, candidates/, staging/ (a registry for the gate) and
 result.json. Everything that was learnt is in the journal, so a Run that was stopped or killed goes on with --resume, and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -27,12 +28,12 @@ from . import _libkgen, asking as askings, capture, devices, floors, gate, regis
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import key_text
-from .errors import BadInput, CheckFailed, KgenError, NotATarget
+from .errors import BadInput, KgenError, NotATarget
 from .interrupts import Stop, stoppable
 from .judge import Judge
 from .reference import Reference
 from .runs import FORMAT, Run, default_dir, now, write_json
-from .ui import Progress, milliseconds, show_result
+from .ui import Progress, show_result
 
 NO_TEMPLATE = (
     "no template: --proposer llm or files can write it (and `kgen capture MODEL --target NAME` with `kgen judge` take any "
@@ -60,6 +61,7 @@ class Options:
     asking: askings.Asking | None = None  # None: the built-in proposer
     limits: askings.Budget = askings.Budget()
     capture_only: bool = False  # the Tasks, and no search
+    whole: bool = False  # the whole model as one Op, where it can be one, whatever is in it
     # What a Run must not be resumed without (runs.ASKED).
     asked: dict[str, Any] = field(default_factory=dict)
 
@@ -146,9 +148,10 @@ def survey_model(model: capture.Model, options: Options, progress: Progress) -> 
         chosen = targets.select(survey, list(options.patterns))
     else:
         chosen = [t for t in survey.targets if t.canonical and t.reason is None]
-    if not chosen and options.asking is not None:
+    if options.asking is not None and (options.whole or not chosen):
         # Whoever writes any Op gets the whole Model; parts of it only by name.
-        chosen = [t for t in survey.targets if t.reason is None and t.part is not None and not t.part.path]
+        everything = [t for t in survey.targets if t.reason is None and t.part is not None and not t.part.path]
+        chosen = everything or chosen
     return captured, survey, chosen
 
 
@@ -417,21 +420,10 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
     progress = progress or Progress()
     started = time.monotonic()
     run_dir = options.run_dir or default_dir(model.title)
-    registry = options.registry or registries.promote_to()
-    if options.promote:
-        registries.check_writable(registry.absolute())
+    registry = _promote_to(options)
     device = capture.device_for(model, options.device)
     where = [device] if options.device is None else devices.check_several(devices.parse_several(options.device))
-    asked = {
-        "model": model.source.name,
-        "sha256": model.source.sha256,
-        "torch": torch.__version__,
-        "patterns": list(options.patterns),
-        "mode": {None: None, True: "train", False: "eval"}[options.train],
-        "device": device.type,
-        "precision": options.precision,
-        **options.asked,
-    }
+    asked = _asked(options, model.source.name, model.source.sha256, device.type)
     with Run(run_dir, asked, options.resume) as run:
         progress.note(f"Run {run_dir}")
         with stoppable() as stop:
@@ -444,6 +436,61 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
                 return Report(run_dir, registry, model.title, time.monotonic() - started, left)
             rows = _tune_all(jobs, run, registry, options, progress, stop, where)
         report = Report(run_dir, registry, model.title, time.monotonic() - started, rows + left)
+        write_json(run_dir / "result.json", report.json())
+    return report
+
+
+def _promote_to(options: Options) -> Path:
+    registry = options.registry or registries.promote_to()
+    if options.promote:
+        registries.check_writable(registry.absolute())
+    return registry
+
+
+def _asked(options: Options, model: str, sha256: str | None, device: str) -> dict[str, Any]:
+    """What a Run is known by (runs.ASKED)."""
+    return {
+        "model": model,
+        "sha256": sha256,
+        "torch": torch.__version__,
+        "patterns": list(options.patterns),
+        "mode": {None: None, True: "train", False: "eval"}[options.train],
+        "device": device,
+        "precision": options.precision,
+        **options.asked,
+    }
+
+
+def task_device(task: tasks.Task, asked: str | None) -> torch.device:
+    """Where a Task is judged: on the kind of device that it was captured on; asked says which GPU."""
+    kind = str(task.cases[0]["device"])
+    device = devices.parse(asked) if asked is not None else devices.parse(kind)
+    if device.type != kind:
+        raise BadInput(f"--device {asked}: {task.folder} was captured on {kind}; capture it on {device.type} to judge it there")
+    if device.type == "cuda" and asked is None:
+        return devices.check(device, "the Task's device")
+    return devices.check(device)
+
+
+def tune_task(folder: Path, options: Options, progress: Progress | None = None) -> Report:
+    """Searches over a Task that `kgen capture` wrote, as tune_model does over those of a model."""
+    progress = progress or Progress()
+    started = time.monotonic()
+    task = tasks.read(folder)
+    device = task_device(task, options.device)
+    run_dir, registry = options.run_dir or default_dir(task.op), _promote_to(options)
+    texts = b"".join(p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file())
+    asked = _asked(options, folder.name, hashlib.sha256(texts).hexdigest(), device.type)
+    with Run(run_dir, asked, options.resume) as run, stoppable() as stop:
+        progress.note(f"Run {run_dir}")
+        if run.find("survey") is None:
+            shutil.copytree(folder, run_dir / "tasks" / task.op, dirs_exist_ok=True)
+            job = Job(task.op, 1.0, 1.0, (0.0,) * len(task.cases))
+            run.add("survey", {"jobs": [vars_of(job)], "left": []})
+        known = run.find("survey")
+        jobs = [Job(**{**j, "floors": tuple(j["floors"])}) for j in (known or {})["jobs"]]
+        rows = _tune_all(jobs, run, registry, options, progress, stop, [device])
+        report = Report(run_dir, registry, task.op, time.monotonic() - started, rows)
         write_json(run_dir / "result.json", report.json())
     return report
 
@@ -660,109 +707,3 @@ def run_capture(args: argparse.Namespace) -> int:
         cases = f"{row['cases']} Case{'s' * (row['cases'] != 1)}"
         print(json.dumps(row) if args.json else f"{row['op']}: {cases} in {row['folder']}")
     return 0
-
-
-def judge_files(
-    task: tasks.Task, files: list[Path], tunables: dict[str, int] | None, timing: bool, progress: Progress,
-    device: torch.device = devices.CPU,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The Records of Candidates judged on every Case of a Task, one as soon as it is there."""
-    reference = Reference.open(task, device.index or 0)
-    contract = (task.folder / "op.json").read_text()
-    with Judge(contract, device=device) as judge, devices.room_for(device, f"judging {task.op}"):
-        for i in range(len(task.cases)):
-            with progress.step(f"inputs and fp64 oracles of Case {i + 1}/{len(task.cases)}"):
-                sets.fill(judge, task, reference, i)
-        for path in files:
-            source = path.read_bytes()
-            with progress.step(f"judging {path.name}"):
-                values = complete_tunables(contract, source, path.name, tunables)
-                record = judge.run(source, name=path.name, tunables=values, reps=21 if timing else 0)
-            record.setdefault("environment", {})["torch"] = torch.__version__
-            record["source"], record["created"] = path.name, now()
-            yield record
-
-
-def read_tunables(text: str | None) -> dict[str, int] | None:
-    """--tunables: a JSON object of integers."""
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-    except ValueError as e:
-        raise BadInput(f"--tunables {text}: not JSON: {e}; give values such as '{{\"BLOCK_M\": 64}}'") from e
-    right = isinstance(values, dict) and all(isinstance(v, int) and not isinstance(v, bool) for v in values.values())
-    if not right:
-        raise BadInput(f"--tunables {text}: give an object of integers, such as '{{\"BLOCK_M\": 64}}'")
-    return values
-
-
-def complete_tunables(
-    contract: str, source: bytes, name: str, given: dict[str, int] | None
-) -> dict[str, int] | None:
-    """What was given, and the default of the rest. A plan that is wrong is the judge's to condemn."""
-    if given is None:
-        return None
-    try:
-        return {**_libkgen.candidate_check(contract, source, name)["tunables"], **given}
-    except BadInput:
-        return given
-
-
-def _task_folder(text: str) -> Path:
-    """BadInput that names the Tasks below when the folder is the parent of several."""
-    folder = Path(text)
-    if not folder.is_dir():
-        raise BadInput(f"{text}: no such folder (`kgen capture MODEL -o {text}` makes a Task)")
-    if not (folder / "task.json").is_file():
-        below = sorted(str(p.parent) for p in folder.glob("*/task.json"))
-        if below:
-            raise BadInput(f"{text}: holds several Tasks; name one: {', '.join(below)}")
-        raise BadInput(f"{text}: is no Task folder, it has no task.json (`kgen capture MODEL -o {text}` makes one)")
-    return folder
-
-
-def task_device(task: tasks.Task, asked: str | None) -> torch.device:
-    """Where a Task is judged: on the kind of device that it was captured on; asked says which GPU."""
-    kind = str(task.cases[0]["device"])
-    device = devices.parse(asked) if asked is not None else devices.parse(kind)
-    if device.type != kind:
-        raise BadInput(f"--device {asked}: {task.folder} was captured on {kind}; capture it on {device.type} to judge it there")
-    if device.type == "cuda" and asked is None:
-        return devices.check(device, "the Task's device")
-    return devices.check(device)
-
-
-def _record_lines(path: Path, record: dict[str, Any]) -> list[str]:
-    """What people see of a Record: the verdict with what led to it, and times of what passed."""
-    lines = [f"{path}: {record['verdict']}" + (f": {record['message'].rstrip()}" if record.get("message") else "")]
-    cases = record.get("cases", [])
-    for case in cases if record["verdict"] == "pass" or len(cases) > 1 else []:
-        text = case["verdict"]
-        if text == "pass":
-            text = f"norm error {case['norm_err']:.2g} (torch's own {case['torch_norm_err']:.2g})"
-        if "time_ns" in case:
-            floor = milliseconds(case.get("floor_ns", 0))
-            text = f"{milliseconds(case['time_ns']['median'])} (floor {floor}), {text}"
-        lines.append(f"  case {case['case'][:12]}: {text}")
-    return lines
-
-
-def run_judge(args: argparse.Namespace) -> int:
-    """`kgen judge`: 0 if every file passes, 1 if not."""
-    tunables = read_tunables(args.tunables)
-    files = [Path(f) for f in args.files]
-    for path in files:
-        if not path.is_file():
-            raise BadInput(f"{path}: no such file")
-    task = tasks.read(_task_folder(args.task))
-    device = task_device(task, args.device)
-    failed = 0
-    with stoppable():
-        records = judge_files(task, files, tunables, not args.no_timing, Progress(quiet=args.json), device)
-        for path, record in zip(files, records, strict=True):
-            failed += record["verdict"] != "pass"
-            print(json.dumps(record) if args.json else "\n".join(_record_lines(path, record)), flush=True)
-    if failed and not args.json:
-        raise CheckFailed(f"{failed} of {len(files)} did not pass")
-    return 1 if failed else 0
