@@ -77,8 +77,8 @@ typedef void (*kgen_progress)(void *ctx, const char *entry);
  * DIR, "files": [PATH], "loop": {...}}; all but budget_ms may be absent. With "loop" a proposer is
  * asked (tune/loop.h) and nothing else is searched over: {"proposer": "llm" | "files", "strategy",
  * "prompts": DIR of the texts, "task": DIR, "machine", "notes", "knowledge": TEXT, "llm": {...}
- * (tune/llm.h), "cases": [{"floor_ns", "bytes", "flops"}], "slots", "ideas", "per_idea",
- * "patience", "barren", "target_share", "max_prompt_tokens", "target": "cpu" | "cuda",
+ * (tune/llm.h), "cases": [{"floor_ns", "bytes", "flops", "torch_ns"}], "slots", "ideas",
+ * "per_idea", "patience", "barren", "target_share", "max_prompt_tokens", "target": "cpu" | "cuda",
  * "stage": one of its stages alone, "evaluate" or "finish"}, and the
  * result has "asked":
  * {"prompts", "answers", "failed", "candidates", "open", "unjudged", "over", "spent": {"calls",

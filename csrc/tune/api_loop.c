@@ -47,7 +47,7 @@ static int get_count(const kg_json *o, const char *key, int64_t most, int64_t *o
 }
 
 static int read_cases(const kg_json *list, loop_json *out, kg_error *err) {
-    static const char *const keys[] = {"floor_ns", "bytes", "flops", NULL};
+    static const char *const keys[] = {"floor_ns", "bytes", "flops", "torch_ns", NULL};
     int rc = KG_OK;
     out->ncases = kg_json_size(list);
     if (out->ncases > KG_MAX_CASES)
@@ -62,6 +62,8 @@ static int read_cases(const kg_json *list, loop_json *out, kg_error *err) {
             rc = kg_json_double(kg_json_get(c, "bytes"), "bytes", &to->bytes, err);
         if (!rc)
             rc = kg_json_double(kg_json_get(c, "flops"), "flops", &to->flops, err);
+        if (!rc && kg_json_get(c, "torch_ns"))
+            rc = kg_json_double(kg_json_get(c, "torch_ns"), "torch_ns", &to->torch_ns, err);
     }
     return rc;
 }

@@ -34,6 +34,7 @@ typedef struct engine {
     kg_loop_result *out;
     int64_t ask_until_ns;
     bool broke, fatal, over;
+    bool left; /* nobody answers any more */
     bool more; /* Candidates wait for the judge */
 } engine;
 
@@ -215,7 +216,7 @@ static int send(engine *e, kg_exchange *x, kg_error *err) {
 }
 
 static bool may_ask(const engine *e) {
-    return !e->broke && !e->fatal && !e->over && kg_now_ns() < e->ask_until_ns &&
+    return !e->broke && !e->fatal && !e->over && !e->left && kg_now_ns() < e->ask_until_ns &&
            open_prompts(e) < e->proposer->slots;
 }
 
@@ -252,8 +253,11 @@ static int collect(engine *e, kg_error *err) {
         wait_ms = 0;
         e->broke = e->broke || p.out_of_budget;
         e->fatal = e->fatal || p.fatal;
+        e->left = e->left || p.done;
         if (p.out_of_budget || p.fatal)
             because(e, p.message);
+        if (p.done)
+            break;
         int at = p.again ? kg_loop_find(&e->l, p.prompt) : KG_NONE;
         if (at != KG_NONE)
             e->l.exchanges[at].sent = false;
@@ -290,6 +294,8 @@ static void look_whether_over(engine *e) {
     else if (e->l.barren >= barren)
         because(e, refine ? "no better Candidate came of several beginnings"
                           : "no better Candidate came of several rounds");
+    else if (e->left && !e->more)
+        because(e, "whoever answers is done");
     else if (e->l.failures >= MOST_FAILURES)
         because(e, "several questions in a row got no answer");
     else
@@ -311,7 +317,10 @@ static void tell_outcomes(engine *e) {
             if (a->exchange != (int)i)
                 continue;
             kg_buf_printf(&text, "%s (Candidate %.12s): ", a->name, a->id);
-            kg_loop_result_line(&e->l, a, &text);
+            if (a->verdict == KG_VERDICT_PASS)
+                kg_loop_result_line(&e->l, a, &text);
+            else
+                kg_buf_puts(&text, kg_verdict_name(a->verdict));
             kg_buf_printf(&text, "\n%s\n", a->message ? a->message : "");
         }
         kg_buf_puts(&text, x->complaint.len ? x->complaint.data : "");
@@ -491,7 +500,7 @@ static int propose(engine *e, kg_error *err) {
         for (size_t i = 0; !rc && i < e->l.nexchanges && may_ask(e); i++)
             if (e->l.exchanges[i].state == KG_ASKED && !e->l.exchanges[i].sent)
                 rc = send(e, &e->l.exchanges[i], err);
-        if (rc || open_prompts(e) == 0 || kg_now_ns() >= e->ask_until_ns)
+        if (rc || e->left || open_prompts(e) == 0 || kg_now_ns() >= e->ask_until_ns)
             return rc;
         rc = collect(e, err);
         if (rc)

@@ -302,6 +302,9 @@ static int fold_verdict(kg_loop_state *l, const kg_json *e, kg_error *err) {
     l->verdicts[v]++;
     if (at == KG_NONE)
         return KG_OK;
+    /* An older kgen may have judged the second of two that are the same to this one. */
+    if (l->attempts[at].same_as != KG_NONE)
+        at = l->attempts[at].same_as;
     kg_attempt *a = &l->attempts[at];
     kg_evidence *next = &a->next;
     if (v == KG_VERDICT_PASS && level > KG_LEVEL_QUICK)

@@ -47,6 +47,7 @@ typedef struct kg_proposal {
     bool again;         /* unanswered for now: a later life of the Run may ask it again */
     bool fatal;         /* nothing more can be asked */
     bool out_of_budget; /* not even one more */
+    bool done;          /* whoever answers will answer nothing more; prompt is empty */
     char message[512];
 } kg_proposal;
 

@@ -24,6 +24,8 @@
  * changed for this long. */
 #define QUIET_S 2
 #define LOOK_MS 100
+/* In the answers folder: nothing more will come. */
+#define END_MARK "DONE"
 /* Longer names would be cut where they name Candidates. */
 #define MOST_NAME 120
 
@@ -210,6 +212,11 @@ static int look(proposer *p, kg_proposal *out, kg_error *err) {
         rc = take(p, prompt, list[i], out, err);
         found = true;
     }
+    struct stat st;
+    if (!rc && !found && !fstatat(dir, END_MARK, &st, AT_SYMLINK_NOFOLLOW)) {
+        *out = (kg_proposal){.done = true};
+        found = true;
+    }
     if (dir >= 0)
         close(dir);
     kg_free_names(list, n);
@@ -333,6 +340,10 @@ int kg_propose_files(const char *op, const char *run_dir, const char *agent_md, 
     p->journal = journal;
     snprintf(p->op, sizeof p->op, "%s", op);
     int rc = make_folders(p, run_dir, err);
+    char *mark = rc ? NULL : kg_path_join(p->answers, END_MARK);
+    if (mark)
+        (void)unlink(mark); /* whoever goes on with the Run wants more */
+    free(mark);
     if (!rc)
         rc = remember(p, err);
     if (!rc)
