@@ -86,15 +86,15 @@ typedef void (*kgen_progress)(void *ctx, const char *entry);
  * DIR, "files": [PATH], "loop": {...}}; all but budget_ms may be absent. With "loop" a proposer is
  * asked (tune/loop.h) and nothing else is searched over: {"proposer": "llm" | "files", "strategy",
  * "prompts": DIR of the texts, "task": DIR, "machine", "notes", "knowledge": TEXT, "llm": {...}
- * (tune/llm.h), "cases": [{"floor_ns", "bytes", "flops"}], "slots", "ideas", "per_idea",
- * "patience", "barren", "target_share", "max_prompt_tokens", "target": "cpu" | "cuda",
+ * (tune/llm.h), "cases": [{"floor_ns", "bytes", "flops", "torch_ns"}], "slots", "ideas",
+ * "per_idea", "patience", "barren", "target_share", "max_prompt_tokens", "target": "cpu" | "cuda",
  * "stage": one of its stages alone, "evaluate" or "finish"}, and the
  * result has "asked":
  * {"prompts", "answers", "failed", "candidates", "open", "unjudged", "over", "spent": {"calls",
- * "tokens", "nano_usd"}, "ended_by"}. The result: {"sources": [NAME],
- * "winners": [{"case", "id", "source", "file", "tunables", "time_ns", "record"}], "verdicts":
- * {NAME: COUNT}, "judged", "resumed", "dropped", "out_of_time", "spent_s", "stopped"}. judge comes
- * from kgen_judge.h and is borrowed. */
+ * "tokens", "nano_usd"}, "clock": {"life_s", "wait_s", "compile_s", "judge_s"}, "ended_by"}. The
+ * result: {"sources": [NAME], "winners": [{"case", "id", "source", "file", "tunables", "time_ns",
+ * "record"}], "verdicts": {NAME: COUNT}, "judged", "resumed", "dropped", "out_of_time", "spent_s",
+ * "stopped"}. judge comes from kgen_judge.h and is borrowed. */
 struct kg_judge;
 KGEN_API int kgen_search(struct kg_judge *judge, const char *run_dir, const char *options,
                          kgen_progress progress, void *ctx, char **json, char *err, size_t nerr);

@@ -186,19 +186,27 @@ int kg_write_atomic(const char *path, const void *bytes, size_t n, kg_error *err
     return status;
 }
 
-int kg_append_sync(int fd, const void *bytes, size_t n, const char *path, kg_error *err) {
+static int append(int fd, const void *bytes, size_t n, bool sync, const char *path, kg_error *err) {
     off_t end = lseek(fd, 0, SEEK_END);
     if (end < 0)
         return fail_errno(err, "seek", path);
     int status = KG_OK;
     if (write_all(fd, bytes, n) < 0)
         status = fail_errno(err, "append to", path);
-    else if (fdatasync(fd) < 0)
+    else if (sync && fdatasync(fd) < 0)
         status = fail_errno(err, "fdatasync", path);
     if (status < 0 && ftruncate(fd, end) < 0)
         kg_fail_prefix(err, status, "a partial record may stand at byte %lld (%s)", (long long)end,
                        strerror(errno));
     return status;
+}
+
+int kg_append_sync(int fd, const void *bytes, size_t n, const char *path, kg_error *err) {
+    return append(fd, bytes, n, true, path, err);
+}
+
+int kg_append(int fd, const void *bytes, size_t n, const char *path, kg_error *err) {
+    return append(fd, bytes, n, false, path, err);
 }
 
 /* Makes one folder whose parent is there, and syncs the parent, or a crash could lose what is put

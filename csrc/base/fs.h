@@ -19,6 +19,8 @@ int kg_read_file(const char *path, size_t max, kg_buf *out, kg_error *err);
 int kg_write_atomic(const char *path, const void *bytes, size_t n, kg_error *err);
 /* Appends one record and syncs the file; a partial write is cut off again before it fails. */
 int kg_append_sync(int fd, const void *bytes, size_t n, const char *path, kg_error *err);
+/* The same without syncing: the next record that is synced takes this one with it. */
+int kg_append(int fd, const void *bytes, size_t n, const char *path, kg_error *err);
 int kg_mkdirs(const char *path, kg_error *err); /* mode 0777 less umask; existing is fine */
 int kg_sync_dir(const char *path, kg_error *err);
 int kg_remove_tree(const char *path, kg_error *err); /* absent is fine; follows no link */

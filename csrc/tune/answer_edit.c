@@ -36,22 +36,69 @@ static void quote(kg_buf *complaint, span s) {
     kg_buf_printf(complaint, "`%.*s`", (int)(stop ? (size_t)(stop - s.at) : n), s.at);
 }
 
-/* Replaces in text; false when search does not fit exactly once. */
+static size_t line_of(span s) {
+    const char *stop = memchr(s.at, '\n', s.n);
+    return stop ? (size_t)(stop - s.at) + 1 : s.n;
+}
+
+/* Says from which of its lines on a search is not there: what is before it may be right. */
+static void say_where(const kg_buf *text, span search, kg_buf *complaint) {
+    const char *hay = text->data ? text->data : "", *place = NULL;
+    size_t fits = 0, line = 1;
+    for (;; line++) {
+        size_t more = fits + line_of((span){search.at + fits, search.n - fits});
+        const char *found = memmem(hay, text->len, search.at, more);
+        if (!found || more == fits)
+            break;
+        place = found;
+        fits = more;
+    }
+    kg_buf_puts(complaint, "is not in the Candidate");
+    if (place) {
+        kg_buf_printf(complaint, ": its line %zu is ", line);
+        quote(complaint, (span){search.at + fits, search.n - fits});
+        kg_buf_puts(complaint, ", where the Candidate has ");
+        quote(complaint, (span){place + fits, text->len - (size_t)(place + fits - hay)});
+    }
+    kg_buf_puts(complaint, "; copy whole lines exactly\n");
+}
+
+/* Where search is in text; *again: a second place. */
+static const char *find(const kg_buf *text, span search, bool *again) {
+    const char *hay = text->data ? text->data : "";
+    const char *at = memmem(hay, text->len, search.at, search.n);
+    *again = at && memmem(at + 1, text->len - (size_t)(at + 1 - hay), search.at, search.n) != NULL;
+    return at;
+}
+
+/* Replaces in text; false when search does not fit exactly once. A search whose last line is only
+ * the beginning of one is taken as what it says. */
 static bool apply(kg_buf *text, span search, span replace, size_t number, kg_buf *complaint) {
+    bool again;
     if (search.n == 0) {
         kg_buf_printf(complaint, "- edit %zu: its SEARCH part is empty\n", number);
         return false;
     }
-    const char *hay = text->data ? text->data : "";
-    const char *at = memmem(hay, text->len, search.at, search.n);
-    const char *again =
-        at ? memmem(at + 1, text->len - (size_t)(at + 1 - hay), search.at, search.n) : NULL;
+    const char *hay = text->data ? text->data : "", *at = find(text, search, &again);
+    if (!at && search.n > 1 && replace.n > 0) {
+        span part = {search.at, search.n - 1};
+        at = find(text, part, &again);
+        if (at && !again) {
+            search = part;
+            replace.n--;
+        } else {
+            at = NULL;
+        }
+    }
     if (!at || again) {
         kg_buf_printf(complaint, "- edit %zu: its SEARCH part, which begins with ", number);
         quote(complaint, search);
-        kg_buf_printf(complaint, ", %s\n",
-                      again ? "is in the Candidate more than once: give more lines around it"
-                            : "is not in the Candidate; copy its lines exactly");
+        kg_buf_puts(complaint, ", ");
+        if (at)
+            kg_buf_puts(complaint,
+                        "is in the Candidate more than once: give more lines around it\n");
+        else
+            say_where(text, search, complaint);
         return false;
     }
     kg_buf out;

@@ -47,7 +47,7 @@ static int get_count(const kg_json *o, const char *key, int64_t most, int64_t *o
 }
 
 static int read_cases(const kg_json *list, loop_json *out, kg_error *err) {
-    static const char *const keys[] = {"floor_ns", "bytes", "flops", NULL};
+    static const char *const keys[] = {"floor_ns", "bytes", "flops", "torch_ns", NULL};
     int rc = KG_OK;
     out->ncases = kg_json_size(list);
     if (out->ncases > KG_MAX_CASES)
@@ -62,6 +62,8 @@ static int read_cases(const kg_json *list, loop_json *out, kg_error *err) {
             rc = kg_json_double(kg_json_get(c, "bytes"), "bytes", &to->bytes, err);
         if (!rc)
             rc = kg_json_double(kg_json_get(c, "flops"), "flops", &to->flops, err);
+        if (!rc && kg_json_get(c, "torch_ns"))
+            rc = kg_json_double(kg_json_get(c, "torch_ns"), "torch_ns", &to->torch_ns, err);
     }
     return rc;
 }
@@ -255,6 +257,8 @@ int kg_api_loop(kg_judges *judges, const char *run_dir, const kg_json *json,
         rc = open_prompt(&j, op, &prompt, err);
     if (!rc && j.stage < 0)
         rc = open_proposer(&j, op->name, run_dir, o, journal, &llm, &proposer, err);
+    if (!rc && j.stage == KG_STAGE_EVALUATE && strcmp(j.proposer, "llm") != 0)
+        rc = kg_propose_nothing(run_dir, &proposer, err);
     if (!rc)
         rc = write_about(&j, json, &llm, &about, err);
     if (!rc) {
@@ -280,6 +284,7 @@ kg_json *kg_api_asked(const kg_loop_result *r, const kg_spend *spent) {
     kg_json_set_int(o, "open", (int64_t)r->open);
     kg_json_set_int(o, "unjudged", (int64_t)r->unjudged);
     kg_json_set_bool(o, "over", r->over);
+    kg_json_set(o, "clock", kg_loop_clock_json(&r->clock));
     kg_json_set(o, "spent", kg_spend_json(spent));
     kg_json_set_str(o, "ended_by", r->ended_by);
     return o;

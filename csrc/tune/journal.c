@@ -21,6 +21,7 @@ struct kg_journal {
     char *path;
     int fd, lock;
     pthread_mutex_t mutex; /* around what follows, and around the file */
+    bool unsynced;
     kg_json **entries;
     size_t n, cap;
 };
@@ -158,8 +159,11 @@ void kg_journal_close(kg_journal *j) {
     for (size_t i = 0; i < j->n; i++)
         kg_json_free(j->entries[i]);
     free(j->entries);
-    if (j->fd >= 0)
+    if (j->fd >= 0) {
+        if (j->unsynced)
+            (void)fdatasync(j->fd);
         close(j->fd);
+    }
     if (j->lock >= 0)
         kg_unlock_file(j->lock);
     pthread_mutex_destroy(&j->mutex);
@@ -183,14 +187,27 @@ const kg_json *kg_journal_at(const kg_journal *j, size_t i) {
     return entry;
 }
 
-static int append(kg_journal *j, const kg_json *entry, kg_error *err) {
+/* What whoever resumes makes of the other entries anew need not wait for the disk, which takes
+ * milliseconds; it is written in order, and the next entry that is synced takes it along. */
+static bool can_wait(const char *kind) {
+    static const char *const all[] = {"rung", "candidate", "judged", "tuned"};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (strcmp(kind, all[i]) == 0)
+            return true;
+    return false;
+}
+
+static int append(kg_journal *j, const kg_json *entry, bool sync, kg_error *err) {
     kg_buf line;
     kg_buf_init(&line, 0);
     kg_json_canonical(entry, &line);
     kg_buf_putc(&line, '\n');
     int rc = kg_buf_check(&line, "journal entry", err);
     if (!rc)
-        rc = kg_append_sync(j->fd, line.data, line.len, j->path, err);
+        rc = sync ? kg_append_sync(j->fd, line.data, line.len, j->path, err)
+                  : kg_append(j->fd, line.data, line.len, j->path, err);
+    if (!rc)
+        j->unsynced = !sync;
     kg_buf_free(&line);
     return rc;
 }
@@ -214,7 +231,7 @@ static int add_entry(kg_journal *j, const char *kind, kg_json *fields, kg_error 
         kg_json_free(fields);
         return rc;
     }
-    rc = append(j, fields, err);
+    rc = append(j, fields, !can_wait(kind), err);
     if (rc) {
         j->n--;
         kg_json_free(fields);

@@ -2,7 +2,8 @@
  *
  * Opening takes the Run's lock for the life of the journal, so that two tuners never share a Run,
  * cuts off a last line that a crash tore, and refuses any other bad line by its number. An entry
- * that was added is on disk when the call returns; when it fails, the file is as before. Several
+ * that was added is on disk when the call returns (one that only repeats what others say: with the
+ * next one); when it fails, the file is as before. Several
  * threads may add and read; what was read stays as it is until the journal is closed. */
 #ifndef KG_TUNE_JOURNAL_H
 #define KG_TUNE_JOURNAL_H

@@ -34,6 +34,7 @@ typedef struct engine {
     kg_loop_result *out;
     int64_t ask_until_ns;
     bool broke, fatal, over;
+    bool left; /* nobody answers any more */
     bool more; /* Candidates wait for the judge */
 } engine;
 
@@ -90,6 +91,11 @@ static int borrow(const engine *e, const int *which, size_t n, kg_sources *out, 
     return KG_OK;
 }
 
+static void count_search(engine *e, const kg_search_result *r) {
+    e->out->clock.compile += r->compile_ns;
+    e->out->clock.judge += r->judge_ns;
+}
+
 static int search_over(engine *e, const int *which, size_t n, size_t most, kg_error *err) {
     kg_sources some = {0};
     kg_search_result result = {0};
@@ -97,6 +103,7 @@ static int search_over(engine *e, const int *which, size_t n, size_t most, kg_er
     int rc = borrow(e, which, n, &some, err);
     if (!rc && n)
         rc = kg_search(e->l.op_name, &some, e->evaluator, e->l.journal, &o, &result, err);
+    count_search(e, &result);
     kg_search_result_free(&result);
     free(some.items);
     return rc ? rc : kg_loop_read(&e->l, err);
@@ -209,7 +216,7 @@ static int send(engine *e, kg_exchange *x, kg_error *err) {
 }
 
 static bool may_ask(const engine *e) {
-    return !e->broke && !e->fatal && !e->over && kg_now_ns() < e->ask_until_ns &&
+    return !e->broke && !e->fatal && !e->over && !e->left && kg_now_ns() < e->ask_until_ns &&
            open_prompts(e) < e->proposer->slots;
 }
 
@@ -241,16 +248,22 @@ static void because(engine *e, const char *why) {
 static int collect(engine *e, kg_error *err) {
     kg_proposal p;
     int rc, wait_ms = e->more ? 0 : WAIT_MS;
+    int64_t start = kg_now_ns();
     while ((rc = e->proposer->collect(e->proposer->ctx, wait_ms, &p, err)) == KG_OK) {
         wait_ms = 0;
         e->broke = e->broke || p.out_of_budget;
         e->fatal = e->fatal || p.fatal;
+        e->left = e->left || p.done;
         if (p.out_of_budget || p.fatal)
             because(e, p.message);
+        if (p.done)
+            break;
         int at = p.again ? kg_loop_find(&e->l, p.prompt) : KG_NONE;
         if (at != KG_NONE)
             e->l.exchanges[at].sent = false;
     }
+    if (!e->more)
+        e->out->clock.wait += kg_now_ns() - start;
     return rc == KG_ETIMEOUT ? KG_OK : rc;
 }
 
@@ -281,6 +294,8 @@ static void look_whether_over(engine *e) {
     else if (e->l.barren >= barren)
         because(e, refine ? "no better Candidate came of several beginnings"
                           : "no better Candidate came of several rounds");
+    else if (e->left && !e->more)
+        because(e, "whoever answers is done");
     else if (e->l.failures >= MOST_FAILURES)
         because(e, "several questions in a row got no answer");
     else
@@ -292,7 +307,8 @@ static void tell_outcomes(engine *e) {
     for (size_t i = 0; i < e->l.nexchanges; i++) {
         kg_exchange *x = &e->l.exchanges[i];
         kg_buf text;
-        if (!x->settled || x->told || !e->proposer->told)
+        if (!x->settled || x->told || !e->proposer || !e->proposer->told ||
+            !kg_loop_all_judged(&e->l, (int)i))
             continue;
         x->told = true;
         kg_buf_init(&text, 0);
@@ -301,7 +317,10 @@ static void tell_outcomes(engine *e) {
             if (a->exchange != (int)i)
                 continue;
             kg_buf_printf(&text, "%s (Candidate %.12s): ", a->name, a->id);
-            kg_loop_result_line(&e->l, a, &text);
+            if (a->verdict == KG_VERDICT_PASS)
+                kg_loop_result_line(&e->l, a, &text);
+            else
+                kg_buf_puts(&text, kg_verdict_name(a->verdict));
             kg_buf_printf(&text, "\n%s\n", a->message ? a->message : "");
         }
         kg_buf_puts(&text, x->complaint.len ? x->complaint.data : "");
@@ -351,6 +370,7 @@ static int finish(engine *e, kg_error *err) {
     if (!rc)
         rc = kg_search(e->l.op_name, &out->finalists, e->evaluator, e->l.journal, &s, &out->search,
                        err);
+    count_search(e, &out->search);
     if (!rc)
         rc = kg_loop_read(&e->l, err);
     return rc;
@@ -368,11 +388,26 @@ static void give(engine *e) {
     for (size_t i = 0; i < e->l.nexchanges; i++)
         out->open += e->l.exchanges[i].state == KG_ASKED;
     out->over = e->over;
+    out->clock.all = kg_now_ns() - e->l.began_ns;
     memcpy(out->search.verdicts, e->l.verdicts, sizeof out->search.verdicts);
     out->search.spent_s = kg_loop_spent(&e->l);
     /* The finalists' texts are in it. */
     out->all = e->l.sources;
     e->l.sources = (kg_sources){0};
+}
+
+kg_json *kg_loop_clock_json(const kg_loop_clock *c) {
+    kg_json *o = kg_json_new_object();
+    kg_json_set_double(o, "life_s", (double)c->all * 1e-9);
+    kg_json_set_double(o, "wait_s", (double)c->wait * 1e-9);
+    kg_json_set_double(o, "compile_s", (double)c->compile * 1e-9);
+    kg_json_set_double(o, "judge_s", (double)c->judge * 1e-9);
+    return o;
+}
+
+/* At the end of a life, for reports; one that was killed has none. */
+static int note_clock(engine *e, kg_error *err) {
+    return kg_loop_note(&e->l, "clock", kg_loop_clock_json(&e->out->clock), err);
 }
 
 static int note_begin(engine *e, kg_error *err) {
@@ -433,8 +468,11 @@ int kg_loop(const char *op_name, const kg_op *op, const kg_prompt *prompt,
         rc = kg_fail(err, KG_EINVAL, "%s", out->ended_by);
     if (!rc)
         rc = finish(&e, err);
-    if (!rc || rc == KG_EINTR)
+    if (!rc || rc == KG_EINTR) {
         give(&e);
+        int noted = note_clock(&e, rc ? NULL : err);
+        rc = rc ? rc : noted;
+    }
     kg_loop_state_free(&e.l);
     return rc;
 }
@@ -462,7 +500,7 @@ static int propose(engine *e, kg_error *err) {
         for (size_t i = 0; !rc && i < e->l.nexchanges && may_ask(e); i++)
             if (e->l.exchanges[i].state == KG_ASKED && !e->l.exchanges[i].sent)
                 rc = send(e, &e->l.exchanges[i], err);
-        if (rc || open_prompts(e) == 0 || kg_now_ns() >= e->ask_until_ns)
+        if (rc || e->left || open_prompts(e) == 0 || kg_now_ns() >= e->ask_until_ns)
             return rc;
         rc = collect(e, err);
         if (rc)
@@ -481,6 +519,7 @@ static int evaluate(engine *e, kg_error *err) {
     if (rc)
         return rc;
     kg_loop_settle(&e->l);
+    tell_outcomes(e);
     if (e->l.strategy->pause(&e->l))
         rc = tune_best(e, PAUSE_SOURCES, PAUSE_CANDIDATES, err);
     look_whether_over(e);

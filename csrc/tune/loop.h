@@ -26,12 +26,22 @@ typedef struct kg_loop_options {
     void *progress_ctx;
 } kg_loop_options;
 
+/* Where the wall clock of a life went, in ns. What is none of wait, compile and judge is the
+ * engine's own: reading answers, writing prompts, the journal. */
+typedef struct kg_loop_clock {
+    int64_t all;
+    int64_t wait;           /* for answers, with nothing to judge */
+    int64_t compile, judge; /* while questions were out and while none was */
+} kg_loop_clock;
+kg_json *kg_loop_clock_json(const kg_loop_clock *c); /* life_s, wait_s, compile_s, judge_s */
+
 typedef struct kg_loop_result {
     /* The sources that came to the last tuning; their texts are borrowed from `all`. */
     kg_sources finalists, all;
     kg_search_result search; /* winners index finalists; verdicts are those of the whole loop */
     size_t prompts, answers, failed, candidates;
     size_t open, unjudged; /* prompts without an answer, Candidates without a verdict */
+    kg_loop_clock clock;   /* of this life */
     bool over;             /* nothing more is to be asked; ended_by says why */
     char ended_by[512];    /* why it ended, for people */
 } kg_loop_result;

@@ -130,6 +130,7 @@ int kg_loop_ask(kg_loop_state *l, const kg_request *r, kg_error *err);
 int kg_loop_read(kg_loop_state *l, kg_error *err);
 /* Settles what is answered and judged. */
 void kg_loop_settle(kg_loop_state *l);
+bool kg_loop_all_judged(const kg_loop_state *l, int exchange);
 int kg_loop_find(const kg_loop_state *l, const char *prompt); /* or KG_NONE */
 double kg_loop_spent(const kg_loop_state *l);
 int kg_loop_note(kg_loop_state *l, const char *kind, kg_json *fields, kg_error *err);

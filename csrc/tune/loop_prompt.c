@@ -75,8 +75,10 @@ void kg_loop_result_line(const kg_loop_state *l, const kg_attempt *a, kg_buf *ou
     kg_buf_puts(out, kg_verdict_name(a->verdict));
     for (size_t i = 0; a->verdict == KG_VERDICT_PASS && i < l->ncases; i++) {
         double t = a->tuned_ns[i] > 0 ? a->tuned_ns[i] : a->time_ns[i];
-        if (t > 0)
-            kg_buf_printf(out, "%s %.4g us", i ? "," : ",", t / 1e3);
+        if (t > 0) {
+            kg_buf_puts(out, ", ");
+            kg_prompt_time(out, t);
+        }
     }
     if (a->verdict == KG_VERDICT_PASS || !a->message)
         return;

@@ -263,6 +263,7 @@ static int fold_answer(kg_loop_state *l, const kg_json *e, kg_error *err) {
     kg_answer_free(&answer);
     if (x->state == KG_ASKED)
         x->state = KG_ANSWERED;
+    x->told = false; /* a late one is told of as well */
     l->failures = 0;
     l->answers++;
     return rc;
@@ -301,6 +302,9 @@ static int fold_verdict(kg_loop_state *l, const kg_json *e, kg_error *err) {
     l->verdicts[v]++;
     if (at == KG_NONE)
         return KG_OK;
+    /* An older kgen may have judged the second of two that are the same to this one. */
+    if (l->attempts[at].same_as != KG_NONE)
+        at = l->attempts[at].same_as;
     kg_attempt *a = &l->attempts[at];
     kg_evidence *next = &a->next;
     if (v == KG_VERDICT_PASS && level > KG_LEVEL_QUICK)
@@ -423,7 +427,7 @@ static void copy_verdict(kg_loop_state *l, kg_attempt *a) {
     a->message = from->message ? strdup(from->message) : NULL;
 }
 
-static bool all_judged(const kg_loop_state *l, int exchange) {
+bool kg_loop_all_judged(const kg_loop_state *l, int exchange) {
     for (size_t i = 0; i < l->nattempts; i++)
         if (l->attempts[i].exchange == exchange && !l->attempts[i].judged)
             return false;
@@ -444,7 +448,7 @@ void kg_loop_settle(kg_loop_state *l) {
     l->best = best;
     for (size_t i = 0; i < l->nexchanges; i++) {
         kg_exchange *x = &l->exchanges[i];
-        if (x->settled || x->state == KG_ASKED || !all_judged(l, (int)i))
+        if (x->settled || x->state == KG_ASKED || !kg_loop_all_judged(l, (int)i))
             continue;
         x->settled = true;
         l->strategy->settled(l, (int)i);

@@ -37,7 +37,7 @@ typedef struct sections {
 } sections;
 
 struct kg_prompt {
-    kg_buf system, contract, cases, reference, graph, machine, notes, knowledge;
+    kg_buf system, contract, cases, reference, source, graph, machine, notes, knowledge;
     char *asks[4]; /* by kind */
     size_t max_tokens, ncases;
     kg_prompt_case *known;
@@ -121,6 +121,19 @@ static int read_contract(kg_prompt *p, const kg_prompt_task *t, kg_json **root, 
     return rc ? rc : kg_buf_check(&p->contract, "a prompt", err);
 }
 
+/* The Python that the graph was made of, where the Task has it. */
+static int read_source(kg_prompt *p, const kg_prompt_task *t, kg_error *err) {
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    int rc = read_into(t->task_dir, "source.txt", false, &text, err);
+    if (!rc && text.len) {
+        kg_buf_printf(&p->source, "```python\n%s```\n", text.data);
+        rc = kg_buf_check(&p->source, "a prompt", err);
+    }
+    kg_buf_free(&text);
+    return rc;
+}
+
 static int read_reference(kg_prompt *p, const kg_prompt_task *t, const kg_json *contract,
                           kg_error *err) {
     const kg_json *r = kg_json_get(contract, "reference");
@@ -131,7 +144,7 @@ static int read_reference(kg_prompt *p, const kg_prompt_task *t, const kg_json *
         return kg_buf_check(&p->reference, "a prompt", err);
     }
     if (strcmp(kind, "source") != 0 || kg_json_str(kg_json_get(r, "file"), "file", &file, NULL))
-        return KG_OK; /* an archive: the graph says what it computes */
+        return read_source(p, t, err); /* an archive: the graph says what it computes */
     if (strcmp(file, "reference.py") != 0)
         return kg_fail(err, KG_EFORMAT, "op.json: reference.file is %.100s, not reference.py",
                        file);
@@ -184,10 +197,10 @@ static int read_task(kg_prompt *p, const kg_prompt_task *t, kg_error *err) {
     return rc;
 }
 
-enum { TEXTS = 8 };
+enum { TEXTS = 9 };
 
 static kg_buf *text_at(kg_prompt *p, size_t i) {
-    kg_buf *const all[TEXTS] = {&p->system, &p->contract, &p->cases, &p->reference,
+    kg_buf *const all[TEXTS] = {&p->system, &p->contract, &p->cases, &p->reference, &p->source,
                                 &p->graph,  &p->machine,  &p->notes, &p->knowledge};
     return all[i];
 }
@@ -259,9 +272,13 @@ static void put_times(const kg_prompt *p, const kg_prompt_shown *c, kg_buf *b) {
         const kg_prompt_case *k = p->ncases ? &p->known[i] : NULL;
         if (t <= 0)
             continue;
-        kg_buf_printf(b, "- Case %zu: %.4g us", i, t / 1e3);
+        kg_buf_printf(b, "- Case %zu: ", i);
+        kg_prompt_time(b, t);
         if (k && k->floor_ns > 0)
-            kg_buf_printf(b, ", %.2f times the roofline", t / k->floor_ns);
+            kg_buf_printf(b, ", %.2f times the roofline%s", t / k->floor_ns,
+                          t < k->floor_ns ? " (which was measured on a busy machine, then)" : "");
+        if (k && k->torch_ns > 0)
+            kg_buf_printf(b, ", %.2f times as fast as eager torch", k->torch_ns / t);
         if (k && k->bytes > 0)
             kg_buf_printf(b, "; %.3g GB/s of what must move", k->bytes / t);
         if (k && k->flops > 0)
@@ -413,7 +430,8 @@ int kg_prompt_user(const kg_prompt *p, const kg_prompt_state *state, kg_buf *out
     int rc = KG_OK;
     add_text(&s, "## The Op", KEEP_ALWAYS, &p->contract);
     add_text(&s, "## Its reference", KEEP_REFERENCE, &p->reference);
-    /* Without a source the graph is the reference. */
+    add_text(&s, "## Its source", KEEP_GRAPH, &p->source);
+    /* Without a reference in Python the graph is the reference. */
     add_text(&s, "## Its graph", p->reference.len ? KEEP_GRAPH : KEEP_REFERENCE, &p->graph);
     add_text(&s, "## The Cases", KEEP_ALWAYS, &p->cases);
     add_text(&s, "## The machine", KEEP_ALWAYS, &p->machine);

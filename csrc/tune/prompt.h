@@ -12,6 +12,7 @@
 /* What the search knows of a Case; 0: not known. */
 typedef struct kg_prompt_case {
     double floor_ns, bytes, flops;
+    double torch_ns; /* a call of the reference itself, eager */
 } kg_prompt_case;
 
 typedef struct kg_prompt_task {
@@ -71,7 +72,9 @@ size_t kg_prompt_tokens(size_t bytes);
 const char *kg_prompt_kind_name(kg_prompt_kind kind); /* "fresh", "refine", "ideas", "implement" */
 int kg_prompt_kind_parse(const char *name);           /* or -1 */
 
-/* prompt_case.c: one Case in words. json: cases/<i>.json. */
+/* prompt_case.c: a time as people write it: "812 us", "28.6 ms". */
+void kg_prompt_time(kg_buf *out, double ns);
+/* One Case in words. json: cases/<i>.json. */
 int kg_prompt_case_text(const kg_op *op, const char *json, size_t n, size_t index,
                         const kg_prompt_case *known, kg_buf *out, kg_error *err);
 

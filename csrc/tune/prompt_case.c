@@ -57,16 +57,31 @@ static void put_program(kg_buf *b, const kg_json *p) {
     kg_buf_printf(b, "%s```\n", text);
 }
 
+void kg_prompt_time(kg_buf *out, double ns) {
+    const char *unit = ns < 1e6 ? "us" : ns < 1e9 ? "ms" : "s";
+    double value = ns / (ns < 1e6 ? 1e3 : ns < 1e9 ? 1e6 : 1e9);
+    int digits = value < 10 ? 2 : value < 100 ? 1 : 0;
+    kg_buf_printf(out, "%.*f %s", digits, value, unit);
+}
+
 static void put_floor(kg_buf *b, const kg_prompt_case *k) {
     if (!k)
         return;
     if (k->bytes > 0)
-        kg_buf_printf(b, "- bytes that must move: %.4g MB\n", k->bytes / 1e6);
+        kg_buf_printf(b, "- bytes of its inputs and outputs, read and written once: %.4g MB\n",
+                      k->bytes / 1e6);
     if (k->flops > 0)
         kg_buf_printf(b, "- arithmetic: %.4g GFLOP\n", k->flops / 1e9);
-    if (k->floor_ns > 0)
-        kg_buf_printf(b, "- roofline: a call takes at least %.4g us on this machine\n",
-                      k->floor_ns / 1e3);
+    if (k->floor_ns > 0) {
+        kg_buf_puts(b, "- roofline: a call takes at least ");
+        kg_prompt_time(b, k->floor_ns);
+        kg_buf_puts(b, " on this machine\n");
+    }
+    if (k->torch_ns > 0) {
+        kg_buf_puts(b, "- the reference itself, in eager torch, takes ");
+        kg_prompt_time(b, k->torch_ns);
+        kg_buf_puts(b, " here\n");
+    }
 }
 
 int kg_prompt_case_text(const kg_op *op, const char *json, size_t n, size_t index,

@@ -47,6 +47,7 @@ typedef struct kg_proposal {
     bool again;         /* unanswered for now: a later life of the Run may ask it again */
     bool fatal;         /* nothing more can be asked */
     bool out_of_budget; /* not even one more */
+    bool done;          /* whoever answers will answer nothing more; prompt is empty */
     char message[512];
 } kg_proposal;
 
@@ -79,5 +80,7 @@ kg_spend kg_journal_spent(const kg_journal *journal, const char *op);
  * are open at once. agent_md: the text of the README that is put beside the prompts. */
 int kg_propose_files(const char *op, const char *run_dir, const char *agent_md, size_t slots,
                      kg_journal *journal, kg_proposer *out, kg_error *err);
+/* Of it only what tells: verdicts to <run>/verdicts, for a stage that asks nothing. */
+int kg_propose_nothing(const char *run_dir, kg_proposer *out, kg_error *err);
 
 #endif

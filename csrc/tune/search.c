@@ -47,6 +47,7 @@ typedef struct search {
     int64_t started_ns, deadline_ns;
     double spent_before;   /* seconds, by earlier lives of this Run */
     size_t journal_before; /* entries that were there when the search began */
+    int64_t noted_ns;      /* wall clock that went into the journal */
     pthread_mutex_t lock;  /* over journal and result, while several lanes judge */
 } search;
 
@@ -71,10 +72,12 @@ static void tell(const search *s, const kg_json *entry) {
 
 /* Takes fields. */
 static int note(search *s, const char *kind, kg_json *fields, kg_error *err) {
+    int64_t start = kg_now_ns();
     kg_json_set_str(fields, "op", s->op);
     int rc = kg_journal_add(s->journal, kind, fields, err);
     if (!rc)
         tell(s, kg_journal_at(s->journal, kg_journal_size(s->journal) - 1));
+    s->noted_ns += kg_now_ns() - start;
     return rc;
 }
 
@@ -382,6 +385,20 @@ static size_t admit(search *s, candidate **batch, size_t n, kg_level level, bool
     return ready;
 }
 
+/* Compiles and judges, and keeps the time of both. Several lanes may wait for the journal at once,
+ * which then counts as much as once for each. */
+static int prepare_and_judge(search *s, candidate **batch, size_t n, bool time_up, candidate **work,
+                             size_t ready, kg_level level, kg_error *err) {
+    int64_t start = kg_now_ns(), noted = s->noted_ns;
+    if (!time_up)
+        prepare(s, batch, n);
+    int64_t compiled = kg_now_ns();
+    int rc = judge_batch(s, work, ready, level, err);
+    s->result->compile_ns += compiled - start;
+    s->result->judge_ns += kg_now_ns() - compiled - (s->noted_ns - noted);
+    return rc;
+}
+
 /* Judges what is alive; what was not reached when the time was up is alive no more. */
 static int run_rung(search *s, kg_level level, candidate **list, bool must_finish, kg_error *err) {
     candidate *work[BATCH * KG_MAX_LANES];
@@ -393,9 +410,7 @@ static int run_rung(search *s, kg_level level, candidate **list, bool must_finis
          * answer. */
         bool time_up = from > 0 && !must_finish && late(s);
         size_t ready = admit(s, list + from, batch, level, time_up, work);
-        if (!time_up)
-            prepare(s, list + from, batch);
-        rc = judge_batch(s, work, ready, level, err);
+        rc = prepare_and_judge(s, list + from, batch, time_up, work, ready, level, err);
     }
     return rc;
 }

@@ -70,7 +70,8 @@ typedef struct kg_search_result {
         dropped; /* Candidates judged now, taken from the journal, not for any Case */
     size_t verdicts[KG_VERDICT_COUNT];
     bool out_of_time;
-    double spent_s; /* of the budget, earlier lives of the Run included */
+    double spent_s;               /* of the budget, earlier lives of the Run included */
+    int64_t compile_ns, judge_ns; /* wall clock of this search; the rest of it is its own */
     kg_json **records;
     size_t nrecords;
 } kg_search_result;

@@ -19,7 +19,7 @@ from . import _libkgen
 from ._paths import kernels_dir
 from .errors import BadInput
 
-PROPOSERS = ("builtin", "llm", "files")
+PROPOSERS = ("builtin", "llm", "files", "mcp")
 STRATEGIES = ("refine", "branch")
 MINUTES = 15.0
 # Of a Run whose budget is not in time.
@@ -112,7 +112,9 @@ def from_args(args: argparse.Namespace, budget: Budget) -> Asking | None:
     stray = [n for n in _FOR_LLM if getattr(args, n, None) is not None]
     if stray and proposer != "llm":
         raise BadInput(f"--{stray[0].replace('_', '-')} goes with --proposer llm")
-    if (budget.usd or budget.tokens or budget.calls) and proposer != "llm":
+    if budget.usd and proposer == "mcp":
+        raise BadInput(f"--budget {args.budget}: who answers pays elsewhere; give a time, calls (answers) or tokens of them")
+    if (budget.usd or budget.tokens or budget.calls) and proposer not in ("llm", "mcp"):
         raise BadInput(f"--budget {args.budget}: the proposer {proposer} costs time alone; give 15m or the like")
     if proposer == "builtin":
         for name in ("note", "knowledge", "strategy", "in_flight"):
@@ -220,7 +222,8 @@ def told(asking: Asking, ops: Sequence[str]) -> str:
     """What is said before the first request: who is asked, and what text goes there."""
     what = f"of {', '.join(ops)}: contract, reference or graph, Cases, earlier Candidates and verdicts; this machine's numbers"
     also = "".join(f"; {os.fspath(f)}" for f in asking.files) + ("; your --note" if asking.notes else "")
-    where = f"sent to {asking.title}" if asking.llm else "written to the Run's prompts/"
+    there = "given to the client of this server" if asking.proposer == "mcp" else "written to the Run's prompts/"
+    where = f"sent to {asking.title}" if asking.llm else there
     return f"{where}: {what}{also}"
 
 

@@ -41,10 +41,11 @@ def _registry_option(p: argparse.ArgumentParser, what: str) -> None:
     p.add_argument("--registry", metavar="DIR", help=what)
 
 
-def _model_options(p: argparse.ArgumentParser) -> None:
+def _model_options(p: argparse.ArgumentParser, optional: bool = False) -> None:
     p.add_argument(
         "model",
         metavar="MODEL",
+        nargs="?" if optional else None,
         help="a KernelBench-style file (Model, get_inputs, get_init_inputs), a script, or "
         "package.module:callable",
     )
@@ -78,7 +79,7 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     )
 
 
-def _proposer_options(p: argparse.ArgumentParser) -> None:
+def _proposer_options(p: argparse.ArgumentParser, stages: bool = True) -> None:
     p.add_argument(
         "--proposer",
         default="builtin",
@@ -86,7 +87,6 @@ def _proposer_options(p: argparse.ArgumentParser) -> None:
         help="where Candidates come from: templates, a model behind an OpenAI-compatible endpoint, or files that an agent "
         "writes (default builtin)",
     )
-    p.add_argument("--strategy", choices=["refine", "branch"], help="how llm and files are asked (default refine)")
     p.add_argument("--llm", metavar="NAME", help="the model")
     p.add_argument("--endpoint", metavar="URL", help="such as https://api.deepseek.com/v1 (default: OPENAI_BASE_URL)")
     p.add_argument(
@@ -95,14 +95,19 @@ def _proposer_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--effort", help="reasoning_effort: low, medium, high")
     p.add_argument("--temperature", type=float)
     p.add_argument("--max-tokens", type=int, metavar="N", help="of an answer with its reasoning (default 32768)")
-    p.add_argument("--in-flight", type=int, metavar="N", help="questions open at once (default 4)")
     p.add_argument("--header", action="append", metavar="H", help='"Name: value"; a value env:VARIABLE is taken from there')
     p.add_argument("--proxy", metavar="URL", help="default: what the environment says")
     p.add_argument("--ca", metavar="FILE", help="certificates of an authority of your own, PEM")
     p.add_argument("--prices", action="append", metavar="FILE", help="a price table before kgen's own")
-    p.add_argument(
-        "--stages", action="store_true", help="capture and write the first prompts; then kgen propose, evaluate, advance in turn"
-    )
+    if stages:
+        p.add_argument(
+            "--stages", action="store_true", help="capture and write the first prompts; then kgen propose, evaluate, advance in turn"
+        )
+
+
+def _prompt_options(p: argparse.ArgumentParser, whom: str) -> None:
+    p.add_argument("--strategy", choices=["refine", "branch"], help=f"how {whom} asked (default refine)")
+    p.add_argument("--in-flight", type=int, metavar="N", help="questions open at once (default 4)")
     p.add_argument("--note", metavar="TEXT", help="an instruction of yours for the prompts")
     p.add_argument("--knowledge", action="append", metavar="FILE", help="a text that goes into the prompts")
 
@@ -111,6 +116,7 @@ def _add_tune(sub: argparse._SubParsersAction) -> None:
     p = sub.add_parser("tune", help="capture a model's shapes, search, judge and promote kernels")
     _model_options(p)
     _proposer_options(p)
+    _prompt_options(p, "llm and files are")
     p.add_argument(
         "--budget",
         metavar="BUDGET",
@@ -151,7 +157,7 @@ def _add_judge(sub: argparse._SubParsersAction) -> None:
     p.add_argument("--device", metavar="DEVICE", help="which GPU, as cuda:1, for a Task that was captured on one")
     p.add_argument("--no-timing", action="store_true", help="correctness alone")
     p.add_argument("--json", action="store_true", help="one Record a line")
-    p.set_defaults(run_command=_lazy("tune", "run_judge"))
+    p.set_defaults(run_command=_lazy("judge_command", "run_judge"))
 
 
 def _add_registry_commands(sub: argparse._SubParsersAction) -> None:
@@ -259,6 +265,35 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
     p.add_argument("--op", metavar="OP", help="of a Run over several Ops")
     p.set_defaults(run_command=_lazy("asking", "run_prompt"))
 
+    p = sub.add_parser("bench-loop", help="a Run over each problem of a folder: solve rate, speedup and fast_p over time and tokens")
+    p.add_argument("folder", metavar="FOLDER", help="KernelBench-style files, each tuned as a whole, and Task folders, at any depth")
+    _proposer_options(p, stages=False)
+    _prompt_options(p, "llm and files are")
+    p.add_argument("--budget", metavar="BUDGET", default="15m", help="of each problem, as of `kgen tune` (default 15m)")
+    p.add_argument("--run", metavar="DIR", help="the results, a Run a problem; the same command goes on there (default: a new one in the cache)")
+    p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N, as of `kgen tune`")
+    p.add_argument("--precision", default="native", choices=["native", "fp32", "tf32", "bf16"], help="as of `kgen tune`")
+    p.add_argument("--plot", metavar="F.png", help="the picture (default: DIR/bench.png, where matplotlib is)")
+    p.add_argument("--json", action="store_true", help="the result as one JSON object, on stdout")
+    p.set_defaults(run_command=_lazy("bench_loop", "run_bench"), module=None, inputs=None, target=None, mode=None)
+
+    p = sub.add_parser("mcp", help="serve a Run to an agent over the Model Context Protocol, which is the model then")
+    _model_options(p, optional=True)
+    _prompt_options(p, "the agent is")
+    p.add_argument(
+        "--budget", metavar="BUDGET", default="15m",
+        help="of the Run, from the agent's first question on: 90s, 15m, 1h; also 40calls (answers), 2Mtok (of them), or several "
+        "with commas between (default 15m)",
+    )  # fmt: skip
+    p.add_argument("--run", metavar="DIR", help="the Run's folder; one that is there is gone on with (default: a new one in the cache)")
+    _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
+    p.add_argument("--no-promote", action="store_true", help="judge and gate only")
+    p.add_argument(
+        "--min-speedup", metavar="RATIO", type=float, default=1.05,
+        help="what the lower end of the 95%% interval must be above for a promotion (default 1.05)",
+    )  # fmt: skip
+    p.set_defaults(run_command=_lazy("mcp_server", "run_mcp"), proposer="mcp")
+
     p = sub.add_parser("doctor", help="what is found, what is not, what to do")
     p.add_argument("--json", action="store_true", help="the findings as a JSON list")
     p.set_defaults(run_command=_lazy("doctor", "run_doctor"))
@@ -313,6 +348,16 @@ _MORE: dict[str, tuple[str, ...]] = {
         "The call is made once, with tensors of zeros.",
         "why softmax float32[4096,1024] -1",
         "why attention float32[1,8,1024,64] float32[1,8,1024,64] float32[1,8,1024,64] is_causal=True",
+    ),
+    "bench-loop": (
+        "Nothing is promoted. fast_p is KernelBench's: the fraction of problems that are right and more than p times as fast as "
+        "eager torch; beside it stands the same over the best that torch does. Ctrl-C and the same command again go on.",
+        "bench-loop KernelBench/level1 --proposer llm --llm gpt-5 --budget 15m,1usd --run runs/level1",
+    ),
+    "mcp": (
+        "Speaks MCP on stdin and stdout; an agent's settings name this command. Needs the package mcp (pip install "
+        "'kgen[mcp]'). The agent reads prompts, submits kernels, gets their verdicts, and asks to finish.",
+        "mcp my_model.py --run runs/mine --budget 30m",
     ),
     "build": ("Prints the folder that a machine without a compiler needs, and names with KGEN_CACHE.", "build --arch x86-64-v3"),
     "doctor": ("Exit code 3 when something that is needed is missing.",),
@@ -380,7 +425,7 @@ def _say(message: object) -> None:
 def _interrupted(args: argparse.Namespace) -> int:
     run_dir, command = getattr(args, "resume_with", (None, ""))
     # A Run that was not begun yet has nothing to go on with.
-    begun = run_dir is not None and (run_dir / "run.json").is_file()
+    begun = run_dir is not None and any((run_dir / n).is_file() for n in ("run.json", "bench.json"))
     _say(f"interrupted; go on with: {command}" if begun else "interrupted")
     return 130
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +27,15 @@ def of_case(case: CaseData, machine: Machine) -> float:
     if not machine.tensor_flops and any(x.dtype != torch.float32 for x in tensors):
         return 0.0
     return replace(machine, bytes_per_second=math.inf).floor(case) * 1e9
+
+
+def tensor_bytes(described: Sequence[dict[str, Any]]) -> int:
+    """Of tensors as the judge describes them, each read or written once; what is expanded counts once."""
+    total = 0
+    for t in described:
+        sizes = [n for n, stride in zip(t["shape"], t["stride"], strict=True) if stride != 0 or n == 0]
+        total += math.prod(sizes) * getattr(torch, t["dtype"]).itemsize
+    return total
 
 
 def copy_ns(moved: int, device: torch.device = devices.CPU) -> float:

@@ -236,9 +236,11 @@ def random_reason(graph: Graph) -> str | None:
     return None
 
 
-def text_of(graph: Graph) -> str:
-    """The graph as lines that depend on operations, shapes, dtypes and constants alone, not on names."""
-    return lines_of(graph.module, {g.node: g.kind for g in graph.inputs})
+def text_of(graph: Graph, called: dict[fx.Node, str] | None = None) -> str:
+    """The graph as lines that depend on operations, shapes, dtypes and constants alone, not on names; but for those of inputs
+    when `called` has them."""
+    called = called or {}
+    return lines_of(graph.module, {g.node: f"{g.kind} {called.get(g.node, '')}".rstrip() for g in graph.inputs})
 
 
 def lines_of(gm: fx.GraphModule, kinds: dict[fx.Node, str]) -> str:

@@ -132,7 +132,7 @@ def resolve(capture: Capture, target: Target) -> Target:
         target.cases.append(CaseData(named, None, variant.count, kept=buffers))
     kept = {v.calls.signature for v in variants}
     target.variants = {k: v for k, v in target.variants.items() if k in kept}
-    target.graph, target.graph_text = graph, text_of(graph)
+    target.graph, target.graph_text = graph, text_of(graph, names)
     target.op = f"{snake(class_name(target.part.module))}_{graph_hash(graph)[:8]}"
     return target
 

@@ -31,6 +31,8 @@ DISTRIBUTIONS = ("captured", "normal", "uniform", "offset", "heavy", "tiny", "on
 RESOLVED = 2e-4
 
 NEGLIGIBLE = 1e-12
+# Timed for a rough number.
+EAGER_CALLS = 7
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,15 @@ class Reference:
 
     def draw(self, case: dict[str, Any], seed: int, distribution: str = "captured") -> Drawn:
         return draw(self.task, case, seed, distribution, self.index)
+
+    def eager_ns(self, index: int) -> float:
+        """What a call takes, by torch and eagerly, on a Case of the Task: the least of a few calls, for whoever wants to
+        beat it."""
+        case = self.task.cases[index]
+        drawn, device = self.draw(case, 1), devices.of_case(case, self.index)
+        with torch.no_grad(), devices.arithmetic(case):
+            spent = devices.seconds_of(lambda: self.run(drawn), device, EAGER_CALLS)
+        return min(spent) * 1e9
 
     def expected(self, drawn: Drawn) -> Expected:
         """The oracle and torch's own result on these inputs, and how far torch is from the oracle."""

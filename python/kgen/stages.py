@@ -112,8 +112,8 @@ class Staged:
         return done
 
 
-def begin(model: Any, options: Options, progress: Progress) -> int:
-    """`kgen tune --stages`: captures, writes down how to ask and the first prompts."""
+def begin(model: Any, options: Options, progress: Progress) -> Staged:
+    """Captures, and writes down how to ask."""
     run_dir = options.run_dir
     assert run_dir is not None
     tune_model(model, replace(options, capture_only=True), progress)
@@ -124,8 +124,15 @@ def begin(model: Any, options: Options, progress: Progress) -> int:
     with staged.open() as run:
         for job in staged.jobs:
             run.add("loop", {"op": job.op, "proposer": staged.asking.proposer, "strategy": staged.asking.strategy, **who})
+    return staged
+
+
+def run_begin(model: Any, options: Options, progress: Progress) -> int:
+    """`kgen tune --stages`: also the first prompts."""
+    staged = begin(model, options, progress)
+    with staged.open():
         _say(staged.without_judge("advance", progress), progress)
-    progress.note(f"next, where there is a network: kgen propose {run_dir}")
+    progress.note(f"next, where there is a network: kgen propose {staged.path}")
     return 0
 
 
@@ -163,7 +170,7 @@ def run_stage(args: argparse.Namespace) -> int:
     return 0
 
 
-def _same_machine(run: Path, text: str) -> None:
+def same_machine(run: Path, text: str) -> None:
     """EnvironmentLacks when the Run was judged on another machine: its times would not compare."""
 
     def kind(machine: str) -> str:
@@ -191,7 +198,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         for job, seconds in staged.parts():
             tuner = OpTuner(job, run, registry, options, progress, stop, where)
             tuner.stage = "finish" if args.finish else "evaluate"
-            tuner.check_machine = lambda text: _same_machine(staged.path, text)
+            tuner.check_machine = lambda text: same_machine(staged.path, text)
             rows += tuner.rows(seconds)
     if not args.finish:
         progress.note(f"next: kgen advance {staged.path}")

@@ -7,11 +7,13 @@ Reading one runs no code; reference.py does, when it is asked for values.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import math
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from .jsonfile import FORMAT, read_bytes, read_json
 from .targets import CaseData, Target
 
 VALUES_LIMIT = 1 << 16  # elements up to which the captured tables of a Program travel as they are
+SOURCE_LIMIT = 1 << 15  # characters
 BUFFER_LIMIT = 1 << 24  # and buffers, whose values are not free: a variance is not negative
 
 DTYPES: dict[str, torch.dtype] = {
@@ -148,11 +151,24 @@ def write(target: Target, capture: Capture, folder: Path, precision: str = "nati
         lifted = own.lift(target)
         files["op.json"] = _json(own.contract(target, lifted))
         files["reference.pt2"] = own.archive(target, lifted)
+        files |= _source(target)
     if target.graph_text is not None:
         files["graph.txt"] = target.graph_text.encode()
     files["task.json"] = _json(_task_json(target, capture))
     write_folder(folder, files)
     return folder
+
+
+def _source(target: Target) -> dict[str, bytes]:
+    """source.txt: the module as Python prints it, and its forward; for whoever writes Candidates. Nothing where Python has no
+    source of it."""
+    assert target.part is not None
+    module = target.part.module
+    try:
+        text = f"{module}\n\n{textwrap.dedent(inspect.getsource(type(module).forward))}"
+    except (OSError, TypeError):
+        return {}
+    return {"source.txt": text.encode()} if len(text) <= SOURCE_LIMIT else {}
 
 
 def _task_json(target: Target, capture: Capture) -> dict[str, Any]:

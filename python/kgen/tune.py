@@ -1,4 +1,4 @@
-"""tune, capture and judge: from a model to promoted Kernels.
+"""tune and capture: from a model to promoted Kernels.
 
 A Run is a folder: run.json (what was asked), tasks/<op>/, journal.jsonl, candidates/, staging/ (a registry for the gate) and
 result.json. Everything that was learnt is in the journal, so a Run that was stopped or killed goes on with --resume, and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -27,12 +28,12 @@ from . import _libkgen, asking as askings, capture, devices, floors, gate, gate_
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import key_text
-from .errors import BadInput, CheckFailed, KgenError, NotATarget
+from .errors import BadInput, KgenError, NotATarget
 from .interrupts import Stop, stoppable
 from .judge import Judge
 from .reference import Reference
 from .runs import FORMAT, Run, default_dir, now, write_json
-from .ui import Progress, milliseconds, show_result
+from .ui import Progress, show_result
 
 NO_TEMPLATE = (
     "no template: --proposer llm or files can write it (and `kgen capture MODEL --target NAME` with `kgen judge` take any "
@@ -61,6 +62,7 @@ class Options:
     limits: askings.Budget = askings.Budget()
     capture_only: bool = False  # the Tasks, and no search
     baselines: float = gate_build.TOTAL  # seconds that the baselines of an Op may compile
+    whole: bool = False  # the whole model as one Op, where it can be one, whatever is in it
     # What a Run must not be resumed without (runs.ASKED).
     asked: dict[str, Any] = field(default_factory=dict)
 
@@ -147,9 +149,10 @@ def survey_model(model: capture.Model, options: Options, progress: Progress) -> 
         chosen = targets.select(survey, list(options.patterns))
     else:
         chosen = [t for t in survey.targets if t.canonical and t.reason is None]
-    if not chosen and options.asking is not None:
+    if options.asking is not None and (options.whole or not chosen):
         # Whoever writes any Op gets the whole Model; parts of it only by name.
-        chosen = [t for t in survey.targets if t.reason is None and t.part is not None and not t.part.path]
+        everything = [t for t in survey.targets if t.reason is None and t.part is not None and not t.part.path]
+        chosen = everything or chosen
     return captured, survey, chosen
 
 
@@ -209,6 +212,7 @@ class OpTuner:
         self.limits: askings.Budget | None = options.limits  # None: nothing is left to ask with
         self.spent = {"calls": 0, "tokens": 0, "nano_usd": 0}
         self.stage: str | None = None  # of a loop; None: all of it
+        self._measured: dict[str, Any] | None = None
         self.check_machine: Callable[[str], None] = lambda text: None
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task, self.device.index or 0)
@@ -216,27 +220,35 @@ class OpTuner:
 
     def rows(self, budget: float) -> list[Row]:
         """Searches and gates every Case."""
+        with self.judging() as (judges, degenerate):
+            found = self.search(judges, budget)
+            return [] if self.stage == "evaluate" else self.decide(judges[0], degenerate, found)
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[tuple[list[Judge], dict[int, str]]]:
+        """The judges, filled, one a device; and the Cases that a trivial answer would pass, with its name."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(devices.room_for(self.device, f"judging {self.task.op}"))
             judges = [stack.enter_context(Judge(self.contract, device=d)) for d in self.where]
-            judge, degenerate = judges[0], self._fill(judges[0], self.reference)
+            degenerate = self._fill(judges[0], self.reference)
             for other in judges[1:]:
                 self._fill(other, Reference.open(self.task, other.device.index or 0))
-            found = self._search(judges, budget)
-            if self.stage == "evaluate":
-                return []
-            rows = [self._row(i) for i in range(len(self.task.cases))]
-            best = {w["case"]: w for w in found["winners"]}
-            for i, row in enumerate(rows):
-                row.verdicts = found["verdicts"]
-                if not found["sources"] and self.options.asking is None:
-                    row.state, row.reason = "left", NO_TEMPLATE
-                elif i not in best:
-                    row.reason = _no_winner(found)
-                elif i in degenerate:
-                    row.reason = f"degenerate Task: {degenerate[i]} would pass for its result"
-                else:
-                    self._gate(judge, i, best[i], row)
+            yield judges, degenerate
+
+    def decide(self, judge: Judge, degenerate: dict[int, str], found: dict[str, Any]) -> list[Row]:
+        """Brings what a search found to the gate."""
+        rows = [self._row(i) for i in range(len(self.task.cases))]
+        best = {w["case"]: w for w in found["winners"]}
+        for i, row in enumerate(rows):
+            row.verdicts = found["verdicts"]
+            if not found["sources"] and self.options.asking is None:
+                row.state, row.reason = "left", NO_TEMPLATE
+            elif i not in best:
+                row.reason = _no_winner(found)
+            elif i in degenerate:
+                row.reason = f"degenerate Task: {degenerate[i]} would pass for its result"
+            else:
+                self._gate(judge, i, best[i], row)
         return rows
 
     def _row(self, i: int) -> Row:
@@ -258,12 +270,13 @@ class OpTuner:
                 self.progress.note(f"{self.task.op}: inputs '{name}' left out: {reason}")
         return degenerate
 
-    def _search(self, judges: list[Judge], budget: float) -> dict[str, Any]:
+    def search(self, judges: list[Judge], budget: float) -> dict[str, Any]:
+        """The search, or the one stage of it that is this tuner's."""
         options: dict[str, Any] = {"budget_ms": int(budget * 1000)}
         if self.options.asking is None:
             options["kernels"] = str(kernels_dir())
         else:
-            options["loop"] = self._loop(judges[0])
+            options["loop"] = self.loop(judges[0])
         with self.progress.search(self.task.op, budget) as tell:
             found = _libkgen.search([j.handle for j in judges], self.run.path, options, tell)
             self.stop.check()
@@ -275,8 +288,14 @@ class OpTuner:
             raise KeyboardInterrupt
         return found
 
-    def _loop(self, judge: Judge) -> dict[str, Any]:
-        """How the proposer is asked: with what is left to ask with, and what is known of machine and Cases."""
+    def loop(self, judge: Judge) -> dict[str, Any]:
+        """How the proposer is asked: with what is left to ask with, and what is known of machine and Cases. In a stage the
+        Run learns that, too, once in the life of this tuner."""
+        if self._measured is None:
+            self._measured = self._measure_loop(judge)
+        return {**self._measured, **({"stage": self.stage} if self.stage is not None else {})}
+
+    def _measure_loop(self, judge: Judge) -> dict[str, Any]:
         assert self.options.asking is not None
         limits = self.limits or askings.Budget(calls=1, tokens=1)  # used up: an earlier life's answers still count
         kind, text = self.device.type, self._machine_text()
@@ -285,13 +304,15 @@ class OpTuner:
         for i, least in enumerate(self.job.floors):
             about = judge.describe(i)
             moved = int(about["bytes"])
+            if self.task.contract["reference"]["kind"] != "torch":  # of another Op the judge counts on no input being read
+                moved = floors.tensor_bytes([*about["inputs"], *about["outputs"]])
             floor_ns = max(floors.copy_ns(moved, self.device), least)
-            cases.append({"floor_ns": floor_ns, "bytes": moved, "flops": float(about["flops"])})
+            case = {"floor_ns": floor_ns, "bytes": moved, "flops": float(about["flops"])}
+            cases.append({**case, "torch_ns": self.reference.eager_ns(i)})
         devices.release(self.device)
         loop = askings.loop_options(self.options.asking, limits, self.task.folder, kind, text, cases)
         if self.stage is not None:
             self.run.add("machine", {"op": self.task.op, "target": kind, "text": text, "cases": cases})
-            loop["stage"] = self.stage
         return loop
 
     def _machine_text(self) -> str:
@@ -406,21 +427,10 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
     progress = progress or Progress()
     started = time.monotonic()
     run_dir = options.run_dir or default_dir(model.title)
-    registry = options.registry or registries.promote_to()
-    if options.promote:
-        registries.check_writable(registry.absolute())
+    registry = _promote_to(options)
     device = capture.device_for(model, options.device)
     where = [device] if options.device is None else devices.check_several(devices.parse_several(options.device))
-    asked = {
-        "model": model.source.name,
-        "sha256": model.source.sha256,
-        "torch": torch.__version__,
-        "patterns": list(options.patterns),
-        "mode": {None: None, True: "train", False: "eval"}[options.train],
-        "device": device.type,
-        "precision": options.precision,
-        **options.asked,
-    }
+    asked = _asked(options, model.source.name, model.source.sha256, device.type)
     with Run(run_dir, asked, options.resume) as run:
         progress.note(f"Run {run_dir}")
         with stoppable() as stop:
@@ -433,6 +443,61 @@ def tune_model(model: capture.Model, options: Options, progress: Progress | None
                 return Report(run_dir, registry, model.title, time.monotonic() - started, left)
             rows = _tune_all(jobs, run, registry, options, progress, stop, where)
         report = Report(run_dir, registry, model.title, time.monotonic() - started, rows + left)
+        write_json(run_dir / "result.json", report.json())
+    return report
+
+
+def _promote_to(options: Options) -> Path:
+    registry = options.registry or registries.promote_to()
+    if options.promote:
+        registries.check_writable(registry.absolute())
+    return registry
+
+
+def _asked(options: Options, model: str, sha256: str | None, device: str) -> dict[str, Any]:
+    """What a Run is known by (runs.ASKED)."""
+    return {
+        "model": model,
+        "sha256": sha256,
+        "torch": torch.__version__,
+        "patterns": list(options.patterns),
+        "mode": {None: None, True: "train", False: "eval"}[options.train],
+        "device": device,
+        "precision": options.precision,
+        **options.asked,
+    }
+
+
+def task_device(task: tasks.Task, asked: str | None) -> torch.device:
+    """Where a Task is judged: on the kind of device that it was captured on; asked says which GPU."""
+    kind = str(task.cases[0]["device"])
+    device = devices.parse(asked) if asked is not None else devices.parse(kind)
+    if device.type != kind:
+        raise BadInput(f"--device {asked}: {task.folder} was captured on {kind}; capture it on {device.type} to judge it there")
+    if device.type == "cuda" and asked is None:
+        return devices.check(device, "the Task's device")
+    return devices.check(device)
+
+
+def tune_task(folder: Path, options: Options, progress: Progress | None = None) -> Report:
+    """Searches over a Task that `kgen capture` wrote, as tune_model does over those of a model."""
+    progress = progress or Progress()
+    started = time.monotonic()
+    task = tasks.read(folder)
+    device = task_device(task, options.device)
+    run_dir, registry = options.run_dir or default_dir(task.op), _promote_to(options)
+    texts = b"".join(p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file())
+    asked = _asked(options, folder.name, hashlib.sha256(texts).hexdigest(), device.type)
+    with Run(run_dir, asked, options.resume) as run, stoppable() as stop:
+        progress.note(f"Run {run_dir}")
+        if run.find("survey") is None:
+            shutil.copytree(folder, run_dir / "tasks" / task.op, dirs_exist_ok=True)
+            job = Job(task.op, 1.0, 1.0, (0.0,) * len(task.cases))
+            run.add("survey", {"jobs": [vars_of(job)], "left": []})
+        known = run.find("survey")
+        jobs = [Job(**{**j, "floors": tuple(j["floors"])}) for j in (known or {})["jobs"]]
+        rows = _tune_all(jobs, run, registry, options, progress, stop, [device])
+        report = Report(run_dir, registry, task.op, time.monotonic() - started, rows)
         write_json(run_dir / "result.json", report.json())
     return report
 
@@ -556,7 +621,8 @@ def tune(
     return tune_model(capture.from_live(target, example_inputs), options)
 
 
-def _options(args: argparse.Namespace) -> Options:
+def read_options(args: argparse.Namespace) -> Options:
+    """What the command line says; BadInput names what does not go together."""
     if args.device is not None:
         devices.check_several(devices.parse_several(args.device))
     min_speedup = getattr(args, "min_speedup", 1.05)
@@ -604,7 +670,7 @@ def resume_hint(args: argparse.Namespace, run_dir: Path) -> str:
 
 def run_tune(args: argparse.Namespace) -> int:
     """`kgen tune`."""
-    options = _options(args)
+    options = read_options(args)
     if args.resume and not args.run:
         raise BadInput("--resume: say which Run with --run DIR")
     model = _load(args)
@@ -615,7 +681,7 @@ def run_tune(args: argparse.Namespace) -> int:
             raise BadInput("--stages goes with --proposer llm or files")
         from . import stages
 
-        return stages.begin(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
+        return stages.run_begin(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     report = tune_model(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     if args.json:
         print(json.dumps(report.json()))
@@ -626,7 +692,7 @@ def run_tune(args: argparse.Namespace) -> int:
 
 def run_capture(args: argparse.Namespace) -> int:
     """`kgen capture`: a Task folder for one target, or one below it for each of several."""
-    options = _options(args)
+    options = read_options(args)
     out = Path(args.output)
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out}: is a file; name a folder with -o")
@@ -649,109 +715,3 @@ def run_capture(args: argparse.Namespace) -> int:
         cases = f"{row['cases']} Case{'s' * (row['cases'] != 1)}"
         print(json.dumps(row) if args.json else f"{row['op']}: {cases} in {row['folder']}")
     return 0
-
-
-def judge_files(
-    task: tasks.Task, files: list[Path], tunables: dict[str, int] | None, timing: bool, progress: Progress,
-    device: torch.device = devices.CPU,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The Records of Candidates judged on every Case of a Task, one as soon as it is there."""
-    reference = Reference.open(task, device.index or 0)
-    contract = (task.folder / "op.json").read_text()
-    with Judge(contract, device=device) as judge, devices.room_for(device, f"judging {task.op}"):
-        for i in range(len(task.cases)):
-            with progress.step(f"inputs and fp64 oracles of Case {i + 1}/{len(task.cases)}"):
-                sets.fill(judge, task, reference, i)
-        for path in files:
-            source = path.read_bytes()
-            with progress.step(f"judging {path.name}"):
-                values = complete_tunables(contract, source, path.name, tunables)
-                record = judge.run(source, name=path.name, tunables=values, reps=21 if timing else 0)
-            record.setdefault("environment", {})["torch"] = torch.__version__
-            record["source"], record["created"] = path.name, now()
-            yield record
-
-
-def read_tunables(text: str | None) -> dict[str, int] | None:
-    """--tunables: a JSON object of integers."""
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-    except ValueError as e:
-        raise BadInput(f"--tunables {text}: not JSON: {e}; give values such as '{{\"BLOCK_M\": 64}}'") from e
-    right = isinstance(values, dict) and all(isinstance(v, int) and not isinstance(v, bool) for v in values.values())
-    if not right:
-        raise BadInput(f"--tunables {text}: give an object of integers, such as '{{\"BLOCK_M\": 64}}'")
-    return values
-
-
-def complete_tunables(
-    contract: str, source: bytes, name: str, given: dict[str, int] | None
-) -> dict[str, int] | None:
-    """What was given, and the default of the rest. A plan that is wrong is the judge's to condemn."""
-    if given is None:
-        return None
-    try:
-        return {**_libkgen.candidate_check(contract, source, name)["tunables"], **given}
-    except BadInput:
-        return given
-
-
-def _task_folder(text: str) -> Path:
-    """BadInput that names the Tasks below when the folder is the parent of several."""
-    folder = Path(text)
-    if not folder.is_dir():
-        raise BadInput(f"{text}: no such folder (`kgen capture MODEL -o {text}` makes a Task)")
-    if not (folder / "task.json").is_file():
-        below = sorted(str(p.parent) for p in folder.glob("*/task.json"))
-        if below:
-            raise BadInput(f"{text}: holds several Tasks; name one: {', '.join(below)}")
-        raise BadInput(f"{text}: is no Task folder, it has no task.json (`kgen capture MODEL -o {text}` makes one)")
-    return folder
-
-
-def task_device(task: tasks.Task, asked: str | None) -> torch.device:
-    """Where a Task is judged: on the kind of device that it was captured on; asked says which GPU."""
-    kind = str(task.cases[0]["device"])
-    device = devices.parse(asked) if asked is not None else devices.parse(kind)
-    if device.type != kind:
-        raise BadInput(f"--device {asked}: {task.folder} was captured on {kind}; capture it on {device.type} to judge it there")
-    if device.type == "cuda" and asked is None:
-        return devices.check(device, "the Task's device")
-    return devices.check(device)
-
-
-def _record_lines(path: Path, record: dict[str, Any]) -> list[str]:
-    """What people see of a Record: the verdict with what led to it, and times of what passed."""
-    lines = [f"{path}: {record['verdict']}" + (f": {record['message'].rstrip()}" if record.get("message") else "")]
-    cases = record.get("cases", [])
-    for case in cases if record["verdict"] == "pass" or len(cases) > 1 else []:
-        text = case["verdict"]
-        if text == "pass":
-            text = f"norm error {case['norm_err']:.2g} (torch's own {case['torch_norm_err']:.2g})"
-        if "time_ns" in case:
-            floor = milliseconds(case.get("floor_ns", 0))
-            text = f"{milliseconds(case['time_ns']['median'])} (floor {floor}), {text}"
-        lines.append(f"  case {case['case'][:12]}: {text}")
-    return lines
-
-
-def run_judge(args: argparse.Namespace) -> int:
-    """`kgen judge`: 0 if every file passes, 1 if not."""
-    tunables = read_tunables(args.tunables)
-    files = [Path(f) for f in args.files]
-    for path in files:
-        if not path.is_file():
-            raise BadInput(f"{path}: no such file")
-    task = tasks.read(_task_folder(args.task))
-    device = task_device(task, args.device)
-    failed = 0
-    with stoppable():
-        records = judge_files(task, files, tunables, not args.no_timing, Progress(quiet=args.json), device)
-        for path, record in zip(files, records, strict=True):
-            failed += record["verdict"] != "pass"
-            print(json.dumps(record) if args.json else "\n".join(_record_lines(path, record)), flush=True)
-    if failed and not args.json:
-        raise CheckFailed(f"{failed} of {len(files)} did not pass")
-    return 1 if failed else 0

@@ -55,7 +55,7 @@ def tunables_text(values: dict[str, int]) -> str:
     return " ".join(f"{k}={v}" for k, v in values.items())
 
 
-class _Search:
+class SearchState:
     """The state of one search, from its journal entries."""
 
     def __init__(self, op: str, budget: float):
@@ -240,7 +240,7 @@ class Progress:
     @contextlib.contextmanager
     def search(self, op: str, budget: float) -> Iterator[Callable[[dict[str, Any]], None]]:
         """A search, told by its journal entries."""
-        state, said = _Search(op, budget), [time.monotonic()]
+        state, said = SearchState(op, budget), [time.monotonic()]
 
         def tell(entry: dict[str, Any]) -> None:
             before = state.rung

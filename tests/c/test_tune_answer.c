@@ -88,10 +88,19 @@ TEST(answer_edits) {
              "/* kgen\n{\"op\":\"a\"}\n*/\n#define X\nint a;\n");
 }
 
+/* A search that ends within a line. */
+TEST(answer_edits_of_a_part_of_a_line) {
+    one_file(EDIT("3fa2b1", "*/\nvoid a(\n", "*/\nint a(\n"),
+             "/* kgen\n{\"op\":\"a\"}\n*/\nint a(void) {}\n");
+}
+
 TEST(answer_edits_that_do_not_fit) {
     refused(EDIT("3fa2b1", "void c(void) {}\n", "x\n"),
             "edit 1: its SEARCH part, which begins with "
             "`void c(void) {}`, is not in the Candidate");
+    refused(EDIT("3fa2b1", "*/\nvoid b(void) {}\n", "x\n"),
+            "is not in the Candidate: its line 2 is `void b(void) {}`, where the Candidate has "
+            "`void a(void) {}`; copy whole lines exactly");
     refused(EDIT("3fa2b1", "", "x\n"), "SEARCH part is empty");
     refused(EDIT("3fa2b1", "/* kgen\n", "\n"), "does not open with `/* kgen`");
     refused(EDIT("../../etc/passwd", "x\n", "y\n"),

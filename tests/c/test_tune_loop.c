@@ -369,7 +369,7 @@ static char *branches(world *w, int n, const char *user) {
     (void)w;
     if (strstr(user, "Do not write code yet")) {
         if (n > 1) {
-            CHECK_HAS(user, "- tile it\n  Result: pass, 0.3 us");
+            CHECK_HAS(user, "- tile it\n  Result: pass, 0.30 us");
             CHECK_HAS(user, "- stream it\n  Result: wrong_values: [0] expected 42 got 0");
             return strdup("```ideas\n- guess again\n- guess once more\n```");
         }
@@ -476,6 +476,46 @@ TEST(loop_refuses_a_journal_that_does_not_hang_together) {
         kg_loop_result_free(&r);
         kg_buf_free(&w.prompts);
     }
+}
+
+static char *second_is_right(world *w, int n, const char *user) {
+    (void)w, (void)user;
+    return strdup(n == 1 ? "no code" : FILE_OF("// TIME 104"));
+}
+
+/* An answer that an older kgen could make nothing of may hold what a later one was judged for: the
+ * verdict is known, and nothing is judged again, nor looked for without end. */
+TEST(loop_reads_an_answer_better_than_before) {
+    world w = {.answer = second_is_right}, again = {.answer = never_learns};
+    kg_journal *old = NULL, *made = NULL;
+    kg_loop_result r;
+    kg_error err;
+    CHECK_OK(run(&w, (kg_loop_options){.strategy = "refine"}, 1, &r, &err), err);
+    CHECK_NEAR(winner_time(&r), 104, 0);
+    kg_loop_result_free(&r);
+    CHECK_OK(kg_journal_open(test_path("run"), &old, &err), err);
+    CHECK_OK(kg_journal_open(test_path("other"), &made, &err), err);
+    for (size_t i = 0; i < kg_journal_size(old); i++) {
+        kg_json *e = kg_json_copy(kg_journal_at(old, i));
+        const char *kind = "", *text = "";
+        kg_json_str(kg_json_get(e, "kind"), "kind", &kind, NULL);
+        kg_json_str(kg_json_get(e, "text"), "text", &text, NULL);
+        if (!strcmp(kind, "answer") && !strcmp(text, "no code"))
+            kg_json_set_str(e, "text", FILE_OF("// TIME 104"));
+        char name[32];
+        snprintf(name, sizeof name, "%s", kind);
+        CHECK_OK(kg_journal_add(made, name, e, &err), err);
+    }
+    kg_journal_close(old);
+    kg_journal_close(made);
+    CHECK_OK(kg_remove_tree(test_path("run"), &err), err);
+    CHECK_INT(rename(test_path("other"), test_path("run")), 0);
+    CHECK_OK(run(&again, (kg_loop_options){.strategy = "refine"}, 1, &r, &err), err);
+    CHECK_NEAR(winner_time(&r), 104, 0);
+    CHECK_INT(again.by_lane[0], 0);
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
+    kg_buf_free(&again.prompts);
 }
 
 TEST(loop_budget_of_time_counts_all_lives) {

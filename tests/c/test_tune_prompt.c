@@ -23,7 +23,8 @@ static void put(const char *name, const char *text) {
 }
 
 static kg_prompt *open_with(size_t max_tokens, const char *knowledge, kg_op **op) {
-    static const kg_prompt_case known[] = {{.floor_ns = 1000, .bytes = 5600, .flops = 700}};
+    static const kg_prompt_case known[] = {
+        {.floor_ns = 1000, .bytes = 5600, .flops = 700, .torch_ns = 15e6}};
     kg_prompt *p = NULL;
     kg_error err;
     kg_mkdirs(test_path("cases"), NULL);
@@ -101,11 +102,13 @@ TEST(prompt_has_what_is_known) {
         "- s: 1.5",
         "N = 700, H = 350",
         "0.0056 MB",
-        "takes at least 1 us",
+        "takes at least 1.00 us",
+        "the reference itself, in eager torch, takes 15.0 ms here",
         "2 cores",
         "be quick",
         "knowledge",
-        "Candidate aaaaaaaaaaaa\n- Case 0: 2.5 us, 2.50 times the roofline; 2.24 GB/s",
+        "Candidate aaaaaaaaaaaa\n- Case 0: 2.50 us, 2.50 times the roofline, 6000.00 times as "
+        "fast as eager torch; 2.24 GB/s",
         "/* the best */",
         "/* the second */",
         "- stream it\n  Result: not tried\n- tile it\n  Result: failed",

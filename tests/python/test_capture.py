@@ -274,7 +274,7 @@ def test_task_folder_round_trip(survey, tmp_path: Path) -> None:
     assert read.contract["outputs"] == [{"name": "output", "dtype": "float32", "shape": ["4", "16"]}]
     assert read.contract["reduction"] == "16"
     assert int(read.contract["flops"]) == 2 * 2 * 4 * 16 * 16
-    assert {p.name for p in folder.iterdir()} == {"task.json", "op.json", "cases", "graph.txt", "reference.pt2"}
+    assert {p.name for p in folder.iterdir()} == {"task.json", "op.json", "cases", "graph.txt", "reference.pt2", "source.txt"}
     # Written again in place, and nothing is left beside it.
     task.write(whole, made, folder)
     assert [p.name for p in tmp_path.iterdir()] == ["t"]

@@ -249,6 +249,9 @@ def agent(run: Path, ended: threading.Event, failures: list[BaseException]) -> N
         prompts, answers = run / "prompts", run / "answers"
         n = 0
         while not (prompts / "DONE").exists() and not ended.is_set():
+            if n == 5:  # and it has nothing more to say
+                (answers / "DONE").touch()
+                return
             for path in sorted(prompts.glob("*-0*.md")):
                 text = block(kernel(note=f"answer {n}"))
                 if n == 0:  # in place, with a mark
@@ -273,7 +276,7 @@ def agent(run: Path, ended: threading.Event, failures: list[BaseException]) -> N
 def test_an_agent_answers_with_files(kgen_server: Server, model: Path, tmp_path: Path) -> None:
     run, ended, failures = tmp_path / "run", threading.Event(), []
     running = kgen_server.start(
-        "tune", model, "--run", run, "--no-promote", "--proposer", "files", "--in-flight", 1, "--budget", "20s", env=ENV
+        "tune", model, "--run", run, "--no-promote", "--proposer", "files", "--in-flight", 1, "--budget", "10m", env=ENV
     )
     end = time.monotonic() + 60
     while not (run / "prompts" / "softmax-0001.md").exists():
@@ -291,7 +294,8 @@ def test_an_agent_answers_with_files(kgen_server: Server, model: Path, tmp_path:
     thread.join()
     assert not failures and done.code == 0, (failures, done.err)
     kinds = nothing_twice(run)
-    assert kinds["answer"] >= 4 and (run / "prompts" / "DONE").exists()
+    assert kinds["answer"] == 6 and (run / "prompts" / "DONE").exists()
+    assert "it ended because: whoever answers is done" in done.err
     answers = [e["name"] for e in journal(run) if e["kind"] == "answer"]
     assert "softmax-0002-1.md" in answers and "softmax-0002-2.md" in answers and "unknown-0001.md" not in answers
     verdict = (run / "verdicts" / "softmax-0001.txt").read_text()
