@@ -86,13 +86,13 @@ static int judge_again(kg_bench *b, bool *ok, kg_error *err) {
 }
 
 static int judge_sets(kg_bench *b, bool *ok, kg_error *err) {
-    static const kg_mode first = {.split = KG_SPLIT_SERVED};
     size_t n = b->cand->request->all_sets ? b->jc->nsets : 1;
     for (size_t set = 0; set < n; set++) {
+        const kg_mode mode = {.split = KG_SPLIT_SERVED, .stale = set % 2 == 1};
         kg_call_time time;
         int rc = kg_bench_inputs(b, set, err);
         if (rc == KG_OK)
-            rc = kg_bench_run(b, 0, &first, &time, ok, err);
+            rc = kg_bench_run(b, 0, &mode, &time, ok, err);
         if (rc == KG_OK && *ok)
             rc = kg_bench_compare(b, 0, ok, err);
         if (rc == KG_OK && *ok && set == 0)
@@ -138,9 +138,11 @@ static int judge_bound(kg_bench *b, bool *ok, kg_error *err) {
     int rc = b->j->device->image(b->j, b->cand, b->jc, b->inst, &image, &messages, &why);
     b->report->compile_ms += ms_since(start);
     *ok = rc == KG_OK;
-    if (rc == KG_OK)
+    if (rc == KG_OK) {
         rc = judge_image(b, &image, ok, err);
-    else if (rc == KG_ECOMPILE || rc == KG_EUNSUPPORTED) {
+        if (rc == KG_OK && *ok)
+            rc = kg_bench_elsewhere(b, &image, ok, err);
+    } else if (rc == KG_ECOMPILE || rc == KG_EUNSUPPORTED) {
         set_compile_verdict(b, rc, &messages, &why);
         rc = KG_OK;
     } else

@@ -1,6 +1,6 @@
 /* What timing has in common, whatever the device: each timed call gets an input set at random,
- * copied into the same buffers, and its whole output is compared with that set's oracle; and a time
- * that cannot be true is no time. */
+ * copied into the same buffers, finds there poison or another set's results, and its whole output is
+ * compared with that set's oracle; and a time that cannot be true is no time. */
 #include "tune/judge_internal.h"
 
 static size_t pick_set(const kg_bench *b) {
@@ -12,9 +12,11 @@ int kg_time_calls(kg_bench *b, const kg_mode *mode, kg_call_time *times, size_t 
                   kg_error *err) {
     *ok = true;
     for (size_t i = 0; i < n; i++) {
+        kg_mode now = *mode;
+        now.stale = kg_random() & 1;
         int rc = kg_bench_inputs(b, pick_set(b), err);
         if (rc == KG_OK)
-            rc = kg_bench_run(b, 0, mode, &times[i], ok, err);
+            rc = kg_bench_run(b, 0, &now, &times[i], ok, err);
         if (rc == KG_OK && *ok)
             rc = kg_bench_compare(b, 0, ok, err);
         if (rc != KG_OK || !*ok)
