@@ -185,10 +185,10 @@ static int inputs_whole(kg_bench *b, bool *whole, kg_error *err) {
 
 /* Outputs keep another set's results when that is asked for: a Candidate that knows poison when it
  * sees it, and is honest then, has to be honest here, too. */
-static int poison(kg_bench *b, int side, bool stale, kg_error *err) {
+static int poison(kg_bench *b, int side, const kg_mode *mode, kg_error *err) {
     kg_judge *j = b->j;
     int rc = KG_OK;
-    bool keep = stale && b->left[side] != 0 && b->left[side] != b->set + 1;
+    bool keep = mode->stale && b->left[side] != 0 && b->left[side] != b->set + 1;
     b->left[side] = 0;
     for (size_t i = 0; rc == KG_OK && !keep && i < b->jc->noutputs; i++) {
         const kg_tensor *t = &b->jc->outputs[i];
@@ -198,7 +198,7 @@ static int poison(kg_bench *b, int side, bool stale, kg_error *err) {
         rc = j->device->fill(j, kg_slot_data(&j->outputs[side][i]), t->dtype,
                              (size_t)kg_tensor_numel(t), b->poison[side][i], err);
     }
-    for (size_t i = 0; rc == KG_OK && i < b->inst->nworkspace; i++) {
+    for (size_t i = 0; rc == KG_OK && !mode->keep && i < b->inst->nworkspace; i++) {
         int dtype = b->cand->plan->workspace[i].dtype;
         rc = j->device->fill(j, kg_slot_data(&j->workspace[i]), dtype,
                              (size_t)b->inst->workspace_bytes[i] / kg_dtype_size(dtype),
@@ -328,7 +328,8 @@ int kg_bench_run(kg_bench *b, int side, const kg_mode *mode, kg_call_time *time,
     run->cold = mode->cold;
     run->graph = mode->graph;
     run->stale = mode->stale;
-    int rc = poison(b, side, mode->stale, err);
+    run->keep = mode->keep;
+    int rc = poison(b, side, mode, err);
     if (rc == KG_OK) {
         fill_run(b, side, run);
         rc = kg_worker_run(b->worker, run, b->limit_ms * (mode->warm + 1), time, err);

@@ -139,6 +139,7 @@ typedef struct kg_mode {
     bool cold;      /* the device's caches are emptied before it */
     bool graph;     /* the timed call is a replay of a graph */
     bool stale;     /* outputs hold the results of another set, where there are any, not poison */
+    bool keep;      /* workspace, stacks and registers are as the call before left them */
 } kg_mode;
 
 /* --- judge.c --- */

@@ -247,20 +247,24 @@ static void one_call(kg_pool *pool, run *r) {
 }
 
 /* A call finds nothing of the one before it, but what that left in the caches. */
+static void prepare_call(kg_pool *pool, run *r, uint32_t calls) {
+    if (r->wire.flags & KG_RUN_KEEP)
+        return;
+    if (calls > 0)
+        spoil_all(r);
+    kg_pool_clean(pool, (uint64_t)kg_now_ns());
+}
+
 static void lead_run(kg_pool *pool, void *ctx) {
     run *r = ctx;
     uint32_t calls = 0;
     remember_poison(r);
-    for (uint32_t i = 0; i < r->wire.warm; i++, calls++) {
-        if (calls > 0)
-            spoil_all(r);
-        kg_pool_clean(pool, (uint64_t)kg_now_ns());
+    for (uint32_t i = 0; i < r->wire.warm; i++) {
+        prepare_call(pool, r, calls++);
         one_call(pool, r);
     }
-    for (uint32_t i = 0; i < r->wire.timed; i++, calls++) {
-        if (calls > 0)
-            spoil_all(r);
-        kg_pool_clean(pool, (uint64_t)kg_now_ns());
+    for (uint32_t i = 0; i < r->wire.timed; i++) {
+        prepare_call(pool, r, calls++);
         int64_t start = kg_now_ns();
         one_call(pool, r);
         r->ns[i] = (uint64_t)(kg_now_ns() - start);

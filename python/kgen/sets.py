@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from . import compare, devices
+from .distributions import names_for
 from .gate import GateSet, SeededSet
 from .judge import Judge, tolerance
-from .reference import DISTRIBUTIONS, Drawn, Expected, Reference
+from .reference import Drawn, Expected, Reference
 from .task import DTYPES, Task
 
 # Sets drawn from the captured distribution; each further distribution gives one.
@@ -52,7 +53,7 @@ def each(
     bears. dropped gets those that are left out, with the reason; most: how many there may be."""
     case = task.cases[index]
     floating = any(isinstance(v, dict) and v["fill"]["kind"] in FLOATING for v in case["args"].values())
-    names = ["captured"] * CAPTURED_SETS + list(DISTRIBUTIONS[1:] if floating else ())
+    names = ["captured"] * CAPTURED_SETS + list(names_for(task.op)[1:] if floating else ())
     base: Expected | None = None
     count = 0
     for name in names:
@@ -62,7 +63,7 @@ def each(
         drawn = reference.draw(case, secret_seed(), name)
         expected = reference.expected(drawn)
         base = base or replace(expected, outputs=(), torch_outputs=())
-        reason = reference.unusable(expected, base, drawn) if name != "captured" else None
+        reason = reference.unusable(expected, base, drawn, name) if name != "captured" else None
         if reason:
             dropped[name] = reason
         else:

@@ -130,8 +130,8 @@ def plan_of(path: Path) -> dict[str, Any]:
 
 
 def default_task(path: Path) -> str:
-    """The Task of a file that names none: that of its Op."""
-    return str(plan_of(path).get("op", "softmax"))
+    """The Task of a file that names none: the Cases of its Op in tasks.json."""
+    return f"{plan_of(path).get('op', 'softmax')}_cases"
 
 
 # Tasks
