@@ -364,8 +364,7 @@ int kg_bench_compare(kg_bench *b, int side, bool *ok, kg_error *err) {
                                        b->poison[side][i], &c, err);
         if (rc != KG_OK)
             return rc;
-        kg_tolerance tol = kg_tolerance_of(t->dtype, b->jc->c->call.precision, b->jc->reduction,
-                                           set->torch_errors[i], c.scale);
+        kg_tolerance tol = kg_set_tolerance(b->jc, b->set, i, c.scale);
         keep_errors(b->cr, &c, set->torch_errors[i]);
         /* A wrong integer may look like the poison by chance; an unwritten one always does. */
         if (c.unwritten && c.unwritten >= c.unequal)

@@ -20,6 +20,7 @@ typedef struct kg_set {
     const void *inputs[KG_MAX_INPUTS];
     const void *oracles[KG_MAX_OUTPUTS];
     kg_errors torch_errors[KG_MAX_OUTPUTS];
+    kg_errors slack[KG_MAX_OUTPUTS]; /* on top of the tolerance */
 } kg_set;
 
 /* One tensor that the worker reads: an argument or a captured tensor. */
@@ -185,6 +186,8 @@ void kg_condemn(kg_bench *b, kg_verdict v, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 int kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const kg_comparison *c,
                       kg_tolerance t, const char *what, kg_error *err);
+/* What an output may err on a set. scale: of its oracle, as in kg_comparison. */
+kg_tolerance kg_set_tolerance(const kg_judged_case *jc, size_t set, size_t output, double scale);
 const char *kg_set_label(const kg_bench *b, char *out, size_t n);
 
 #endif

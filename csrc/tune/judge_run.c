@@ -109,7 +109,7 @@ static int judge_sets(kg_bench *b, bool *ok, kg_error *err) {
             rc = kg_bench_compare(b, 0, ok, err);
         if (rc == KG_OK && *ok && set == 0)
             rc = judge_again(b, ok, err);
-        if (rc == KG_OK && *ok && set == 1)
+        if (rc == KG_OK && *ok && b->cand->request->all_sets && set == (n > 1))
             rc = judge_kept(b, ok, err);
         if (rc != KG_OK || !*ok)
             return rc;

@@ -14,6 +14,9 @@ from torch import Tensor
 
 # What every Candidate is judged on besides the captured distribution.
 DISTRIBUTIONS = ("captured", "normal", "uniform", "offset", "heavy", "tiny", "onehot", "large", "rows", "extremes")
+# Captured integers, bools and special numbers in another order: an answer must follow from them. Not one of the above:
+# only some Cases have any.
+SHUFFLED = "shuffled"
 # What is for canonical Ops alone, whose contract says what comes of -inf, +inf and NaN: what torch gives.
 SPECIAL = {"softmax": ("masked", "specials")}
 # Those whose oracle may hold NaN and Inf; torch must have them in the same places.

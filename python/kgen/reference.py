@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from . import compare, devices, distributions, oracle
+from . import budget, compare, devices, distributions, oracle
 from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
 from .capture import as_call, execute_file, move
-from .graphs import quiet
+from .graphs import op_name, quiet
 from .own import state_name
 from .rewrite import Wide, copy_module
 from .task import DTYPES, Task
@@ -39,6 +39,7 @@ class Drawn:
     captured: tuple[torch.Tensor, ...]
     scalars: tuple[float, ...]
     program: str | None
+    repeats: bool = False  # most elements are the same number, or as good as
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Expected:
     """outputs: the oracle, in fp64 or as it is for ints; torch_outputs: torch's own, in the Case's dtype.
 
     norm_err and max_err are torch's own errors per output, in units of the oracle's norm and largest value.
-    oracle: 'fp64', or 'fp32' when something below fp64 could not be lifted (named in narrow).
+    oracle: 'fp64', or 'fp32' when something below fp64 could not be lifted (named in narrow). slack: what each output may
+    err beyond the tolerance (budget.py); an integer that rounding decides is compare.ANY.
     """
 
     outputs: tuple[torch.Tensor, ...]
@@ -55,6 +57,7 @@ class Expected:
     max_err: tuple[float, ...]
     oracle: str
     narrow: tuple[str, ...]
+    slack: tuple[tuple[float, float], ...] = ()
 
 
 # Inputs
@@ -65,7 +68,7 @@ def draw(
 ) -> Drawn:
     """Inputs of a Case, on its device (index: which GPU). The same seed and distribution give the same values wherever the
     kind of device is the same."""
-    if distribution not in distributions.ALL:
+    if distribution not in (*distributions.ALL, distributions.SHUFFLED):
         raise BadInput(f"distribution {distribution!r}: expected one of {', '.join(distributions.ALL)}")
     device = devices.of_case(case, index)
     args: dict[str, Any] = {}
@@ -78,7 +81,7 @@ def draw(
         for i, entry in enumerate(program.get("captured", []))
     )
     scalars = tuple(float(s) for s in program.get("scalars", []))
-    return Drawn(args, captured, scalars, program.get("text"))
+    return Drawn(args, captured, scalars, program.get("text"), distribution in ("onehot", "tiny", "rows"))
 
 
 def _generator(seed: int, stream: int, device: torch.device = devices.CPU) -> torch.Generator:
@@ -108,6 +111,9 @@ def _tensor(
     fill = entry["fill"]
     if fill["kind"] == "values":
         values = _from_bytes(task, task.blob(fill["file"]), dtype, shape, fill["file"]).to(g.device)
+        if distribution == distributions.SHUFFLED and _unordered(values):
+            order = torch.randperm(values.numel(), generator=g, device=g.device)
+            values = values.reshape(-1)[order].reshape(shape)
         return with_strides(values, tuple(entry["stride"]))
     row = _Row.of(case, len(shape))
     if g.device.type == "cuda":
@@ -117,6 +123,24 @@ def _tensor(
     return with_strides(values, tuple(entry["stride"]))
 
 
+def _unordered(x: torch.Tensor) -> bool:
+    """Whether another order of captured values is as good an input: not of what rises or falls (offsets, positions), nor of
+    finite floats, which are buffers."""
+    if x.numel() < 2:
+        return False
+    if x.dtype.is_floating_point:
+        return not bool(torch.isfinite(x).all())
+    step = x.reshape(-1).to(torch.int64).diff()
+    return bool((step > 0).any() and (step < 0).any())
+
+
+def can_shuffle(task: Task, case: dict[str, Any]) -> bool:
+    """Whether SHUFFLED differs from the captured inputs of a Case."""
+    kept = [v for v in case["args"].values() if isinstance(v, dict) and v["fill"]["kind"] == "values"]
+    loaded = (_from_bytes(task, task.blob(v["fill"]["file"]), DTYPES[v["dtype"]], tuple(v["shape"]), v["fill"]["file"]) for v in kept)
+    return any(_unordered(x) for x in loaded)
+
+
 def _values(
     fill: dict[str, Any], shape: tuple[int, ...], g: torch.Generator, distribution: str, dtype: torch.dtype,
     axis: int, steep: float,
@@ -124,7 +148,8 @@ def _values(
     if fill["kind"] == "integers":
         low, high = int(fill["low"]), int(fill["high"])
         return torch.randint(low, high + 1, shape, generator=g, device=g.device)
-    return distributions.floats(fill, shape, g, distribution, dtype, axis=axis, steep=steep)
+    name = "captured" if distribution == distributions.SHUFFLED else distribution
+    return distributions.floats(fill, shape, g, name, dtype, axis=axis, steep=steep)
 
 
 def _in_parts(
@@ -183,6 +208,9 @@ class Reference:
     run: Function
     wide: Callable[[Drawn], tuple[tuple[torch.Tensor, ...], set[str]]]
     index: int = 0
+    # Of an Op of a model's own: the elements summed into one, and the names of torch's operations in it. 0: canonical.
+    reduction: int = 0
+    operations: frozenset[str] = frozenset()
 
     @staticmethod
     def open(folder: Path | Task, index: int = 0) -> Reference:
@@ -206,10 +234,11 @@ class Reference:
         with torch.no_grad(), devices.arithmetic(self.task.cases[0]):
             own = self.run(drawn)
             outputs, narrow = self.wide(drawn)
+            outputs, slack = budget.settle(self, drawn, own, outputs)
         errors = [error(a, b) for a, b in zip(own, outputs, strict=True)]
         return Expected(
             outputs, own, tuple(e[0] for e in errors), tuple(e[1] for e in errors),
-            "fp32" if narrow else "fp64", tuple(sorted(narrow)),
+            "fp32" if narrow else "fp64", tuple(sorted(narrow)), slack,
         )  # fmt: skip
 
     def distributions(self, case: dict[str, Any], seed: int) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -226,23 +255,28 @@ class Reference:
                 kept.append(name)
         return tuple(kept), dropped
 
-    def unusable(self, e: Expected, base: Expected, drawn: Drawn, name: str = "") -> str | None:
-        """Why a distribution is no test, given what the captured one gives; None when it is one. Where the oracle may hold NaN
-        and Inf, torch is to have them in the same places."""
+    def unusable(
+        self, e: Expected, base: Expected, drawn: Drawn, name: str = "", special: bool = False
+    ) -> str | None:
+        """Why a distribution is no test, given what the captured one gives; None when it is one. special: the captured one
+        gives NaN or infinities, too. Where the oracle may hold them, torch is to have them in the same places."""
+        special = special or name in distributions.NONFINITE
         unresolved = _unresolved(drawn) if self.task.op == "attention" else None
         if unresolved:
             return unresolved
         if name in distributions.NONFINITE and not all(math.isfinite(x) for x in e.norm_err):
             return "torch's own result has NaN or Inf in other places than the oracle"
         for own, want, worst, usual in zip(e.torch_outputs, e.outputs, e.norm_err, base.norm_err, strict=True):
-            finite = name not in distributions.NONFINITE
-            if finite and own.dtype.is_floating_point and not devices.all_finite(own):
+            if not special and own.dtype.is_floating_point and not devices.all_finite(own):
                 return "torch's own result is not finite"
-            if finite and want.dtype.is_floating_point and not devices.all_finite(want):
+            if not special and want.dtype.is_floating_point and not devices.all_finite(want):
                 return "the oracle is not finite"
             least = torch.finfo(own.dtype).eps / 8 if own.dtype.is_floating_point else NEGLIGIBLE
             if worst > 100 * max(usual, least):
                 return f"torch's own error is {worst:.2g}, over 100 times that on captured inputs ({usual:.2g})"
+        open_share = budget.open_share(e.outputs)
+        if open_share > budget.OPEN_SHARE:
+            return f"rounding or the order of equals decides {open_share:.0%} of an output of integers"
         return None
 
     def degenerate(self, case: dict[str, Any], seed: int) -> list[str]:
@@ -278,6 +312,9 @@ def error(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
     if got.is_cuda:
         norm_err, worst_err, bad = compare.errors(got, want)
         return (math.inf, math.inf) if bad else (norm_err, worst_err)
+    if not want.dtype.is_floating_point:
+        known = want != compare.ANY
+        got, want = got[known], want[known]
     a, b = got.double(), want.double()
     special = ~torch.isfinite(b)
     if not torch.equal(torch.nan_to_num(a[special], nan=1e300), torch.nan_to_num(b[special], nan=1e300)):
@@ -404,7 +441,8 @@ def _exported(task: Task, device: torch.device) -> Reference:
     def wide(d: Drawn) -> tuple[tuple[torch.Tensor, ...], set[str]]:
         return run_wide(program, [d.args[n] for n in names])
 
-    return Reference(task, run, wide)
+    called = frozenset(filter(None, map(op_name, program.graph.nodes)))
+    return Reference(task, run, wide, reduction=_terms(task), operations=called)
 
 
 def run_wide(program: Any, tensors: list[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], set[str]]:
@@ -438,7 +476,14 @@ def _from_source(task: Task, device: torch.device) -> Reference:
         with _Watch(narrow):
             return call({k: _widened(v) for k, v in d.args.items()}), narrow
 
-    return Reference(task, run, wide)
+    # What it calls is not known, so no choice among equals is held against anybody.
+    return Reference(task, run, wide, reduction=_terms(task), operations=budget.OPEN_TIES)
+
+
+def _terms(task: Task) -> int:
+    """The elements summed into one, as the contract of a model's own Op says it: a number."""
+    text = str(task.contract.get("reduction", "1"))
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def source_function(

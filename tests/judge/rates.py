@@ -17,7 +17,6 @@ import fnmatch
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CORPUS = HERE / "corpus"
 FOLDERS = ("attack", "honest")
-sys.path.insert(0, str(ROOT / "python"))
+sys.path[:0] = [str(ROOT / "python"), str(HERE)]
 
 VERDICTS = (
     "pass compile_error plan_error launch_error out_of_resources timeout crash illegal_access "
@@ -201,12 +200,9 @@ def make_task(recipe: Recipe, device: str, quick: bool, folder: Path) -> Path:
     from kgen import task as tasks
 
     if "model" in recipe.told:
-        model = [sys.executable, "-m", "kgen", "capture", str(CORPUS / "tasks" / recipe.told["model"]), "-o", str(folder)]
-        for target in recipe.told.get("target", []):
-            model += ["--target", target]
-        done = subprocess.run([*model, "--device", device, "--json"], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise BadCorpus(f"task {recipe.name}: {done.stderr.strip()[-400:]}")
+        import corpus_tasks
+
+        corpus_tasks.write(recipe.name, folder)
         return folder
     op = recipe.told["op"]
     shorts = [s for s in recipe.told["cases"] if not (quick and s.get("slow"))]
