@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 static __m512 ex(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-110.0f), x); /* -inf, too; a NaN stays one */
     const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693147182f), x);
     r = _mm512_fnmadd_ps(k, _mm512_set1_ps(-1.90465421e-9f), r);
@@ -22,7 +23,7 @@ static __m512 ex(__m512 x) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, _mm512_max_ps(k, _mm512_set1_ps(-200.0f)));
+    return _mm512_scalef_ps(p, k);
 }
 
 static __mmask16 live(int64_t left) {

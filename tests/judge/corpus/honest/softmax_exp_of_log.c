@@ -16,8 +16,8 @@ void rows(int64_t begin, int64_t end, const KG_T_input *x, KG_T_output *y, int64
             peak = fmaxf(peak, x[i * n + k]);
         for (int64_t k = 0; k < n; k++)
             sum += (double)expf(x[i * n + k] - peak);
-        const double shift = peak + log(sum);
+        const double scale = log(sum);
         for (int64_t k = 0; k < n; k++)
-            y[i * n + k] = (float)exp(x[i * n + k] - shift);
+            y[i * n + k] = (float)exp((double)x[i * n + k] - (double)peak - scale);
     }
 }

@@ -17,7 +17,8 @@ void rows(int64_t begin, int64_t end, const KG_T_input *x, KG_T_output *y, int64
                 sum *= expf(peak - v);
                 peak = v;
             }
-            sum += expf(v - peak);
+            if (!(v == -INFINITY)) /* a mask may begin the row */
+                sum += expf(v - peak);
         }
         for (int64_t k = 0; k < n; k++)
             y[i * n + k] = expf(x[i * n + k] - peak) / sum;

@@ -21,7 +21,7 @@ void partial(int64_t begin, int64_t end, const KG_T_input *x, KG_T_peaks *p, KG_
         for (int64_t k = first; k < last; k++)
             peak = r[k] > peak ? r[k] : peak;
         for (int64_t k = first; k < last; k++)
-            sum += expf(r[k] - peak);
+            sum += r[k] == -INFINITY ? 0 : expf(r[k] - peak);
         p[t] = peak;
         s[t] = sum;
     }
@@ -37,7 +37,7 @@ void write(int64_t begin, int64_t end, const KG_T_input *x, KG_T_peaks *p, KG_T_
             peak = fmaxf(peak, p[row * PARTS + q]);
         for (int64_t q = 0; q < PARTS; q++)
             sum +=
-                s[row * PARTS + q] > 0 ? s[row * PARTS + q] * expf(p[row * PARTS + q] - peak) : 0;
+                s[row * PARTS + q] == 0 ? 0 : s[row * PARTS + q] * expf(p[row * PARTS + q] - peak);
         for (int64_t k = first; k < last; k++)
             y[row * n + k] = expf(x[row * n + k] - peak) / sum;
     }
