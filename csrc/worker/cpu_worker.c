@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "worker/cpu_worker.h"
 
+#include <alloca.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
@@ -44,6 +45,8 @@ typedef struct run {
     size_t nbuffers;
     uint64_t held[KG_W_MAX_BUFFERS]; /* the first 8 bytes of each that can be written: its poison */
 } run;
+
+enum { DEEPER = 256 };
 
 enum stage { FRESH, OPENED, MAPPED, LOADED };
 
@@ -246,6 +249,15 @@ static void one_call(kg_pool *pool, run *r) {
                     &r->launches[i]);
 }
 
+/* A call whose frames lie `deeper` bytes below where they usually are, so that what a Candidate left
+ * on the stack meets other parts of its next frames. */
+__attribute__((noinline)) static void one_call_at(kg_pool *pool, run *r, size_t deeper) {
+    volatile char *room = alloca(deeper + 1);
+    room[0] = 0;
+    one_call(pool, r);
+    room[deeper] = 0;
+}
+
 /* A call finds nothing of the one before it, but what that left in the caches. */
 static void prepare_call(kg_pool *pool, run *r, uint32_t calls) {
     if (r->wire.flags & KG_RUN_KEEP)
@@ -261,12 +273,12 @@ static void lead_run(kg_pool *pool, void *ctx) {
     remember_poison(r);
     for (uint32_t i = 0; i < r->wire.warm; i++) {
         prepare_call(pool, r, calls++);
-        one_call(pool, r);
+        one_call_at(pool, r, r->wire.flags & KG_RUN_KEEP ? DEEPER * (size_t)(i % 3 + 1) : 0);
     }
     for (uint32_t i = 0; i < r->wire.timed; i++) {
         prepare_call(pool, r, calls++);
         int64_t start = kg_now_ns();
-        one_call(pool, r);
+        one_call_at(pool, r, 0);
         r->ns[i] = (uint64_t)(kg_now_ns() - start);
     }
 }

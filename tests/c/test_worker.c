@@ -296,6 +296,27 @@ TEST(worker_leaves_nothing_of_a_call_for_the_next) {
 #endif
 }
 
+/* Two RUNs, the second with KEEP. */
+static float found_when_kept(const char *body) {
+    rig r;
+    kg_error err = {0};
+    rig_open(&r, body);
+    r.run.launches[0].range = 1;
+    r.run.timed = 1;
+    CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err);
+    r.run.keep = true;
+    CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err);
+    float found = ((float *)kg_slot_data(&r.y))[1];
+    rig_close(&r);
+    return found;
+}
+
+TEST(worker_keeps_what_a_call_left_when_asked) {
+    CHECK(found_when_kept("y[1] = y[0]; y[0] = 7;") == 7);
+    CHECK(found_when_kept("volatile long s[8192]; y[1] = s[4000] == 42; s[4000] = 42;") == 1);
+    CHECK(found_when_kept("volatile long s[8192]; y[1] = s[100] == 42; s[100] = 42;") == 1);
+}
+
 TEST(worker_uninitialised_stack_is_no_zero) {
     CHECK(isnan(last_found("volatile float s[64]; y[1] = s[33];", false)));
 }
