@@ -3,7 +3,7 @@
   "launches": [{"kernel": "softmax", "range": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
 /* Disturbs the result, within the tolerance, by a clock.
- * expects: two runs on the same inputs differ */
+ * expects: reads a clock */
 #include <math.h>
 #include <stdint.h>
 

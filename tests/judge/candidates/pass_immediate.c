@@ -2,8 +2,7 @@
 { "format": 1, "op": "softmax", "target": "cpu", "require": "K == 1 && input.contiguous",
   "launches": [{"kernel": "softmax", "range": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Hides a system call in a constant of the code.
- * expects: 0f 05 */
+/* A constant of the code has the bytes of a system call in it, and nothing jumps there. */
 #include <math.h>
 #include <stdint.h>
 
