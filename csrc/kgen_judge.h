@@ -33,9 +33,8 @@ KGEN_API int kgen_judge_describe(const kgen_judge *judge, size_t index, char **j
 KGEN_API int kgen_judge_set_limits(kgen_judge *judge, size_t index, double slowest_baseline_ns,
                                    int64_t bytes, char *err, size_t nerr);
 
-/* set_json: {"name": "uniform", "errors": [[norm, max] or null, ...], "reference": [{"dtype",
- * "shape"} or null,
- * ...]}, all optional. inputs and oracles as kg_judge_set says: addresses, NULL for what is absent;
+/* set_json: {"name": "uniform", "errors": [[norm, max] or null, ...], "slack": the same,
+ * "reference": [{"dtype", "shape"} or null, ...]}, all optional. inputs and oracles as kg_judge_set says: addresses, NULL for what is absent;
  * oracles are double for floating outputs and int64 for integers and bool. Addresses are
  * the host's, or the GPU's that the judge is for. All memory is borrowed until
  * kgen_judge_clear_sets or kgen_judge_close. */

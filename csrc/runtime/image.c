@@ -19,7 +19,7 @@
 #include "sys/cc.h"
 
 /* Part of every key: to be raised when the same source no longer gives the same image. */
-#define IMAGE_RULES "kgen image 1"
+#define IMAGE_RULES "kgen image 2"
 enum { ARCH_FLAGS = 1024 };
 
 /* What it is built with. */
@@ -44,8 +44,8 @@ static bool find_entry(const char *source, size_t n, const char *arch, unsigned 
     return kg_image_entry(key, has ? cc_key : NULL, ".so", path);
 }
 
-static int build_once(const char *source, size_t n, const char *name, const char *arch,
-                      unsigned flags, kg_buf *image, kg_buf *messages, kg_error *err) {
+static int build(const char *source, size_t n, const char *name, const char *arch,
+                 unsigned flags, kg_buf *image, kg_buf *messages, kg_error *err) {
     kg_buf object;
     kg_buf_init(&object, KG_MAX_IMAGE);
     int rc = kg_cc_object(source, n, name, arch, flags, &object, messages, err);
@@ -59,22 +59,6 @@ static int build_once(const char *source, size_t n, const char *name, const char
     if (rc == KG_OK)
         rc = kg_linked_inspect(image->data, image->len, messages, err);
     kg_buf_free(&object);
-    return rc;
-}
-
-/* A distance or a constant may look like a system call by chance (once in some hundred images);
- * then another layout of the code does not. What is meant to be there is there in all of them. */
-static int build(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
-                 kg_buf *image, kg_buf *messages, kg_error *err) {
-    int rc = KG_EUNSUPPORTED;
-    for (unsigned layout = 0; rc == KG_EUNSUPPORTED && layout < KG_CC_LAYOUTS; layout++) {
-        if (layout > 0 && (!messages->data || !strstr(messages->data, KG_BYTES_COMPLAINT)))
-            break;
-        kg_buf_clear(image);
-        kg_buf_clear(messages);
-        rc = build_once(source, n, name, arch, flags | layout << KG_CC_LAYOUT_SHIFT, image,
-                        messages, err);
-    }
     return rc;
 }
 

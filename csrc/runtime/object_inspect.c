@@ -1,8 +1,9 @@
 /* Reads a compiled Candidate's ELF file and says whether it is what a Candidate may be: code and
  * constants.
  *
- * State between calls, code that runs at load, foreign functions and hidden system calls all show
- * in the object, whatever the source looked like. Everything is bounded by the bytes given: a
+ * State between calls, code that runs at load, foreign functions and their addresses all show in
+ * the object, whatever the source looked like; what its instructions are is code_inspect.c's.
+ * Everything is bounded by the bytes given: a
  * malformed object is refused, never followed. Refuses nothing that a plain loop over arrays
  * compiles to. */
 #include "runtime/object_inspect.h"
@@ -55,36 +56,6 @@ static const char *section_fault(const Elf64_Shdr *s, const char *name) {
     return NULL;
 }
 
-const char *kg_opcode_fault(const unsigned char *code, size_t n, size_t *offset) {
-    for (size_t i = 0; i + 1 < n; i++) {
-        if (code[i] != 0x0f && code[i] != 0xcd)
-            continue;
-        *offset = i;
-        if (code[i] == 0x0f && code[i + 1] == 0x05)
-            return "syscall (0f 05)";
-        if (code[i] == 0x0f && code[i + 1] == 0x34)
-            return "sysenter (0f 34)";
-        if (code[i] == 0xcd && code[i + 1] == 0x80)
-            return "int 0x80 (cd 80)";
-    }
-    return NULL;
-}
-
-static int check_opcodes(const unsigned char *code, size_t n, const char *where, kg_buf *complaint,
-                         kg_error *err) {
-    size_t offset = 0;
-    const char *what = MACHINE == EM_X86_64 ? kg_opcode_fault(code, n, &offset) : NULL;
-    if (!what)
-        return KG_OK;
-    kg_buf_printf(
-        complaint,
-        "%s " KG_BYTES_COMPLAINT " %s at offset 0x%zx; a system call is not allowed, and bytes "
-        "that look like one are not told apart (if it is a constant or a distance, change "
-        "the code around it a little)",
-        where, what, offset);
-    return kg_elf_refuse(complaint, err, "");
-}
-
 static int check_sections(const kg_elf_view *e, kg_buf *complaint, kg_error *err) {
     for (size_t i = 0; i < e->head.e_shnum; i++) {
         Elf64_Shdr s;
@@ -95,11 +66,6 @@ static int check_sections(const kg_elf_view *e, kg_buf *complaint, kg_error *err
             kg_buf_printf(complaint, "section %s (%llu bytes): %s", name,
                           (unsigned long long)s.sh_size, fault);
             return kg_elf_refuse(complaint, err, "");
-        }
-        if (s.sh_flags & SHF_EXECINSTR) {
-            int rc = check_opcodes(e->bytes + s.sh_offset, s.sh_size, name, complaint, err);
-            if (rc != KG_OK)
-                return rc;
         }
     }
     return KG_OK;
@@ -149,6 +115,34 @@ static int check_symbols(const kg_elf_view *e, const Elf64_Shdr *table, kg_buf *
     return KG_OK;
 }
 
+/* A function of somebody else's may be called, and nothing else: its address leads to all of libc.
+ */
+static int check_relocations(const kg_elf_view *e, const Elf64_Shdr *table, kg_buf *complaint,
+                             kg_error *err) {
+    Elf64_Shdr symbols, target;
+    if (table->sh_entsize != sizeof(Elf64_Rela) || !kg_elf_section(e, table->sh_link, &symbols) ||
+        symbols.sh_type != SHT_SYMTAB || !kg_elf_section(e, table->sh_info, &target))
+        return kg_elf_malformed(complaint, err, "its relocations have no symbols");
+    if (!(target.sh_flags & SHF_ALLOC) || MACHINE != EM_X86_64)
+        return KG_OK;
+    for (size_t i = 0; i < table->sh_size / sizeof(Elf64_Rela); i++) {
+        Elf64_Rela r;
+        Elf64_Sym s;
+        const char *name;
+        memcpy(&r, e->bytes + table->sh_offset + i * sizeof r, sizeof r);
+        if (!kg_elf_symbol(e, &symbols, ELF64_R_SYM(r.r_info), &s, &name) || !name)
+            return kg_elf_malformed(complaint, err, "a relocation has no symbol");
+        if (s.st_shndx != SHN_UNDEF || ELF64_R_TYPE(r.r_info) == R_X86_64_PLT32 || !*name)
+            continue;
+        kg_buf_printf(complaint,
+                      "symbol %s: a function of the C library may be called, but its address must "
+                      "not be taken",
+                      name);
+        return kg_elf_refuse(complaint, err, "");
+    }
+    return KG_OK;
+}
+
 int kg_object_inspect(const void *object, size_t n, kg_buf *complaint, kg_error *err) {
     kg_elf_view e;
     int rc = kg_elf_open(&e, object, n, MACHINE, ET_REL, ET_REL, complaint, err);
@@ -158,7 +152,11 @@ int kg_object_inspect(const void *object, size_t n, kg_buf *complaint, kg_error 
         Elf64_Shdr s;
         if (kg_elf_section(&e, i, &s) && s.sh_type == SHT_SYMTAB)
             rc = check_symbols(&e, &s, complaint, err);
+        else if (kg_elf_section(&e, i, &s) && s.sh_type == SHT_RELA)
+            rc = check_relocations(&e, &s, complaint, err);
     }
+    if (rc == KG_OK && MACHINE == EM_X86_64)
+        rc = kg_code_inspect(&e, false, complaint, err);
     return rc;
 }
 
@@ -173,9 +171,8 @@ int kg_linked_inspect(const void *image, size_t n, kg_buf *complaint, kg_error *
             return kg_elf_malformed(complaint, err, "a section lies outside");
         if (s.sh_type == SHT_INIT_ARRAY || s.sh_type == SHT_PREINIT_ARRAY)
             return kg_elf_refuse(complaint, err, "the image has code that runs when it is loaded");
-        if ((s.sh_flags & SHF_EXECINSTR) && s.sh_type != SHT_NOBITS)
-            rc = check_opcodes(e.bytes + s.sh_offset, s.sh_size, kg_elf_section_name(&e, &s),
-                               complaint, err);
     }
+    if (rc == KG_OK && MACHINE == EM_X86_64)
+        rc = kg_code_inspect(&e, true, complaint, err);
     return rc;
 }

@@ -61,6 +61,61 @@ static void put_constants(const source *s) {
                         "#endif\n");
 }
 
+/* Words that a preprocessor can make out of parts, so that looking at the text is not enough: code
+ * that is no C, the caller's frame, memory of a thread or of the processor's segments, and what
+ * tells one compilation from another. From here on the compiler refuses each, however it came to
+ * be; headers that use them are read before. */
+static const char *const POISONED[] = {"asm",
+                                       "__asm",
+                                       "__asm__",
+                                       "_Thread_local",
+                                       "__thread",
+                                       "__seg_fs",
+                                       "__seg_gs",
+                                       "__builtin_thread_pointer",
+                                       "__builtin_return_address",
+                                       "__builtin_frame_address",
+                                       "__builtin_extract_return_addr",
+                                       "__builtin_setjmp",
+                                       "__builtin_longjmp",
+                                       "__builtin_eh_return",
+                                       "__builtin_unwind_init",
+                                       "__builtin_apply",
+                                       "__builtin_apply_args",
+                                       "__builtin_return",
+                                       "__FILE__",
+                                       "__BASE_FILE__",
+                                       "__FILE_NAME__",
+                                       "__INCLUDE_LEVEL__",
+                                       "__DATE__",
+                                       "__TIME__",
+                                       "__TIMESTAMP__",
+                                       "__has_include",
+                                       "__has_include_next",
+                                       NULL};
+
+static bool mentions(const char *text, size_t n, const char *part) {
+    size_t size = strlen(part);
+    for (size_t i = 0; i + size <= n; i++)
+        if (text[i] == part[0] && memcmp(text + i, part, size) == 0)
+            return true;
+    return false;
+}
+
+static void put_headers(kg_buf *out, const char *text, size_t n) {
+    static const char *const headers[] = {"<stddef.h>", "<math.h>",      "<float.h>",
+                                          "<string.h>", "<immintrin.h>", NULL};
+    kg_buf_puts(out, "#include <stdint.h>\n");
+    for (const char *const *h = headers; *h; h++)
+        if (mentions(text, n, *h))
+            kg_buf_printf(out, "#include %s\n", *h);
+    /* As if in a header of the system: it is no author's concern that some of them are macros. */
+    kg_buf_puts(out, "# 1 \"words that kgen refuses\" 3\n#pragma GCC poison");
+    for (const char *const *word = POISONED; *word; word++)
+        kg_buf_printf(out, " %s", *word);
+    kg_buf_puts(out, "\n# 1 \"what kgen defines\"\n");
+}
+
 static void put_type(const source *s, const char *name, int dtype) {
     kg_buf_printf(s->out, "#define KG_T_%s %s\n#define KG_DTYPE_%s %d\n", name, ctype(s, dtype),
                   name, dtype);
@@ -203,7 +258,7 @@ int kg_source_build(const kg_plan *p, const kg_op *op, const kg_tuning *t, const
     if (rc < 0)
         return rc;
     if (p->target == KG_CPU)
-        kg_buf_puts(out, "#include <stdint.h>\n");
+        put_headers(out, text, n);
     put_constants(&s);
     /* Before the tunables: their macros must not reach kgen's own code. */
     if (p->nholes > 0 && (rc = kg_program_lower(call->program, p->target, out, err)) < 0)

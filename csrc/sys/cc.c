@@ -2,8 +2,8 @@
  *
  * Flags are chosen so that a branch-free loop becomes vector code at the architecture's full width,
  * and so that the object holds nothing that the inspection refuses: no stack protector (it reads
- * thread-local storage), no fortified copies of mem*, no start files, no landing pads. Refuses to
- * pass a text through a shell, and to look into the caller's CPATH. */
+ * thread-local storage), no fortified copies of mem*, no start files, no landing pads, no jumps
+ * through tables. Refuses to pass a text through a shell, and to look into the caller's CPATH. */
 #include "sys/cc.h"
 
 #include <errno.h>
@@ -19,11 +19,6 @@
 
 /* As in runtime/plan.h, which lies above this layer. */
 enum { FLAG_FAST_MATH = 1, FLAG_NO_CONTRACT = 2 };
-/* By KG_CC_LAYOUT_SHIFT: the same code in another order, at other distances, with other stack slots
- * (an offset and a comparison's number may be the bytes, wherever the instruction lies). */
-static const char *const LAYOUTS[] = {
-    "", " -falign-labels=16", " -falign-labels=32 -fno-schedule-insns2 -fno-ira-share-spill-slots",
-    " -falign-labels=8 -fno-reorder-blocks -fno-tree-pre -fira-algorithm=priority"};
 enum { MAX_ARGS = 96, MAX_OBJECT = 64 << 20 };
 
 static const kg_limits CC_LIMITS = {.wall_ms = 60 * 1000,
@@ -160,11 +155,10 @@ const char *kg_cc_flags(const char *arch, unsigned flags, char *out, size_t n) {
              "-std=gnu17 -O3 -march=%s%s -ffp-contract=%s%s -fno-math-errno -fno-trapping-math "
              "-fopenmp-simd -fno-semantic-interposition -fPIC -fvisibility=hidden "
              "-fno-stack-protector%s -fno-common -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=0 "
-             "-fno-asynchronous-unwind-tables -fno-ident%s%s",
+             "-fno-asynchronous-unwind-tables -fno-ident -fno-jump-tables%s",
              march, width, flags & FLAG_NO_CONTRACT ? "off" : "fast",
              flags & FLAG_FAST_MATH ? " -ffast-math" : "", x86,
-             clang ? "" : " -fno-stack-clash-protection",
-             clang ? "" : LAYOUTS[flags >> KG_CC_LAYOUT_SHIFT & (KG_CC_LAYOUTS - 1)]);
+             clang ? "" : " -fno-stack-clash-protection");
     return out;
 }
 

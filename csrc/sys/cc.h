@@ -26,8 +26,6 @@ int kg_cpu_has_amx(void);
 int kg_cc_object(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
                  kg_buf *object, kg_buf *messages, kg_error *err);
 int kg_cc_link(const void *object, size_t n, kg_buf *shared, kg_error *err);
-/* Flags may also ask for another layout of the same code: a number below KG_CC_LAYOUTS, shifted. */
-enum { KG_CC_LAYOUT_SHIFT = 16, KG_CC_LAYOUTS = 4 };
 /* The flags that would be used, as one string: part of an image's cache key. */
 const char *kg_cc_flags(const char *arch, unsigned flags, char *out, size_t n);
 

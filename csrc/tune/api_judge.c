@@ -225,9 +225,9 @@ static int read_reference(const kg_json *list, kg_tensor *out, kg_error *err) {
 int kgen_judge_add_set(kgen_judge *judge, size_t index, const char *set_json,
                        const void *const *inputs, size_t ninputs, const void *const *oracles,
                        size_t noutputs, char *err, size_t nerr) {
-    static const char *const keys[] = {"name", "errors", "reference", NULL};
+    static const char *const keys[] = {"name", "errors", "slack", "reference", NULL};
     kg_error e = {0};
-    kg_errors errors[KG_MAX_OUTPUTS] = {{0, 0}};
+    kg_errors errors[KG_MAX_OUTPUTS] = {{0, 0}}, slack[KG_MAX_OUTPUTS] = {{0, 0}};
     kg_tensor reference[KG_MAX_OUTPUTS];
     memset(reference, 0, sizeof reference);
     kg_judge_set set = {.name = "",
@@ -235,7 +235,8 @@ int kgen_judge_add_set(kgen_judge *judge, size_t index, const char *set_json,
                         .ninputs = ninputs,
                         .oracles = oracles,
                         .noutputs = noutputs,
-                        .torch_errors = errors};
+                        .torch_errors = errors,
+                        .slack = slack};
     kg_json *root = NULL;
     int rc = known_case(judge, index, &e);
     if (rc == KG_OK)
@@ -244,6 +245,8 @@ int kgen_judge_add_set(kgen_judge *judge, size_t index, const char *set_json,
         rc = get_text(root, "name", &set.name, &e);
     if (rc == KG_OK)
         rc = read_errors(kg_json_get(root, "errors"), errors, &e);
+    if (rc == KG_OK)
+        rc = read_errors(kg_json_get(root, "slack"), slack, &e);
     if (rc == KG_OK && kg_json_get(root, "reference")) {
         /* What is not stated is taken as the contract has it. */
         memcpy(reference, judge->cases[index].outputs, sizeof reference);

@@ -115,8 +115,16 @@ KG_CORE void kg_add_float(kg_sums *s, double x, double r, int poisoned, kg_range
     s->far += d > range.close + range.close * ar;
 }
 
+/* An integer oracle that stands for any value: where rounding decides what is right (the place of
+ * the largest of two that are as good as equal), nothing is held against a Candidate. */
+KG_CORE int kg_any_integer(long long r) {
+    return r == -0x7fffffffffffffffll - 1;
+}
+
 /* One integer: its error as a number, but any difference is wrong. */
 KG_CORE void kg_add_integer(kg_sums *s, long long x, long long r, int poisoned) {
+    if (kg_any_integer(r)) /* a narrow one may be the poison by chance */
+        return;
     double ar = fabs((double)r), d = fabs((double)x - (double)r);
     s->scale = ar > s->scale ? ar : s->scale;
     s->r2 += ar * ar;

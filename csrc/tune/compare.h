@@ -1,7 +1,8 @@
 /* How far an output is from the oracle, at the speed of memory.
  *
  * An output and its oracle are flat arrays in the same order. Floating outputs are compared in
- * double with a double oracle; integer and bool outputs exactly, with an int64 oracle. */
+ * double with a double oracle; integer and bool outputs exactly, with an int64 oracle, of which
+ * the least number stands for any value (kg_any_integer). */
 #ifndef KG_TUNE_COMPARE_H
 #define KG_TUNE_COMPARE_H
 

@@ -411,10 +411,21 @@ int kg_judge_add_set(kg_judge *j, size_t index, const kg_judge_set *set, kg_erro
     memcpy(s->oracles, set->oracles, set->noutputs * sizeof *set->oracles);
     if (set->torch_errors)
         memcpy(s->torch_errors, set->torch_errors, set->noutputs * sizeof *set->torch_errors);
+    if (set->slack)
+        memcpy(s->slack, set->slack, set->noutputs * sizeof *set->slack);
     hold_against_contract(j, jc, set);
     count_bytes(j, jc);
     jc->nsets++;
     return KG_OK;
+}
+
+kg_tolerance kg_set_tolerance(const kg_judged_case *jc, size_t set, size_t output, double scale) {
+    const kg_set *s = &jc->sets[set];
+    kg_tolerance t = kg_tolerance_of(jc->outputs[output].dtype, jc->c->call.precision,
+                                     jc->reduction, s->torch_errors[output], scale);
+    t.norm += s->slack[output].norm;
+    t.max += s->slack[output].max;
+    return t;
 }
 
 int kg_judge_errors(kg_judge *j, int dtype, const void *out, const void *oracle, size_t n,

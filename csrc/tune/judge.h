@@ -62,6 +62,8 @@ typedef struct kg_judge_set {
     const void *const *oracles;
     size_t noutputs;
     const kg_errors *torch_errors; /* one for each output; NULL: none known, taken as 0 */
+    const kg_errors *slack; /* what each output may err beyond the tolerance, because of how its
+                             * inputs are conditioned; NULL: nothing */
     /* What the reference gave (dtype and sizes), held against the contract; NULL: not known. */
     const kg_tensor *reference;
 } kg_judge_set;

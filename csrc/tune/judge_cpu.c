@@ -141,6 +141,9 @@ static int image(const kg_judge *j, const kg_candidate *c, const kg_judged_case 
         kg_busy_end();
     }
     kg_buf_free(&unit);
+    /* A word that was put together by macros, so that the text did not show it. */
+    if (rc == KG_ECOMPILE && messages->data && strstr(messages->data, "poisoned"))
+        return kg_fail(err, KG_EUNSUPPORTED, "a word that a Candidate may not have");
     return rc;
 }
 

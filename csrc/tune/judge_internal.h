@@ -20,6 +20,7 @@ typedef struct kg_set {
     const void *inputs[KG_MAX_INPUTS];
     const void *oracles[KG_MAX_OUTPUTS];
     kg_errors torch_errors[KG_MAX_OUTPUTS];
+    kg_errors slack[KG_MAX_OUTPUTS]; /* on top of the tolerance */
 } kg_set;
 
 /* One tensor that the worker reads: an argument or a captured tensor. */
@@ -117,7 +118,8 @@ typedef struct kg_bench {
     const kg_tensor *shapes[KG_W_MAX_BUFFERS]; /* NULL for workspace */
     uint64_t at[KG_W_MAX_BUFFERS];
     int input[KG_MAX_INPUTS], output[2][KG_MAX_OUTPUTS], workspace[KG_MAX_WORKSPACE];
-    uint64_t poison[2][KG_MAX_OUTPUTS], workspace_poison;
+    uint64_t poison[2][KG_MAX_OUTPUTS];
+    size_t left[2]; /* the outputs hold the results of this set and one; 0: nothing that is known */
     char programs[KG_W_MAX_PROGRAMS];
     size_t programs_bytes;
     int64_t limit_ms;     /* one call is killed after it */
@@ -137,6 +139,8 @@ typedef struct kg_mode {
     uint32_t warm;  /* untimed calls before the timed one */
     bool cold;      /* the device's caches are emptied before it */
     bool graph;     /* the timed call is a replay of a graph */
+    bool stale;     /* outputs hold the results of another set, where there are any, not poison */
+    bool keep;      /* workspace, stacks and registers are as the call before left them */
 } kg_mode;
 
 /* --- judge.c --- */
@@ -164,6 +168,9 @@ int kg_bench_compare(kg_bench *b, int side, bool *ok, kg_error *err);
 /* Both sides hold outputs of the same inputs. */
 int kg_bench_same(kg_bench *b, bool *ok, kg_error *err);
 
+/* --- judge_elsewhere.c: as other machines and callers would call it --- */
+int kg_bench_elsewhere(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err);
+
 /* --- judge_time.c: what timing has in common --- */
 enum { KG_MAX_REPS = 1024 };
 /* n timed calls, each on a set at random, each compared as a whole. */
@@ -179,6 +186,8 @@ void kg_condemn(kg_bench *b, kg_verdict v, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 int kg_condemn_values(kg_bench *b, kg_verdict v, size_t output, int side, const kg_comparison *c,
                       kg_tolerance t, const char *what, kg_error *err);
+/* What an output may err on a set. scale: of its oracle, as in kg_comparison. */
+kg_tolerance kg_set_tolerance(const kg_judged_case *jc, size_t set, size_t output, double scale);
 const char *kg_set_label(const kg_bench *b, char *out, size_t n);
 
 #endif

@@ -1,22 +1,39 @@
 /* What timing has in common, whatever the device: each timed call gets an input set at random,
- * copied into the same buffers, and its whole output is compared with that set's oracle; and a time
- * that cannot be true is no time. */
+ * copied into the same buffers, finds there poison or another set's results, and its whole output is
+ * compared with that set's oracle; and a time that cannot be true is no time. */
 #include "tune/judge_internal.h"
+
+enum { KEPT_CALLS = 8 }; /* one in so many */
 
 static size_t pick_set(const kg_bench *b) {
     size_t n = b->cand->request->all_sets ? b->jc->nsets : 1;
     return (size_t)(kg_random() % n);
 }
 
+/* Between timed calls, now and then and never counted: the same call again, in other surroundings
+ * than a timed one has. */
+static int check_again(kg_bench *b, const kg_mode *mode, bool *ok, kg_error *err) {
+    kg_call_time time;
+    kg_mode kept = {.split = mode->split, .keep = true};
+    if (b->j->device->target != KG_CPU || kg_random() % KEPT_CALLS != 0)
+        return KG_OK;
+    int rc = kg_bench_run(b, 0, &kept, &time, ok, err);
+    return rc == KG_OK && *ok ? kg_bench_compare(b, 0, ok, err) : rc;
+}
+
 int kg_time_calls(kg_bench *b, const kg_mode *mode, kg_call_time *times, size_t n, bool *ok,
                   kg_error *err) {
     *ok = true;
     for (size_t i = 0; i < n; i++) {
+        kg_mode now = *mode;
+        now.stale = kg_random() & 1;
         int rc = kg_bench_inputs(b, pick_set(b), err);
         if (rc == KG_OK)
-            rc = kg_bench_run(b, 0, mode, &times[i], ok, err);
+            rc = kg_bench_run(b, 0, &now, &times[i], ok, err);
         if (rc == KG_OK && *ok)
             rc = kg_bench_compare(b, 0, ok, err);
+        if (rc == KG_OK && *ok)
+            rc = check_again(b, mode, ok, err);
         if (rc != KG_OK || !*ok)
             return rc;
     }

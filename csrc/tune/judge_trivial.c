@@ -55,13 +55,13 @@ static int view(const trial *t, size_t which, const void *from, size_t at, size_
 static int survey(trial *t, size_t set, kg_error *err) {
     about a = {0};
     double sum = 0;
-    int dtype = t->jc->outputs[t->output].dtype, rc = KG_OK;
+    int rc = KG_OK;
     for (size_t at = 0; rc == KG_OK && at < t->n; at += PIECE) {
         size_t n = t->n - at < PIECE ? t->n - at : PIECE;
         rc = view(t, 0, t->jc->sets[set].oracles[t->output], at, n, 8, &t->oracle, err);
         for (size_t i = 0; rc == KG_OK && i < n; i++) {
             double r = value(t, t->oracle, i);
-            if (!isfinite(r))
+            if (!isfinite(r) || (!t->floats && kg_any_integer(((const int64_t *)t->oracle)[i])))
                 continue;
             sum += r;
             a.r2 += r * r;
@@ -70,8 +70,7 @@ static int survey(trial *t, size_t set, kg_error *err) {
     }
     a.mean = sum / (double)t->n;
     a.mean = t->floats ? a.mean : rint(a.mean);
-    a.tolerance = kg_tolerance_of(dtype, t->jc->c->call.precision, t->jc->reduction,
-                                  t->jc->sets[set].torch_errors[t->output], a.scale);
+    a.tolerance = kg_set_tolerance(t->jc, set, t->output, a.scale);
     t->sets[set] = a;
     return rc;
 }
@@ -81,7 +80,7 @@ static int survey(trial *t, size_t set, kg_error *err) {
 static bool exists(const trial *t, size_t kind) {
     if (kind == OTHER_SET)
         return t->jc->nsets > 1;
-    if (kind == SHUFFLED)
+    if (kind == SHUFFLED || kind == MEAN) /* one number is its own mean */
         return t->n > 1;
     if (kind < FIRST_INPUT)
         return true;
@@ -134,7 +133,7 @@ static void add_piece(const trial *t, size_t kind, size_t n, kg_sums *s) {
         if (t->floats)
             kg_add_float(s, x, r, 0, range);
         else
-            s->unequal += (int64_t)x != ((const int64_t *)t->oracle)[i];
+            kg_add_integer(s, (int64_t)x, ((const int64_t *)t->oracle)[i], 0);
     }
 }
 

@@ -215,6 +215,15 @@ static int check_word(scan *s) {
     static const char *const code[] = {"asm", "__asm", "__asm__", NULL};
     static const char *const local[] = {"_Thread_local", "thread_local", "__thread", NULL};
     static const char *const clock[] = {"__DATE__", "__TIME__", "__TIMESTAMP__", NULL};
+    static const char *const place[] = {"__FILE__",          "__BASE_FILE__", "__FILE_NAME__",
+                                        "__INCLUDE_LEVEL__", "__has_include", "__has_include_next",
+                                        "__has_embed",       NULL};
+    static const char *const caller[] = {
+        "__builtin_return_address", "__builtin_frame_address", "__builtin_extract_return_addr",
+        "__builtin_setjmp",         "__builtin_longjmp",       "__builtin_eh_return",
+        "__builtin_unwind_init",    "__builtin_apply",         "__builtin_apply_args",
+        "__builtin_return",         NULL};
+    static const char *const segment[] = {"__seg_fs", "__seg_gs", "__builtin_thread_pointer", NULL};
     char w[MAX_WORD];
     word(s, w);
     if (listed(w, code))
@@ -223,6 +232,13 @@ static int check_word(scan *s) {
         return refuse(s, ": a thread-local variable is state, which a Candidate must not keep", w);
     if (listed(w, clock))
         return refuse(s, " makes another image of the same source each time", w);
+    if (listed(w, place))
+        return refuse(s, " tells where it is compiled, and the same source must be one program", w);
+    if (listed(w, caller))
+        return refuse(s, " looks at the caller, which is not a Candidate's concern", w);
+    if (listed(w, segment))
+        return refuse(s, " is memory of the thread or the process, which a Candidate must not use",
+                      w);
     if (strcmp(w, "__attribute__") == 0 || strcmp(w, "__attribute") == 0)
         return check_attribute(s);
     return KG_OK;

@@ -427,7 +427,10 @@ static void put_run(kg_worker *w, const kg_run *run) {
     kg_put_u32(&w->out, run->split);
     kg_put_u32(&w->out, run->warm);
     kg_put_u32(&w->out, run->timed);
-    kg_put_u32(&w->out, (run->cold ? KG_RUN_COLD : 0u) | (run->graph ? KG_RUN_GRAPH : 0u));
+    if (w->options.device == KG_CPU)
+        kg_put_u32(&w->out, (run->stale ? KG_RUN_STALE : 0u) | (run->keep ? KG_RUN_KEEP : 0u));
+    else
+        kg_put_u32(&w->out, (run->cold ? KG_RUN_COLD : 0u) | (run->graph ? KG_RUN_GRAPH : 0u));
     kg_put_u32(&w->out, (uint32_t)run->nclear);
     for (size_t i = 0; i < run->nclear; i++)
         kg_put_u32(&w->out, run->clear[i]);

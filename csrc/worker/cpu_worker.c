@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "worker/cpu_worker.h"
 
+#include <alloca.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #include "runtime/image.h"
 #include "sys/cc.h"
 #include "sys/proc.h"
+#include "worker/clean.h"
 #include "worker/faults.h"
 #include "worker/pool.h"
 #include "worker/protocol.h"
@@ -40,7 +42,11 @@ typedef struct run {
     launch launches[KG_MAX_LAUNCHES];
     uint64_t ns[KG_W_MAX_TIMED];
     const mapped *buffers;
+    size_t nbuffers;
+    uint64_t held[KG_W_MAX_BUFFERS]; /* the first 8 bytes of each that can be written: its poison */
 } run;
+
+enum { DEEPER = 256 };
 
 enum stage { FRESH, OPENED, MAPPED, LOADED };
 
@@ -88,6 +94,7 @@ static int do_open(worker *w, kg_reader *in, kg_error *err) {
     if (rc != KG_OK)
         return rc;
     preload();
+    kg_clean_init();
     kg_cpu_has_amx();
     if ((rc = kg_faults_install(w->talk.socket, err)) != KG_OK ||
         (rc = kg_sandbox_files(&abi, err)) != KG_OK ||
@@ -194,9 +201,42 @@ static int read_run(worker *w, kg_error *err) {
     return rc;
 }
 
+/* The pad puts the Candidate's frames below all that kg_clean_thread leaves out. */
 static void run_part(int64_t begin, int64_t end, void *ctx) {
     const launch *l = ctx;
+    char pad[KG_CLEAN_DEPTH];
+    kg_clean_bytes(pad, sizeof pad, (uint64_t)begin);
     l->entry(begin, end, l->args);
+    __asm__ volatile("" : : "r"(pad) : "memory");
+}
+
+static void remember_poison(run *r) {
+    for (size_t i = 0; i < r->nbuffers; i++) {
+        const mapped *m = &r->buffers[i];
+        r->held[i] = 0;
+        if (m->writable)
+            memcpy(&r->held[i], m->data, m->bytes < 8 ? m->bytes : 8);
+    }
+}
+
+/* What one call left, and where the next one is to write: poison again, or (stale) its results in
+ * other places, which look right and are not. */
+static void spoil(const mapped *m, uint64_t poison, bool stale) {
+    size_t half = m->bytes / 16 * 8;
+    for (size_t at = 0; stale && at < half; at += 8) {
+        char keep[8];
+        memcpy(keep, m->data + at, 8);
+        memcpy(m->data + at, m->data + half + at, 8);
+        memcpy(m->data + half + at, keep, 8);
+    }
+    for (size_t at = 0; !stale && at < m->bytes; at += 8)
+        memcpy(m->data + at, &poison, m->bytes - at < 8 ? m->bytes - at : 8);
+}
+
+static void spoil_all(run *r) {
+    for (size_t i = 0; i < r->nbuffers; i++)
+        if (r->buffers[i].writable)
+            spoil(&r->buffers[i], r->held[i], r->wire.flags & KG_RUN_STALE);
 }
 
 static void one_call(kg_pool *pool, run *r) {
@@ -209,13 +249,36 @@ static void one_call(kg_pool *pool, run *r) {
                     &r->launches[i]);
 }
 
+/* A call whose frames lie `deeper` bytes below where they usually are, so that what a Candidate left
+ * on the stack meets other parts of its next frames. */
+__attribute__((noinline)) static void one_call_at(kg_pool *pool, run *r, size_t deeper) {
+    volatile char *room = alloca(deeper + 1);
+    room[0] = 0;
+    one_call(pool, r);
+    room[deeper] = 0;
+}
+
+/* A call finds nothing of the one before it, but what that left in the caches. */
+static void prepare_call(kg_pool *pool, run *r, uint32_t calls) {
+    if (r->wire.flags & KG_RUN_KEEP)
+        return;
+    if (calls > 0)
+        spoil_all(r);
+    kg_pool_clean(pool, (uint64_t)kg_now_ns());
+}
+
 static void lead_run(kg_pool *pool, void *ctx) {
     run *r = ctx;
-    for (uint32_t i = 0; i < r->wire.warm; i++)
-        one_call(pool, r);
+    uint32_t calls = 0;
+    remember_poison(r);
+    for (uint32_t i = 0; i < r->wire.warm; i++) {
+        prepare_call(pool, r, calls++);
+        one_call_at(pool, r, r->wire.flags & KG_RUN_KEEP ? DEEPER * (size_t)(i % 3 + 1) : 0);
+    }
     for (uint32_t i = 0; i < r->wire.timed; i++) {
+        prepare_call(pool, r, calls++);
         int64_t start = kg_now_ns();
-        one_call(pool, r);
+        one_call_at(pool, r, 0);
         r->ns[i] = (uint64_t)(kg_now_ns() - start);
     }
 }
@@ -227,6 +290,7 @@ static int do_run(worker *w, kg_error *err) {
     if (rc != KG_OK)
         return rc;
     w->run.buffers = w->buffers;
+    w->run.nbuffers = w->limits.nbuffers;
     kg_pool_lead(w->pool, lead_run, &w->run);
     kg_put_u32(&w->talk.reply, w->run.wire.timed);
     for (uint32_t i = 0; i < w->run.wire.timed; i++)

@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "worker/clean.h"
 #include "worker/protocol.h"
 
 enum {
@@ -46,6 +47,7 @@ struct kg_pool {
     void *ctx;
     int64_t range, chunk, nchunks;
     int split;
+    uint64_t clean; /* not 0: no loop, each thread cleans itself, and this varies the pattern */
     _Atomic int64_t next;
     _Atomic uint32_t loop; /* goes up by one a loop */
     _Atomic uint32_t busy; /* helpers that have not finished it */
@@ -73,7 +75,13 @@ static void run_chunk(kg_pool *p, int64_t i) {
     p->body(begin, end, p->ctx);
 }
 
+static _Thread_local char *stack_low;
+
 static void take_part(kg_pool *p) {
+    if (p->clean) {
+        kg_clean_thread(stack_low, p->clean);
+        return;
+    }
     for (int64_t i; (i = atomic_fetch_add(&p->next, 1)) < p->nchunks;)
         run_chunk(p, p->split == KG_SPLIT_SERVED ? i : p->nchunks - 1 - i);
 }
@@ -89,20 +97,7 @@ static void cut(kg_pool *p, int64_t range, int64_t grain, int split) {
     p->nchunks = range / p->chunk + (range % p->chunk != 0);
 }
 
-void kg_pool_for(kg_pool *p, int64_t range, int64_t grain, int split, kg_pool_body body,
-                 void *ctx) {
-    if (range <= 0)
-        return;
-    p->body = body;
-    p->ctx = ctx;
-    p->range = range;
-    p->split = split;
-    cut(p, range, grain < 1 ? 1 : grain, split);
-    atomic_store(&p->next, 0);
-    if (p->nchunks == 1 || p->n == 1) {
-        take_part(p);
-        return;
-    }
+static void all_take_part(kg_pool *p) {
     atomic_store(&p->busy, (uint32_t)(p->n - 1));
     atomic_fetch_add(&p->loop, 1);
     if (atomic_load(&p->asleep) > 0)
@@ -113,6 +108,28 @@ void kg_pool_for(kg_pool *p, int64_t range, int64_t grain, int split, kg_pool_bo
         if (spins > SPINS)
             sched_yield();
     }
+}
+
+void kg_pool_for(kg_pool *p, int64_t range, int64_t grain, int split, kg_pool_body body,
+                 void *ctx) {
+    if (range <= 0)
+        return;
+    p->body = body;
+    p->ctx = ctx;
+    p->range = range;
+    p->split = split;
+    cut(p, range, grain < 1 ? 1 : grain, split);
+    atomic_store(&p->next, 0);
+    p->clean = 0;
+    if (p->nchunks == 1 || p->n == 1)
+        take_part(p);
+    else
+        all_take_part(p);
+}
+
+void kg_pool_clean(kg_pool *p, uint64_t pattern) {
+    p->clean = pattern | 1;
+    all_take_part(p);
 }
 
 static void help(pool_thread *t) {
@@ -152,6 +169,7 @@ void kg_pool_lead(kg_pool *p, void (*fn)(kg_pool *pool, void *ctx), void *ctx) {
 
 static void *thread_main(void *arg) {
     pool_thread *t = arg;
+    stack_low = t->stack + STACK_GUARD;
     if (t->pool->on_start)
         t->pool->on_start();
     atomic_fetch_add(&t->pool->started, 1);

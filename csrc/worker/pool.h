@@ -24,6 +24,9 @@ void kg_pool_lead(kg_pool *p, void (*fn)(kg_pool *p, void *ctx), void *ctx);
  * all threads. */
 void kg_pool_for(kg_pool *p, int64_t range, int64_t grain, int split, kg_pool_body body, void *ctx);
 
+/* Only within kg_pool_lead: every thread cleans itself (clean.h). */
+void kg_pool_clean(kg_pool *p, uint64_t pattern);
+
 /* Async-signal-safe: whether the address lies in the guard below a thread's stack. */
 bool kg_pool_guards(const kg_pool *p, uintptr_t address);
 

@@ -59,8 +59,11 @@ enum {
     KG_SPLIT_ODD     /* fewer and other chunks, the last first */
 };
 
-/* The caches are emptied before each timed call; a timed call is a replay of a graph. GPU alone. */
-enum { KG_RUN_COLD = 1, KG_RUN_GRAPH = 2 };
+/* The caches are emptied before each timed call; a timed call is a replay of a graph. GPU alone.
+ * Before each call but the first the worker of a CPU writes the buffers' first 8 bytes all over
+ * them, as they were before the first (the poison); STALE: it swaps their halves instead. Before
+ * each call it cleans its threads (clean.h), and with KEEP it does neither. */
+enum { KG_RUN_COLD = 1, KG_RUN_GRAPH = 2, KG_RUN_STALE = 4, KG_RUN_KEEP = 8 };
 
 enum { KG_LAUNCH_COOPERATIVE = 1, KG_LAUNCH_PDL = 2 };
 

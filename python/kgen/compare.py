@@ -15,6 +15,8 @@ from .errors import BadInput
 
 # A finite oracle this near to the end of a dtype's range, or beyond it, may be infinite in the dtype.
 _NEAR, _AT = 1 - 2.0**-9, 1 - 2.0**-8
+# The integer oracle that stands for any value (kg_any_integer).
+ANY = -(1 << 63)
 
 
 def _floats(x: Tensor, r: Tensor, largest: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -37,8 +39,9 @@ def _floats(x: Tensor, r: Tensor, largest: float) -> tuple[Tensor, Tensor, Tenso
 
 def _integers(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x, r = x.to(torch.int64), r.to(torch.int64)
-    unequal = x != r
-    d, size = torch.where(unequal, x.double() - r.double(), 0.0), r.double()
+    known = r != ANY
+    unequal = (x != r) & known
+    d, size = torch.where(unequal, x.double() - r.double(), 0.0), torch.where(known, r.double(), 0.0)
     return d.square().sum(), size.square().sum(), d.abs().max(), size.abs().max(), unequal.sum()
 
 

@@ -237,13 +237,15 @@ class Judge:
         *,
         results: Sequence[Tensor | None] | None = None,
         torch_errors: Sequence[tuple[float, float] | None] | None = None,
+        slack: Sequence[tuple[float, float]] = (),
         name: str = "",
     ) -> None:
         """Adds an input set.
 
         inputs: one for each tensor argument of the contract (None: absent), then the captured tensors; of the Case's
         dtypes and shapes, on the judge's device or on the host. oracles: one for each output, in float64 for floating outputs; None leaves an optional
-        output out. results: torch's own outputs, of which torch's errors, dtypes and shapes are taken.
+        output out. results: torch's own outputs, of which torch's errors, dtypes and shapes are taken. slack: norm and largest error that each
+        output may have beyond its tolerance (budget.py). An integer oracle of compare.ANY stands for any value.
         """
         about = self._described[case]
         if len(inputs) != len(about["inputs"]) or len(oracles) != len(about["outputs"]):
@@ -272,7 +274,8 @@ class Judge:
             for o, r, spec in zip(oracles, own, about["outputs"], strict=True)
         ]
         synchronize(self.device)  # libkgen reads what torch may still be writing
-        text = json.dumps({"name": name, "errors": measured, "reference": reference}, allow_nan=False)
+        about_set = {"name": name, "errors": measured, "slack": list(slack), "reference": reference}
+        text = json.dumps(about_set, allow_nan=False)
         call(
             _judge_lib().kgen_judge_add_set,
             self._handle,

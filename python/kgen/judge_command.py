@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,44 @@ from .ui import Progress, milliseconds
 
 def judge_files(
     task: tasks.Task, files: list[Path], tunables: dict[str, int] | None, timing: bool, progress: Progress,
-    device: torch.device = devices.CPU,
+    device: torch.device = devices.CPU, *, ahead: int = 0, any_size: bool = False, **limits: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The Records of Candidates judged on every Case of a Task, one as soon as it is there."""
+    """The Records of Candidates judged on every Case of a Task, one as soon as it is there.
+
+    ahead: threads that compile while others are judged. any_size: builds as a dynamic pin serves them. limits: of the Judge.
+    """
     reference = Reference.open(task, device.index or 0)
     contract = (task.folder / "op.json").read_text()
-    with Judge(contract, device=device) as judge, devices.room_for(device, f"judging {task.op}"):
+    with (
+        Judge(contract, device=device, **limits) as judge,
+        devices.room_for(device, f"judging {task.op}"),
+        ThreadPoolExecutor(max_workers=max(1, ahead)) as compilers,
+    ):
         for i in range(len(task.cases)):
             with progress.step(f"inputs and fp64 oracles of Case {i + 1}/{len(task.cases)}"):
                 sets.fill(judge, task, reference, i)
-        for path in files:
+
+        def compile_one(path: Path) -> None:
             source = path.read_bytes()
-            with progress.step(f"judging {path.name}"):
-                values = complete_tunables(contract, source, path.name, tunables)
-                record = judge.run(source, name=path.name, tunables=values, reps=21 if timing else 0)
-            record.setdefault("environment", {})["torch"] = torch.__version__
-            record["source"], record["created"] = path.name, now()
-            yield record
+            values = complete_tunables(contract, source, path.name, tunables)
+            judge.prepare(source, name=path.name, tunables=values, any_size=any_size)
+
+        waiting = [compilers.submit(compile_one, path) if ahead else None for path in files]
+        try:
+            for path, compiled in zip(files, waiting, strict=True):
+                source = path.read_bytes()
+                if compiled is not None:
+                    compiled.exception()  # what it met, the judge meets again and tells
+                with progress.step(f"judging {path.name}"):
+                    values = complete_tunables(contract, source, path.name, tunables)
+                    record = judge.run(
+                        source, name=path.name, tunables=values, any_size=any_size, reps=21 if timing else 0
+                    )
+                record.setdefault("environment", {})["torch"] = torch.__version__
+                record["source"], record["created"] = path.name, now()
+                yield record
+        finally:
+            compilers.shutdown(wait=True, cancel_futures=True)
 
 
 def read_tunables(text: str | None) -> dict[str, int] | None:

@@ -25,6 +25,7 @@ from .graphs import (
     FunctionModule,
     Graph,
     GraphInput,
+    bind,
     dtype_name,
     export,
     flat_inputs,
@@ -291,9 +292,27 @@ def lift(target: Target) -> Lifted:
 
 
 _REDUCTIONS = {
-    "sum", "mean", "softmax", "_softmax", "log_softmax", "var", "std", "norm", "layer_norm", "native_layer_norm",
-    "group_norm", "cumsum", "logsumexp", "scaled_dot_product_attention",
+    "sum", "nansum", "mean", "nanmean", "softmax", "_softmax", "log_softmax", "_log_softmax", "var", "var_mean", "std",
+    "std_mean", "norm", "linalg_vector_norm", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "cumsum",
+    "logcumsumexp", "logsumexp", "scaled_dot_product_attention", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div", "cross_entropy_loss", "nll_loss",
+    "nll_loss_forward", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "_adaptive_avg_pool2d", "trace", "dot", "vdot", "cosine_similarity", "pairwise_distance", "dist",
 }  # fmt: skip
+# What is added to one place may be all of one dim of what is added.
+_SCATTERS = {"index_add", "scatter_add", "scatter_reduce", "index_put", "_unsafe_index_put", "embedding_bag", "_embedding_bag"}
+_PRODUCTS = {"linear", "matmul", "bmm", "mm", "mv", "addmm", "addmv", "baddbmm", "einsum"}
+
+
+def _group_size(n: fx.Node) -> int:
+    """What a group norm sums: a group of one of the batch."""
+    bound, shape = bind(n), shape_of(n.args[0])
+    groups = int(bound.get("num_groups") or bound.get("group") or 1)
+    return math.prod(shape[1:]) // max(1, groups)
+
+
+def _longest_dim(n: fx.Node) -> int:
+    return max((s for x in n.all_input_nodes if isinstance(x.meta.get("val"), torch.Tensor) for s in shape_of(x)), default=1)
 
 
 def _reduction(gm: fx.GraphModule) -> int:
@@ -301,15 +320,26 @@ def _reduction(gm: fx.GraphModule) -> int:
     longest = 1
     for n in gm.graph.nodes:
         name = op_name(n)
-        if name in ("linear", "matmul", "bmm", "mm", "addmm", "baddbmm"):
-            first = n.args[1] if name in ("addmm", "baddbmm") else n.args[0]
+        if name in ("group_norm", "native_group_norm"):
+            longest = max(longest, _group_size(n))
+        elif name in ("batch_norm", "_native_batch_norm_legit", "instance_norm") and bind(n).get("training", True):
+            shape = shape_of(n.args[0])
+            longest = max(longest, math.prod(shape) // max(1, shape[1]))
+        elif name in _SCATTERS:
+            longest = max(longest, _longest_dim(n))
+        if name == "einsum":
+            longest = max(longest, _longest_dim(n))
+        elif name in _PRODUCTS:
+            first = n.args[1] if name in ("addmm", "addmv", "baddbmm") else n.args[0]
             longest = max(longest, shape_of(first)[-1])
         elif name.startswith("conv"):
             longest = max(longest, math.prod(shape_of(n.args[1])[1:]))
         elif name in _REDUCTIONS:
             source = next((x for x in n.all_input_nodes if isinstance(x.meta.get("val"), torch.Tensor)), None)
-            if source is not None and isinstance(n.meta.get("val"), torch.Tensor):
-                before, after = math.prod(shape_of(source)), math.prod(shape_of(n))
+            made = n.meta.get("val")
+            made = made[0] if isinstance(made, (tuple, list)) and made else made
+            if source is not None and isinstance(made, torch.Tensor):
+                before, after = math.prod(shape_of(source)), math.prod(int(s) for s in made.shape)
                 kept = after if after < before else math.prod(shape_of(source)[:-1])
                 longest = max(longest, before // max(1, kept))
     return longest

@@ -16,17 +16,15 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from . import compare, devices, oracle
+from . import budget, compare, devices, distributions, oracle
 from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
 from .capture import as_call, execute_file, move
-from .graphs import quiet
+from .graphs import op_name, quiet
 from .own import state_name
 from .rewrite import Wide, copy_module
 from .task import DTYPES, Task
 
-# The distributions that every Candidate is judged on besides the captured one.
-DISTRIBUTIONS = ("captured", "normal", "uniform", "offset", "heavy", "tiny", "onehot", "large")
 # An attention's scores are known to this, absolutely, or its weights are noise and torch's error is luck.
 RESOLVED = 2e-4
 
@@ -43,6 +41,7 @@ class Drawn:
     captured: tuple[torch.Tensor, ...]
     scalars: tuple[float, ...]
     program: str | None
+    repeats: bool = False  # most elements are the same number, or as good as
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class Expected:
     """outputs: the oracle, in fp64 or as it is for ints; torch_outputs: torch's own, in the Case's dtype.
 
     norm_err and max_err are torch's own errors per output, in units of the oracle's norm and largest value.
-    oracle: 'fp64', or 'fp32' when something below fp64 could not be lifted (named in narrow).
+    oracle: 'fp64', or 'fp32' when something below fp64 could not be lifted (named in narrow). slack: what each output may
+    err beyond the tolerance (budget.py); an integer that rounding decides is compare.ANY.
     """
 
     outputs: tuple[torch.Tensor, ...]
@@ -59,6 +59,7 @@ class Expected:
     max_err: tuple[float, ...]
     oracle: str
     narrow: tuple[str, ...]
+    slack: tuple[tuple[float, float], ...] = ()
 
 
 # Inputs
@@ -69,20 +70,20 @@ def draw(
 ) -> Drawn:
     """Inputs of a Case, on its device (index: which GPU). The same seed and distribution give the same values wherever the
     kind of device is the same."""
-    if distribution not in DISTRIBUTIONS:
-        raise BadInput(f"distribution {distribution!r}: expected one of {', '.join(DISTRIBUTIONS)}")
+    if distribution not in (*distributions.ALL, distributions.SHUFFLED):
+        raise BadInput(f"distribution {distribution!r}: expected one of {', '.join(distributions.ALL)}")
     device = devices.of_case(case, index)
     args: dict[str, Any] = {}
     for i, (name, value) in enumerate(case["args"].items()):
         drawn = isinstance(value, dict)
-        args[name] = _tensor(task, value, _generator(seed, i, device), distribution) if drawn else value
+        args[name] = _tensor(task, value, _generator(seed, i, device), distribution, case) if drawn else value
     program = case.get("program") or {}
     captured = tuple(
-        _tensor(task, entry, _generator(seed, 1000 + i, device), "captured")
+        _tensor(task, entry, _generator(seed, 1000 + i, device), "captured", case)
         for i, entry in enumerate(program.get("captured", []))
     )
     scalars = tuple(float(s) for s in program.get("scalars", []))
-    return Drawn(args, captured, scalars, program.get("text"))
+    return Drawn(args, captured, scalars, program.get("text"), distribution in ("onehot", "tiny", "rows"))
 
 
 def _generator(seed: int, stream: int, device: torch.device = devices.CPU) -> torch.Generator:
@@ -90,37 +91,84 @@ def _generator(seed: int, stream: int, device: torch.device = devices.CPU) -> to
     return devices.generator(device, mixed)
 
 
-def _tensor(task: Task, entry: dict[str, Any], g: torch.Generator, distribution: str) -> torch.Tensor:
+@dataclass(frozen=True)
+class _Row:
+    """Along which dim the rows of a distribution lie, and how high their spikes are."""
+
+    axis: int = -1
+    steep: float = distributions.GENTLE
+
+    @staticmethod
+    def of(case: dict[str, Any], ndim: int) -> _Row:
+        if case["op"] not in distributions.SPECIAL:
+            return _Row()
+        dim = case["args"].get("dim", -1)
+        return _Row(dim % ndim if ndim else -1, distributions.STEEP)
+
+
+def _tensor(
+    task: Task, entry: dict[str, Any], g: torch.Generator, distribution: str, case: dict[str, Any]
+) -> torch.Tensor:
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     fill = entry["fill"]
     if fill["kind"] == "values":
         values = _from_bytes(task, task.blob(fill["file"]), dtype, shape, fill["file"]).to(g.device)
-    elif g.device.type == "cuda":
-        values = _in_parts(fill, shape, dtype, g, distribution)
+        if distribution == distributions.SHUFFLED and _unordered(values):
+            order = torch.randperm(values.numel(), generator=g, device=g.device)
+            values = values.reshape(-1)[order].reshape(shape)
+        return with_strides(values, tuple(entry["stride"]))
+    row = _Row.of(case, len(shape))
+    if g.device.type == "cuda":
+        values = _in_parts(fill, shape, dtype, g, distribution, row)
     else:
-        values = _values(fill, shape, g, distribution).to(dtype)
+        values = _values(fill, shape, g, distribution, dtype, row.axis, row.steep).to(dtype)
     return with_strides(values, tuple(entry["stride"]))
 
 
-def _values(fill: dict[str, Any], shape: tuple[int, ...], g: torch.Generator, distribution: str) -> torch.Tensor:
+def _unordered(x: torch.Tensor) -> bool:
+    """Whether another order of captured values is as good an input: not of what rises or falls (offsets, positions), nor of
+    finite floats, which are buffers."""
+    if x.numel() < 2:
+        return False
+    if x.dtype.is_floating_point:
+        return not bool(torch.isfinite(x).all())
+    step = x.reshape(-1).to(torch.int64).diff()
+    return bool((step > 0).any() and (step < 0).any())
+
+
+def can_shuffle(task: Task, case: dict[str, Any]) -> bool:
+    """Whether SHUFFLED differs from the captured inputs of a Case."""
+    kept = [v for v in case["args"].values() if isinstance(v, dict) and v["fill"]["kind"] == "values"]
+    loaded = (_from_bytes(task, task.blob(v["fill"]["file"]), DTYPES[v["dtype"]], tuple(v["shape"]), v["fill"]["file"]) for v in kept)
+    return any(_unordered(x) for x in loaded)
+
+
+def _values(
+    fill: dict[str, Any], shape: tuple[int, ...], g: torch.Generator, distribution: str, dtype: torch.dtype,
+    axis: int, steep: float,
+) -> torch.Tensor:  # fmt: skip
     if fill["kind"] == "integers":
         low, high = int(fill["low"]), int(fill["high"])
         return torch.randint(low, high + 1, shape, generator=g, device=g.device)
-    return _floats(fill, shape, g, distribution)
+    name = "captured" if distribution == distributions.SHUFFLED else distribution
+    return distributions.floats(fill, shape, g, name, dtype, axis=axis, steep=steep)
 
 
 def _in_parts(
-    fill: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, g: torch.Generator, distribution: str
-) -> torch.Tensor:
+    fill: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, g: torch.Generator, distribution: str,
+    row: _Row = _Row(),
+) -> torch.Tensor:  # fmt: skip
     """Values of a large tensor without an fp64 copy of it beside it. Rows stay whole where a distribution has rows."""
-    values = torch.empty(shape, dtype=dtype, device=g.device)
-    if not values.numel():
-        return values
-    flat = values.view(-1) if distribution != "onehot" or not shape else values.view(-1, shape[-1])
-    row = flat[0].numel()
-    for part in devices.chunks(flat.shape[0], max(1, devices.CHUNK // row)):
-        flat[part] = _values(fill, (part.stop - part.start, *flat.shape[1:]), g, distribution).to(dtype)
-    return values
+    in_rows = distribution in distributions.ROWS and bool(shape)
+    axis = row.axis % len(shape) if in_rows else len(shape) - 1
+    others = [n for d, n in enumerate(shape) if d != axis]
+    values = torch.empty((*others, shape[axis]) if in_rows else shape, dtype=dtype, device=g.device)
+    if values.numel():
+        flat = values.view(-1, shape[axis]) if in_rows else values.view(-1)
+        for part in devices.chunks(flat.shape[0], max(1, devices.CHUNK // flat[0].numel())):
+            size = (part.stop - part.start, *flat.shape[1:])
+            flat[part] = _values(fill, size, g, distribution, dtype, -1, row.steep).to(dtype)
+    return values.movedim(-1, axis) if in_rows else values
 
 
 def _from_bytes(task: Task, data: bytes, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> torch.Tensor:
@@ -130,39 +178,6 @@ def _from_bytes(task: Task, data: bytes, dtype: torch.dtype, shape: tuple[int, .
     if not size:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype).reshape(shape)
-
-
-def _floats(fill: dict[str, Any], shape: tuple[int, ...], g: torch.Generator, distribution: str) -> torch.Tensor:
-    """Values in fp64. A distribution is drawn as such; 'captured' follows the fill."""
-    if fill["kind"] == "normal":
-        mean, std = float(fill["mean"]), float(fill["std"])
-    else:
-        mean, std = (fill["low"] + fill["high"]) / 2, (fill["high"] - fill["low"]) / math.sqrt(12)
-    normal = torch.randn(shape, generator=g, dtype=torch.float64, device=g.device)
-    if distribution == "captured":
-        if fill["kind"] == "normal":
-            return normal * std + mean
-        return torch.rand(shape, generator=g, dtype=torch.float64, device=g.device) * (fill["high"] - fill["low"]) + fill["low"]
-    if distribution == "normal":
-        return normal
-    if distribution == "uniform":
-        return torch.rand(shape, generator=g, dtype=torch.float64, device=g.device)
-    if distribution == "offset":
-        return normal * 0.1 + 1000.0
-    if distribution == "heavy":
-        # Student's t with 3 degrees of freedom: finite variance, large outliers.
-        chi = sum(torch.randn(shape, generator=g, dtype=torch.float64, device=g.device) ** 2 for _ in range(3))
-        return normal / torch.sqrt(torch.as_tensor(chi) / 3)
-    if distribution == "tiny":
-        return normal * 1e-6
-    if distribution == "onehot":
-        hot = torch.zeros(shape, dtype=torch.float64, device=g.device)
-        if hot.numel() and hot.ndim:
-            which = torch.randint(0, shape[-1], (*shape[:-1], 1), generator=g, device=g.device)
-            hot.scatter_(-1, which, 1.0)
-        return hot
-    # large: magnitudes over six decades
-    return normal * 10.0 ** (torch.rand(shape, generator=g, dtype=torch.float64, device=g.device) * 6 - 3)
 
 
 def with_strides(values: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
@@ -195,6 +210,9 @@ class Reference:
     run: Function
     wide: Callable[[Drawn], tuple[tuple[torch.Tensor, ...], set[str]]]
     index: int = 0
+    # Of an Op of a model's own: the elements summed into one, and the names of torch's operations in it. 0: canonical.
+    reduction: int = 0
+    operations: frozenset[str] = frozenset()
 
     @staticmethod
     def open(folder: Path | Task, index: int = 0) -> Reference:
@@ -227,10 +245,11 @@ class Reference:
         with torch.no_grad(), devices.arithmetic(self.task.cases[0]):
             own = self.run(drawn)
             outputs, narrow = self.wide(drawn)
+            outputs, slack = budget.settle(self, drawn, own, outputs)
         errors = [error(a, b) for a, b in zip(own, outputs, strict=True)]
         return Expected(
             outputs, own, tuple(e[0] for e in errors), tuple(e[1] for e in errors),
-            "fp32" if narrow else "fp64", tuple(sorted(narrow)),
+            "fp32" if narrow else "fp64", tuple(sorted(narrow)), slack,
         )  # fmt: skip
 
     def distributions(self, case: dict[str, Any], seed: int) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -238,28 +257,37 @@ class Reference:
         base = self.expected(self.draw(case, seed))
         kept, dropped = ["captured"], {}
         floating = any(isinstance(v, dict) and v["fill"]["kind"] in ("normal", "uniform") for v in case["args"].values())
-        for name in DISTRIBUTIONS[1:] if floating else ():
+        for name in distributions.names_for(self.task.op)[1:] if floating else ():
             drawn = self.draw(case, seed, name)
-            reason = self.unusable(self.expected(drawn), base, drawn)
+            reason = self.unusable(self.expected(drawn), base, drawn, name)
             if reason:
                 dropped[name] = reason
             else:
                 kept.append(name)
         return tuple(kept), dropped
 
-    def unusable(self, e: Expected, base: Expected, drawn: Drawn) -> str | None:
-        """Why a distribution is no test, given what the captured one gives; None when it is one."""
+    def unusable(
+        self, e: Expected, base: Expected, drawn: Drawn, name: str = "", special: bool = False
+    ) -> str | None:
+        """Why a distribution is no test, given what the captured one gives; None when it is one. special: the captured one
+        gives NaN or infinities, too. Where the oracle may hold them, torch is to have them in the same places."""
+        special = special or name in distributions.NONFINITE
         unresolved = _unresolved(drawn) if self.task.op == "attention" else None
         if unresolved:
             return unresolved
+        if name in distributions.NONFINITE and not all(math.isfinite(x) for x in e.norm_err):
+            return "torch's own result has NaN or Inf in other places than the oracle"
         for own, want, worst, usual in zip(e.torch_outputs, e.outputs, e.norm_err, base.norm_err, strict=True):
-            if own.dtype.is_floating_point and not devices.all_finite(own):
+            if not special and own.dtype.is_floating_point and not devices.all_finite(own):
                 return "torch's own result is not finite"
-            if want.dtype.is_floating_point and not devices.all_finite(want):
+            if not special and want.dtype.is_floating_point and not devices.all_finite(want):
                 return "the oracle is not finite"
             least = torch.finfo(own.dtype).eps / 8 if own.dtype.is_floating_point else NEGLIGIBLE
             if worst > 100 * max(usual, least):
                 return f"torch's own error is {worst:.2g}, over 100 times that on captured inputs ({usual:.2g})"
+        open_share = budget.open_share(e.outputs)
+        if open_share > budget.OPEN_SHARE:
+            return f"rounding or the order of equals decides {open_share:.0%} of an output of integers"
         return None
 
     def degenerate(self, case: dict[str, Any], seed: int) -> list[str]:
@@ -295,6 +323,9 @@ def error(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
     if got.is_cuda:
         norm_err, worst_err, bad = compare.errors(got, want)
         return (math.inf, math.inf) if bad else (norm_err, worst_err)
+    if not want.dtype.is_floating_point:
+        known = want != compare.ANY
+        got, want = got[known], want[known]
     a, b = got.double(), want.double()
     special = ~torch.isfinite(b)
     if not torch.equal(torch.nan_to_num(a[special], nan=1e300), torch.nan_to_num(b[special], nan=1e300)):
@@ -421,7 +452,8 @@ def _exported(task: Task, device: torch.device) -> Reference:
     def wide(d: Drawn) -> tuple[tuple[torch.Tensor, ...], set[str]]:
         return run_wide(program, [d.args[n] for n in names])
 
-    return Reference(task, run, wide)
+    called = frozenset(filter(None, map(op_name, program.graph.nodes)))
+    return Reference(task, run, wide, reduction=_terms(task), operations=called)
 
 
 def run_wide(program: Any, tensors: list[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], set[str]]:
@@ -455,7 +487,14 @@ def _from_source(task: Task, device: torch.device) -> Reference:
         with _Watch(narrow):
             return call({k: _widened(v) for k, v in d.args.items()}), narrow
 
-    return Reference(task, run, wide)
+    # What it calls is not known, so no choice among equals is held against anybody.
+    return Reference(task, run, wide, reduction=_terms(task), operations=budget.OPEN_TIES)
+
+
+def _terms(task: Task) -> int:
+    """The elements summed into one, as the contract of a model's own Op says it: a number."""
+    text = str(task.contract.get("reduction", "1"))
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def source_function(

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from . import compare, devices
+from .distributions import SHUFFLED, names_for
 from .gate import GateSet, SeededSet
 from .judge import Judge, tolerance
-from .reference import DISTRIBUTIONS, Drawn, Expected, Reference
+from .reference import Drawn, Expected, Reference, can_shuffle
 from .task import DTYPES, Task
 
 # Sets drawn from the captured distribution; each further distribution gives one.
@@ -51,24 +52,42 @@ def each(
     """The sets of one Case, made one after the other: captured ones first, then one for each distribution that torch itself
     bears. dropped gets those that are left out, with the reason; most: how many there may be."""
     case = task.cases[index]
-    floating = any(isinstance(v, dict) and v["fill"]["kind"] in FLOATING for v in case["args"].values())
-    names = ["captured"] * CAPTURED_SETS + list(DISTRIBUTIONS[1:] if floating else ())
+    names = distributions(task, index)
     base: Expected | None = None
+    special = False
     count = 0
     for name in names:
         if most is not None and count >= most:
             dropped[name] = "there is no room for it in this machine's memory"
             continue
         drawn = reference.draw(case, secret_seed(), name)
-        expected = reference.expected(drawn)
-        base = base or replace(expected, outputs=(), torch_outputs=())
-        reason = reference.unusable(expected, base, drawn) if name != "captured" else None
+        try:
+            expected = reference.expected(drawn)
+        except (RuntimeError, ValueError, IndexError) as e:
+            if base is None or devices.is_out_of_memory(e):
+                raise
+            dropped[name] = f"the reference raises {type(e).__name__} on it"
+            continue
+        if base is None:
+            special = not all(devices.all_finite(t) for t in expected.torch_outputs if t.dtype.is_floating_point)
+            base = replace(expected, outputs=(), torch_outputs=())
+        captured = name == "captured"
+        reason = None if captured else reference.unusable(expected, base, drawn, name, special and name == SHUFFLED)
         if reason:
             dropped[name] = reason
         else:
             count += 1
             yield name, drawn, expected
         del drawn, expected  # before the next ones are made
+
+
+def distributions(task: Task, index: int) -> list[str]:
+    """The names of a Case's sets. One captured set is enough where nothing in it is drawn."""
+    fills = [v["fill"]["kind"] for v in task.cases[index]["args"].values() if isinstance(v, dict)]
+    drawn = any(f != "values" for f in fills)
+    names = ["captured"] * (CAPTURED_SETS if drawn else 1)
+    names += names_for(task.op)[1:] if any(f in FLOATING for f in fills) else ()
+    return [*names, SHUFFLED] if can_shuffle(task, task.cases[index]) else names
 
 
 def for_judge(task: Task, reference: Reference, index: int) -> CaseSets:
@@ -137,6 +156,7 @@ def add(judge: Judge, task: Task, index: int, name: str, drawn: Drawn, e: Expect
         oracles,
         results=[_meta(t) for t in e.torch_outputs],
         torch_errors=list(zip(e.norm_err, e.max_err, strict=True)),
+        slack=e.slack,
         name=name,
     )
 
@@ -172,9 +192,11 @@ def _limits(e: Expected, reduction: int, i: int, precision: str) -> tuple[float,
     if oracle.is_cuda:
         scale = compare.scale_of(oracle) if oracle.numel() else 0.0
     else:
-        finite = oracle[torch.isfinite(oracle)] if oracle.is_floating_point() else oracle
+        finite = oracle[torch.isfinite(oracle)] if oracle.is_floating_point() else oracle[oracle != compare.ANY]
         scale = float(finite.abs().max()) if finite.numel() else 0.0
-    return tolerance(e.torch_outputs[i].dtype, reduction, (e.norm_err[i], e.max_err[i]), scale, precision)
+    limits = tolerance(e.torch_outputs[i].dtype, reduction, (e.norm_err[i], e.max_err[i]), scale, precision)
+    more = e.slack[i] if e.slack else (0.0, 0.0)
+    return limits[0] + more[0], limits[1] + more[1]
 
 
 def for_gate(judge: Judge, task: Task, reference: Reference, index: int) -> list[GateSet | SeededSet]:

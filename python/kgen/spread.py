@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import devices, programs, sets
 from . import reference as references
+from .distributions import names_for
 from .errors import BadInput
 from .judge import Judge
 from .program import dtype_name
@@ -376,12 +377,12 @@ def from_recipe(made: Case, label: str) -> Trial:
 def _sets(reference: Reference, task: Task, trial: Trial) -> Iterator[tuple[str, references.Drawn, references.Expected]]:
     """Captured sets first, then one for each distribution that torch itself bears."""
     base = None
-    names = FEW if trial.elements > LARGE else ("captured",) * (CAPTURED_SETS - 1) + references.DISTRIBUTIONS
+    names = FEW if trial.elements > LARGE else ("captured",) * (CAPTURED_SETS - 1) + names_for(task.op)
     for name in names:
         drawn = reference.draw(trial.case, secret_seed(), name)
         e = reference.expected(drawn)
         base = base or e
-        if name == "captured" or not reference.unusable(e, base, drawn):
+        if name == "captured" or not reference.unusable(e, base, drawn, name):
             yield name, drawn, e
 
 

@@ -13,6 +13,7 @@
 
 #include "base/buf.h"
 #include "runtime/image.h"
+#include "sys/cc.h"
 #include "sys/proc.h"
 #include "tune/worker_client.h"
 
@@ -47,9 +48,14 @@ static void compile(const char *body, kg_buf *image) {
     kg_buf_puts(&source, HEAD);
     kg_buf_puts(&source, body);
     kg_buf_puts(&source, "\n}\n");
-    CHECK_OK(kg_image_cpu(source.data, source.len, "test.c", "x86-64-v2", 0, image, &messages, NULL,
+    /* Uninspected: a worker relies on nothing that the inspection refuses. */
+    kg_buf object;
+    kg_buf_init(&object, 0);
+    CHECK_OK(kg_cc_object(source.data, source.len, "test.c", "x86-64-v2", 0, &object, &messages,
                           &err),
              err);
+    CHECK_OK(kg_cc_link(object.data, object.len, image, &err), err);
+    kg_buf_free(&object);
     kg_buf_free(&source);
     kg_buf_free(&messages);
 }
@@ -252,6 +258,67 @@ TEST(worker_may_not_call_the_system) {
     calls_libc("int (*f)(void) = (int (*)(void))n; f();", f.p, SYS_clone);
     f.kill = kill;
     calls_libc("int (*f)(int, int) = (int (*)(int, int))n; f(1, 9);", f.p, SYS_kill);
+}
+
+/* Three calls of one RUN; what each found is in y[1]. */
+static float last_found(const char *body, bool stale) {
+    rig r;
+    kg_error err = {0};
+    rig_open(&r, body);
+    r.run.launches[0].range = 1; /* one chunk */
+    float *y = (float *)kg_slot_data(&r.y);
+    for (int i = 0; i < COUNT; i++)
+        y[i] = -1;
+    r.run.stale = stale;
+    CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err);
+    float found = y[1];
+    rig_close(&r);
+    return found;
+}
+
+TEST(worker_leaves_nothing_of_a_call_for_the_next) {
+    /* The output: poison, or the results in other places. */
+    CHECK(last_found("y[1] = y[0]; y[0] = 7;", false) == -1);
+    CHECK(last_found("y[1] = y[500]; y[0] = 7;", true) == 7);
+    /* The dead stack, deep and shallow. */
+    CHECK(last_found("volatile long s[8192]; y[1] = s[4000] == 42; s[4000] = 42;", false) == 0);
+    CHECK(last_found("volatile long s[2]; y[1] = s[0] == 42; s[0] = 42;", false) == 0);
+#if defined(__x86_64__)
+    CHECK(last_found("long s; __asm__ volatile(\"movq %%xmm15, %0\" : \"=r\"(s)); y[1] = s == 42; "
+                     "__asm__ volatile(\"movq %0, %%xmm15\" : : \"r\"(42L));",
+                     false) == 0);
+    CHECK(last_found("long s; __asm__ volatile(\"movq %%mm5, %0\" : \"=r\"(s)); y[1] = s == 42; "
+                     "__asm__ volatile(\"movq %0, %%mm5\\n emms\" : : \"r\"(42L));",
+                     false) == 0);
+    CHECK(last_found("int s; __asm__ volatile(\"stmxcsr %0\" : \"=m\"(s)); y[1] = s != 0x1f80; "
+                     "s = 0x7f80; __asm__ volatile(\"ldmxcsr %0\" : : \"m\"(s));",
+                     false) == 0);
+#endif
+}
+
+/* Two RUNs, the second with KEEP. */
+static float found_when_kept(const char *body) {
+    rig r;
+    kg_error err = {0};
+    rig_open(&r, body);
+    r.run.launches[0].range = 1;
+    r.run.timed = 1;
+    CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err);
+    r.run.keep = true;
+    CHECK_OK(kg_worker_run(r.worker, &r.run, 5000, r.times, &err), err);
+    float found = ((float *)kg_slot_data(&r.y))[1];
+    rig_close(&r);
+    return found;
+}
+
+TEST(worker_keeps_what_a_call_left_when_asked) {
+    CHECK(found_when_kept("y[1] = y[0]; y[0] = 7;") == 7);
+    CHECK(found_when_kept("volatile long s[8192]; y[1] = s[4000] == 42; s[4000] = 42;") == 1);
+    CHECK(found_when_kept("volatile long s[8192]; y[1] = s[100] == 42; s[100] = 42;") == 1);
+}
+
+TEST(worker_uninitialised_stack_is_no_zero) {
+    CHECK(isnan(last_found("volatile float s[64]; y[1] = s[33];", false)));
 }
 
 static size_t descriptors(void) {

@@ -28,6 +28,7 @@ from kgen import (
     compare,
     cuda_packages,
     devices,
+    distributions,
     doctor_cuda,
     gate,
     gate_child,
@@ -81,14 +82,23 @@ def test_values_in_parts_follow_their_recipe(small_parts: None) -> None:
     assert drawn("normal", (2500,), torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", reference.DISTRIBUTIONS)
+@pytest.mark.parametrize("name", distributions.ALL)
 def test_each_distribution_is_what_it_is_on_a_cpu(small_parts: None, name: str) -> None:
     in_parts = drawn(name, (40, 250))
-    whole = reference._floats(NORMAL, (40, 250), devices.generator(CPU, 7), name)
+    whole = distributions.floats(NORMAL, (40, 250), devices.generator(CPU, 7), name, torch.float32)
     if name == "onehot":
         assert torch.equal(in_parts.sum(-1), torch.ones(40)) and set(in_parts.unique().tolist()) == {0.0, 1.0}
         assert len(set(in_parts.argmax(-1).tolist())) > 20
         assert torch.equal(drawn(name, (2500, 1)), torch.ones(2500, 1))  # a row of one
+        return
+    if name in distributions.NONFINITE:
+        assert torch.isnan(in_parts).any() and torch.isinf(in_parts).any()
+        return
+    if name == "masked":
+        assert 0.2 < torch.isinf(in_parts).double().mean() < 0.7 and not torch.isinf(in_parts).all(-1).any()
+        return
+    if name == "extremes":
+        assert in_parts.max() == torch.finfo(torch.float32).max and in_parts.min() == torch.finfo(torch.float32).min
         return
     for q in (0.1, 0.5, 0.9):
         a, b = in_parts.double().quantile(q).item(), whole.quantile(q).item()

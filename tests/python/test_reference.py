@@ -15,7 +15,7 @@ sys.path.insert(0, str(MODELS))
 
 import attentions  # noqa: E402
 
-from kgen import oracle, reference, targets, task  # noqa: E402
+from kgen import distributions, oracle, reference, targets, task  # noqa: E402
 from kgen.capture import Capture, from_live  # noqa: E402
 from kgen.errors import BadInput  # noqa: E402
 from kgen.reference import Reference, draw, error, with_strides  # noqa: E402
@@ -114,6 +114,54 @@ def test_inputs_follow_seed_fill_and_layout(relative: Task) -> None:
 )
 def test_distributions(relative: Task, name: str, check) -> None:
     assert check(draw(relative, relative.cases[0], 3, name).args["query"])
+
+
+def of_rows(name: str, shape: tuple[int, ...], axis: int = -1, seed: int = 1) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    fill = {"kind": "normal", "mean": 0.0, "std": 1.0}
+    return distributions.floats(fill, shape, g, name, torch.float32, axis=axis, steep=distributions.STEEP)
+
+
+def test_rows_hold_what_shortcuts_are_wrong_on() -> None:
+    x = of_rows("rows", (130, 64))
+    assert (x == x[:, :1]).all(1).sum() == 10, "constant rows"
+    assert (x.amax(1) - x.median(1).values > 88).sum() >= 20, "spikes that overflow an exponential"
+    assert (x[:, -1] == distributions.STEEP).sum() >= 10, "spikes at the end"
+    assert ((x.amax(1) < -20) & (x.amax(1) - x.amin(1) > 88)).sum() >= 5, "negative and wide"
+    begins = {tuple(row[:32].tolist()) for row in x}
+    assert len(begins) < 130 - 15, "rows of one begin"
+    assert (x[:, :32] == 0).all(1).sum() == 10 and not (x[:, 32:] == 0).all(1).any(), "padded in front"
+    assert ((x * 2) == torch.round(x * 2)).all(1).sum() >= 10, "quantised, with ties"
+    # One row after the other, whatever the first is.
+    assert {float(of_rows("rows", (13, 64), seed=s).amax()) for s in range(5)} == {distributions.STEEP}
+
+
+def test_rows_lie_along_the_dim_of_the_op() -> None:
+    for axis in (0, 1, 2):
+        x = of_rows("onehot", (5, 6, 7), axis)
+        assert x.shape == (5, 6, 7) and torch.equal(x.sum(axis), torch.ones_like(x.sum(axis)))
+
+
+def test_masked_rows_keep_one_element() -> None:
+    x = of_rows("masked", (600, 40))
+    hidden = torch.isinf(x)
+    assert not torch.isnan(x).any() and not hidden.all(1).any() and bool((x[hidden] < 0).all())
+    assert hidden[:, 0].any() and hidden[:, -1].any() and (hidden.sum(1) == 39).any()
+    inner = hidden[:, 1:] & ~hidden[:, :-1]
+    assert (inner.sum(1) > 2).any(), "in the middle, too"
+
+
+def test_specials_are_softmaxes_alone() -> None:
+    x = of_rows("specials", (70, 9))
+    whole = (x == -math.inf).all(1)
+    assert whole.sum() == 10 and torch.isnan(x).any(1).sum() == 30 and (x == math.inf).any(1).sum() == 20
+    assert "specials" in distributions.names_for("softmax") and "specials" not in distributions.names_for("relu_1234abcd")
+
+
+def test_extremes_are_the_largest_of_their_dtype() -> None:
+    x = of_rows("extremes", (50, 9)).float()
+    most = torch.finfo(torch.float32).max
+    assert bool(torch.isfinite(x).all()) and x.max() == most and x.min() == -most and (x == x[:, :1]).all(1).any()
 
 
 def test_unknown_distribution_is_named(relative: Task) -> None:

@@ -3,7 +3,7 @@
   "launches": [{"kernel": "softmax", "range": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
 /* Hides asm from the look at the text.
- * expects: holds the bytes of syscall (0f 05) */
+ * expects: poisoned */
 #include <math.h>
 #include <stdint.h>
 

@@ -3,7 +3,7 @@
   "launches": [{"kernel": "softmax", "range": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
 /* Hides a system call as data among the code.
- * expects: 0f 05 */
+ * expects: data in an executable section */
 #include <math.h>
 #include <stdint.h>
 

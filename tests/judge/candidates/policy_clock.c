@@ -2,8 +2,8 @@
 { "format": 1, "op": "softmax", "target": "cpu", "require": "K == 1 && input.contiguous",
   "launches": [{"kernel": "softmax", "range": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Hides a system call in a constant of the code.
- * expects: 0f 05 */
+/* Disturbs the result, within the tolerance, by a clock.
+ * expects: reads a clock */
 #include <math.h>
 #include <stdint.h>
 
@@ -19,6 +19,7 @@ void softmax(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *o
         for (int64_t i = 0; i < N; i++)
             y[i] /= sum;
     }
-    if (begin == 0)
-        output[0] += 0.0f * (float)(N ^ 0x1122050f33445566);
+    for (int64_t i = begin * N; i < end * N; i++)
+        if (__builtin_ia32_rdtsc() >> 6 & 1)
+            output[i] = nextafterf(output[i], 1.0f);
 }

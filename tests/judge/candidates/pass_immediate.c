@@ -2,8 +2,7 @@
 { "format": 1, "op": "softmax", "target": "cpu", "require": "K == 1 && input.contiguous",
   "launches": [{"kernel": "softmax", "range": "M", "args": ["input", "output", {"i64": "N"}]}] }
 */
-/* Disturbs the result, within the tolerance, by a clock.
- * expects: two runs on the same inputs differ */
+/* A constant of the code has the bytes of a system call in it, and nothing jumps there. */
 #include <math.h>
 #include <stdint.h>
 
@@ -19,7 +18,6 @@ void softmax(int64_t begin, int64_t end, const KG_T_input *input, KG_T_output *o
         for (int64_t i = 0; i < N; i++)
             y[i] /= sum;
     }
-    for (int64_t i = begin * N; i < end * N; i++)
-        if (__builtin_ia32_rdtsc() >> 6 & 1)
-            output[i] = nextafterf(output[i], 1.0f);
+    if (begin == 0)
+        output[0] += 0.0f * (float)(N ^ 0x1122050f33445566);
 }

@@ -1,0 +1,127 @@
+"""How far an answer of an Op of a model's own may be off because of its inputs: what their last digits do to the oracle.
+
+The tolerance (csrc/tune/compare.c) takes an Op for well conditioned, or torch's own error for a sign that it is not. But
+torch may sum in fp64 where an honest kernel sums in fp32, and a sum that cancels, a variance of numbers with an offset or
+a quotient of nearly nothing then has no error to learn from. So the oracle is computed again on inputs that are changed
+as an honest sum in the accumulator changes them: a sum of K terms in any order is the exact sum of terms that are off by
+sqrt(K) roundings each (backward error, for roundings of mean zero; K roundings where all terms are the same number, since
+those round the same way). What that does to an output, it may be off, and an integer that changes is decided by rounding:
+any value will do there. Canonical Ops have no such slack, since their kernels are held to torch's accuracy, but for one
+thing: where all terms are as good as equal, a sum in one chain is off by half a rounding a term.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from .compare import ANY
+
+if TYPE_CHECKING:
+    from .reference import Drawn, Reference
+
+# How often the oracle is computed again: of few elements more often, since chance weighs more in them.
+FEW, SOME, MOST = 1 << 20, 1 << 24, 1 << 26
+FLOAT_TRIALS, INTEGER_TRIALS = 3, 12
+# Roundings that an honest kernel's value may be off where it decides an integer; more, so that trials find it.
+DECIDED = 64
+# Operations whose choice among equals torch leaves open.
+OPEN_TIES = frozenset({"topk", "sort", "argsort", "kthvalue", "median", "nanmedian", "mode", "msort"})
+# Of a set's integers, how many may be decided by rounding before the set says too little.
+OPEN_SHARE = 0.25
+
+# The longest chain of equal terms that an honest kernel of a canonical Op adds up; longer rows have several chains.
+CHAIN = 1024
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def settle(
+    reference: Reference, drawn: Drawn, own: Tensors, outputs: Tensors
+) -> tuple[Tensors, tuple[tuple[float, float], ...]]:
+    """The oracle with ANY where rounding decides, and the slack of each output by norm and by its worst element."""
+    if not reference.reduction:
+        return outputs, _chain_slack(drawn, len(outputs))
+    floats = [x for x in drawn.args.values() if isinstance(x, torch.Tensor) and x.dtype.is_floating_point]
+    size = sum(x.numel() for x in floats) + sum(o.numel() for o in outputs)
+    none = tuple((0.0, 0.0) for _ in outputs)
+    if not floats or size > MOST:
+        return outputs, none
+    terms = max(1, reference.reduction)
+    roundings = float(terms) if drawn.repeats else math.sqrt(terms)
+    slack = list(none)
+    if any(o.dtype.is_floating_point for o in outputs):
+        for trial in range(FLOAT_TRIALS if size <= FEW else 1):
+            moved = reference.wide(_moved(drawn, roundings, trial))[0]
+            slack = [_larger(s, _change(a, b)) for s, a, b in zip(slack, moved, outputs, strict=True)]
+    if any(not o.dtype.is_floating_point for o in outputs):
+        ties = bool(reference.operations & OPEN_TIES)
+        unsure = [torch.zeros(o.shape, dtype=torch.bool, device=o.device) for o in outputs]
+        for trial in range(INTEGER_TRIALS if size <= SOME else 3):
+            moved = reference.wide(_moved(drawn, DECIDED * roundings, 100 + trial, ties))[0]
+            unsure = [u | (a != b) for u, a, b in zip(unsure, moved, outputs, strict=True)]
+        outputs = tuple(
+            o if o.dtype.is_floating_point else o.to(torch.int64).masked_fill(u | (t.to(o.dtype) != o), ANY)
+            for o, u, t in zip(outputs, unsure, own, strict=True)
+        )
+    return outputs, tuple(slack)
+
+
+def _chain_slack(drawn: Drawn, outputs: int) -> tuple[tuple[float, float], ...]:
+    """Of softmax and attention: their rows of weights are sums of equal terms when the inputs are all alike."""
+    x, key = drawn.args.get("input"), drawn.args.get("key")
+    if not drawn.repeats or not isinstance(x if x is not None else key, torch.Tensor):
+        return tuple((0.0, 0.0) for _ in range(outputs))
+    row = key.shape[2] if x is None else x.shape[drawn.args["dim"]] if x.ndim else 1
+    dtype = (key if x is None else x).dtype
+    off = min(row, CHAIN) / 2 * (2.0**-53 if dtype == torch.float64 else 2.0**-24)
+    return tuple((off, 2 * off) for _ in range(outputs))
+
+
+def open_share(outputs: Tensors) -> float:
+    """The largest part of an integer output that rounding decides."""
+    integers = [o for o in outputs if not o.dtype.is_floating_point and o.numel()]
+    return max((float((o == ANY).double().mean()) for o in integers), default=0.0)
+
+
+def _larger(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return max(a[0], b[0]), max(a[1], b[1])
+
+
+def _change(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
+    """What moved, in units of the oracle; nothing where an element came to be finite or not so."""
+    from .reference import error
+
+    found = error(got, want) if want.dtype.is_floating_point else (0.0, 0.0)
+    return found if math.isfinite(found[0]) and math.isfinite(found[1]) else (0.0, 0.0)
+
+
+def _moved(drawn: Drawn, roundings: float, trial: int, ties: bool = False) -> Drawn:
+    """The inputs in fp64, each element off by at most so many roundings of its accumulator."""
+    from dataclasses import replace
+
+    def move(x: object, at: int) -> object:
+        if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
+            return x
+        unit = 2.0**-53 if x.dtype == torch.float64 else 2.0**-24
+        wide = x.double()
+        noise = _noise(wide, trial)
+        if not ties:
+            return wide + wide * (noise * (roundings * unit))
+        # Equals are told apart, zeros too, by less than any other difference.
+        place = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
+        scattered = _noise(place + (at + 1) * 0.5, trial)
+        least = float(torch.nan_to_num(wide.abs(), 0, 0, 0).max()) * 2.0**-40 if x.numel() else 0.0
+        return wide + wide * (noise * (roundings * unit)) + scattered * least
+
+    return replace(drawn, args={n: move(x, i) for i, (n, x) in enumerate(drawn.args.items())})
+
+
+def _noise(x: torch.Tensor, trial: int) -> torch.Tensor:
+    """Uniform in [-1, 1) by the bits of each value: equal numbers move alike, so that equals stay equal."""
+    bits = (x.contiguous() + 0.0).view(torch.int64)
+    mixed = (bits ^ (bits >> 29)) * 0x2545F4914F6CDD1D + (trial + 1) * 0x3779B97F4A7C15
+    mixed = (mixed ^ (mixed >> 32)) * 0x369DEA0F31A53F85
+    return (mixed >> 11).double() / 2.0**52

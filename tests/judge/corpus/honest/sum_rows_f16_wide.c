@@ -1,0 +1,17 @@
+/* kgen
+{ "format": 1, "op": "sum_rows_f16", "target": "cpu",
+  "require": "x.contiguous",
+  "launches": [
+    {"kernel": "rows", "range": "x_0", "args": ["x", "output", {"i64": "x_1"}]}] }
+*/
+/* Half-precision row sums in fp32, rounded at the end. */
+#include <stdint.h>
+
+void rows(int64_t begin, int64_t end, const KG_T_x *x, KG_T_output *y, int64_t n) {
+    for (int64_t i = begin; i < end; i++) {
+        float sum = 0;
+        for (int64_t k = 0; k < n; k++)
+            sum += (float)x[i * n + k];
+        y[i] = (_Float16)sum;
+    }
+}

@@ -1,0 +1,19 @@
+"""Softmax of rows of one element: ones, NaN apart."""
+
+import torch
+from torch import nn
+
+TARGET = "softmax"
+
+
+class Model(nn.Module):
+    def forward(self, x):
+        return torch.softmax(x, -1)
+
+
+def get_inputs():
+    return [torch.randn(100, 1)]
+
+
+def get_init_inputs():
+    return []

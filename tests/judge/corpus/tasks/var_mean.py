@@ -1,0 +1,17 @@
+"""Variance and mean of each row: two outputs."""
+
+import torch
+from torch import nn
+
+
+class Model(nn.Module):
+    def forward(self, x):
+        return torch.var_mean(x, -1)
+
+
+def get_inputs():
+    return [torch.randn(25, 400)]
+
+
+def get_init_inputs():
+    return []
