@@ -204,6 +204,7 @@ int kgen_llm_check(const char *options, char **json, char *err, size_t nerr) {
         kg_json_set_int(price, "input", o.price.input);
         kg_json_set_int(price, "cached", o.price.cached);
         kg_json_set_int(price, "output", o.price.output);
+        kg_json_set_str(price, "as_of", o.price.as_of[0] ? o.price.as_of : NULL);
     }
     if (price)
         kg_json_set(result, "price", price);

@@ -181,7 +181,8 @@ static int open_files(const loop_json *j, const char *op, const char *run_dir, k
                   : kg_fail(err, KG_ENOMEM, "path of agent.md");
     if (!rc)
         rc = kg_propose_files(op, run_dir, text.data ? text.data : "",
-                              j->slots ? (size_t)j->slots : DEFAULT_SLOTS, journal, out, err);
+                              j->slots ? (size_t)j->slots : DEFAULT_SLOTS, j->stage < 0, journal,
+                              out, err);
     kg_buf_free(&text);
     free(path);
     return rc;

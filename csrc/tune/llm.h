@@ -25,6 +25,7 @@ typedef struct kg_spend {
 typedef struct kg_llm_price {
     bool known;
     int64_t input, cached, output;
+    char as_of[24]; /* when the table was made, as it says; for people */
 } kg_llm_price;
 
 #define KG_LLM_MAX_IN_FLIGHT 64

@@ -144,7 +144,7 @@ static int read_row(const kg_json *row, const char *what, const char *model, siz
 }
 
 int kg_llm_price_find(const char *path, const char *model, kg_llm_price *out, kg_error *err) {
-    static const char *const keys[] = {"format", "unit", "as_of", "models", NULL};
+    static const char *const keys[] = {"format", "unit", "as_of", "note", "models", NULL};
     kg_buf text;
     kg_json *root = NULL;
     size_t best = 0;
@@ -164,6 +164,9 @@ int kg_llm_price_find(const char *path, const char *model, kg_llm_price *out, kg
         snprintf(what, sizeof what, "%.200s: models[%zu]", path, i);
         rc = read_row(kg_json_at(models, i), what, model, &best, out, err);
     }
+    const char *as_of = "";
+    if (!rc && best && !kg_json_str(kg_json_get(root, "as_of"), "as_of", &as_of, NULL))
+        snprintf(out->as_of, sizeof out->as_of, "%s", as_of);
     kg_json_free(root);
     kg_buf_free(&text);
     return rc;

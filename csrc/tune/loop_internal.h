@@ -12,6 +12,7 @@ typedef struct kg_evidence {
     bool any, full;
     int verdict;
     char *message;
+    char *profile; /* what its kernels use, in words; NULL: the judge does not tell */
     double time_ns[KG_MAX_CASES], tuned_ns[KG_MAX_CASES];
 } kg_evidence;
 
@@ -24,7 +25,7 @@ typedef struct kg_attempt {
     char id[65];     /* of the Candidate; of the bare text when the plan was refused */
     char parent[65]; /* that it was edited from, or empty */
     char *text;
-    char *message;
+    char *message, *profile;
     bool judged, noted;
     int verdict; /* kg_verdict */
     bool full;
@@ -145,6 +146,9 @@ size_t kg_loop_rank(const kg_loop_state *l, int *out, size_t n);
 /* Lower is better: the mean over the Cases of log2 of time over floor (or of time alone); INFINITY
  * when it did not pass. */
 double kg_loop_cost(const kg_loop_state *l, const kg_attempt *a);
+/* What a Record says of the device: registers, spills, shared memory, occupancy, in words for a
+ * prompt. The caller frees it; NULL: nothing. */
+char *kg_loop_profile(const kg_json *record);
 /* How far an attempt came: 0 its plan was refused, 1 it did not compile, 2 it ran, 3 it passed. */
 int kg_loop_reach(const kg_attempt *a);
 /* The attempt of an exchange that came furthest, or KG_NONE. */

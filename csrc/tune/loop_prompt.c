@@ -86,12 +86,57 @@ void kg_loop_result_line(const kg_loop_state *l, const kg_attempt *a, kg_buf *ou
     kg_buf_printf(out, ": %.*s", (int)(n < 200 ? n : 200), a->message);
 }
 
+static double number(const kg_json *o, const char *key) {
+    double x = 0;
+    return kg_json_double(kg_json_get(o, key), key, &x, NULL) ? 0 : x;
+}
+
+static void put_kernel(const kg_json *k, kg_buf *b) {
+    const char *name = "";
+    double threads = number(k, "threads"), blocks = number(k, "blocks_per_sm");
+    kg_json_str(kg_json_get(k, "name"), "name", &name, NULL);
+    kg_buf_printf(b, "- `%s`: %.0f registers a thread, ", name, number(k, "registers"));
+    if (number(k, "local_bytes") > 0)
+        kg_buf_printf(b, "%.0f bytes of it spilled or in local arrays, ", number(k, "local_bytes"));
+    else
+        kg_buf_puts(b, "nothing spilled, ");
+    kg_buf_printf(b,
+                  "%.1f KiB of shared memory, blocks of %.0f threads, %.0f of them on a "
+                  "multiprocessor at once (%.0f warps)\n",
+                  (number(k, "static_shared") + number(k, "dynamic_shared")) / 1024, threads,
+                  blocks, blocks * threads / 32);
+}
+
+char *kg_loop_profile(const kg_json *record) {
+    const kg_json *device = kg_json_get(kg_json_get(record, "details"), "device"),
+                  *cases = kg_json_get(record, "cases");
+    kg_buf text;
+    kg_buf_init(&text, 64 << 10);
+    for (size_t i = 0; i < kg_json_size(device); i++) {
+        const kg_json *kernels = kg_json_get(kg_json_at(device, i), "kernels");
+        for (size_t k = 0; k < kg_json_size(kernels); k++)
+            put_kernel(kg_json_at(kernels, k), &text);
+    }
+    for (size_t i = 0; i < kg_json_size(cases); i++) {
+        double warm = number(kg_json_get(kg_json_at(cases, i), "warm_ns"), "median");
+        if (warm <= 0)
+            continue;
+        kg_buf_printf(&text, "- Case %zu with its inputs still in the L2: ", i);
+        kg_prompt_time(&text, warm);
+        kg_buf_putc(&text, '\n');
+    }
+    char *taken = text.status || !text.len ? NULL : kg_buf_take(&text);
+    kg_buf_free(&text);
+    return taken;
+}
+
 static kg_prompt_shown shown(const kg_attempt *a) {
     bool tuned = a->tuned_ns[0] > 0;
     return (kg_prompt_shown){.id = a->id,
                              .text = a->text,
                              .verdict = kg_verdict_name(a->verdict),
                              .message = a->message,
+                             .profile = a->profile,
                              .time_ns = tuned ? a->tuned_ns : a->time_ns,
                              .full = a->full};
 }

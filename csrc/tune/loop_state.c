@@ -319,6 +319,11 @@ static int fold_verdict(kg_loop_state *l, const kg_json *e, kg_error *err) {
     take_times(l, e, next->time_ns, false);
     free(next->message);
     next->message = strdup(text_in(e, "message"));
+    char *profile = kg_loop_profile(kg_json_get(e, "record"));
+    if (profile) {
+        free(next->profile);
+        next->profile = profile;
+    }
     return KG_OK;
 }
 
@@ -335,6 +340,8 @@ static void commit(kg_loop_state *l) {
         memcpy(a->time_ns, a->next.time_ns, sizeof a->time_ns);
         free(a->message);
         a->message = a->next.message ? strdup(a->next.message) : NULL;
+        free(a->profile);
+        a->profile = a->next.profile ? strdup(a->next.profile) : NULL;
     }
 }
 
@@ -425,6 +432,7 @@ static void copy_verdict(kg_loop_state *l, kg_attempt *a) {
     memcpy(a->time_ns, from->time_ns, sizeof a->time_ns);
     memcpy(a->tuned_ns, from->tuned_ns, sizeof a->tuned_ns);
     a->message = from->message ? strdup(from->message) : NULL;
+    a->profile = from->profile ? strdup(from->profile) : NULL;
 }
 
 bool kg_loop_all_judged(const kg_loop_state *l, int exchange) {
@@ -464,6 +472,8 @@ void kg_loop_state_free(kg_loop_state *l) {
         free(l->attempts[i].text);
         free(l->attempts[i].message);
         free(l->attempts[i].next.message);
+        free(l->attempts[i].profile);
+        free(l->attempts[i].next.profile);
     }
     for (size_t i = 0; i < l->nideas; i++)
         free(l->ideas[i].text);

@@ -302,6 +302,7 @@ static void put_verdict(const kg_prompt *p, const kg_prompt_shown *c, kg_buf *b)
     if (passed) {
         kg_buf_putc(b, '\n');
         put_times(p, c, b);
+        kg_buf_puts(b, c->profile ? c->profile : "");
     }
 }
 

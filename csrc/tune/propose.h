@@ -77,9 +77,10 @@ int kg_propose_llm(const char *op, const kg_llm_options *options, kg_journal *jo
 kg_spend kg_journal_spent(const kg_journal *journal, const char *op);
 
 /* propose_files.c: prompts to <run>/prompts, answers from <run>/answers; slots: how many prompts
- * are open at once. agent_md: the text of the README that is put beside the prompts. */
+ * are open at once. agent_md: the text of the README that is put beside the prompts. anew: whoever
+ * goes on with the Run wants more, so an end mark of an earlier life goes. */
 int kg_propose_files(const char *op, const char *run_dir, const char *agent_md, size_t slots,
-                     kg_journal *journal, kg_proposer *out, kg_error *err);
+                     bool anew, kg_journal *journal, kg_proposer *out, kg_error *err);
 /* Of it only what tells: verdicts to <run>/verdicts, for a stage that asks nothing. */
 int kg_propose_nothing(const char *run_dir, kg_proposer *out, kg_error *err);
 

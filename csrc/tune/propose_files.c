@@ -333,16 +333,16 @@ static int make_folders(proposer *p, const char *run_dir, kg_error *err) {
 }
 
 int kg_propose_files(const char *op, const char *run_dir, const char *agent_md, size_t slots,
-                     kg_journal *journal, kg_proposer *out, kg_error *err) {
+                     bool anew, kg_journal *journal, kg_proposer *out, kg_error *err) {
     proposer *p = calloc(1, sizeof *p);
     if (!p)
         return kg_fail(err, KG_ENOMEM, "a proposer");
     p->journal = journal;
     snprintf(p->op, sizeof p->op, "%s", op);
     int rc = make_folders(p, run_dir, err);
-    char *mark = rc ? NULL : kg_path_join(p->answers, END_MARK);
+    char *mark = rc || !anew ? NULL : kg_path_join(p->answers, END_MARK);
     if (mark)
-        (void)unlink(mark); /* whoever goes on with the Run wants more */
+        (void)unlink(mark);
     free(mark);
     if (!rc)
         rc = remember(p, err);

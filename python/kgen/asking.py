@@ -224,7 +224,20 @@ def told(asking: Asking, ops: Sequence[str]) -> str:
     also = "".join(f"; {os.fspath(f)}" for f in asking.files) + ("; your --note" if asking.notes else "")
     there = "given to the client of this server" if asking.proposer == "mcp" else "written to the Run's prompts/"
     where = f"sent to {asking.title}" if asking.llm else there
-    return f"{where}: {what}{also}"
+    return f"{where}: {what}{also}{_price(asking)}"
+
+
+def _price(asking: Asking) -> str:
+    """What a model is thought to cost; "" where nothing is known or it costs nothing."""
+    price = _libkgen.llm_check(asking.llm)["price"] if asking.llm else None
+    if not price or not price["output"]:
+        return ""
+    usd = {k: price[k] / 1000 for k in ("input", "output")}
+    when = f" as of {price['as_of']}" if price["as_of"] else ""
+    return (
+        f"; counted at {usd['input']:g} USD in and {usd['output']:g} USD out for a million tokens{when}: check that, --prices FILE "
+        "says otherwise"
+    )
 
 
 def ended(asked: dict[str, Any]) -> str:

@@ -32,9 +32,17 @@ pre{background:#f3f4f6;padding:.8rem;overflow-x:auto;font-size:.8rem}
 p{margin:.3rem 0}
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#374151}
 .dim{color:#6b7280}
+h3{font-size:1rem;margin:1.2rem 0 .2rem}
+summary{cursor:pointer}
+.v{display:inline-block;padding:0 .45rem;border-radius:.6rem;background:#fee2e2;color:#991b1b;font-size:.85rem}
+.v.pass{background:#dcfce7;color:#166534}
+.turn{border-left:2px solid #e5e7eb;padding-left:.7rem;margin-top:.5rem}
+blockquote{margin:.2rem 0;color:#374151;font-style:italic}
 """
 
 Entry = dict[str, Any]
+# Its name, ns a call, and the winner's speedup over it, all of the gate.
+Baseline = tuple[str, float, float]
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def milliseconds(ns: float | None) -> str:
 class _Plot:
     """A logarithmic plot of times over seconds."""
 
-    def __init__(self, seconds: float, low: float, high: float, unit: str = "s"):
+    def __init__(self, seconds: float, low: float, high: float, unit: str = "seconds"):
         self.seconds, self.unit = max(seconds, 1e-3), unit
         self.low, self.high = math.log(low / 1.15), math.log(high * 1.15)
 
@@ -127,6 +135,13 @@ class _Plot:
         inside = [m for m in marks if self.low <= math.log(m) <= self.high]
         return inside or [math.exp(self.low), math.exp(self.high)]
 
+    def steps(self) -> list[float]:
+        """Round numbers on the other axis, at most eight."""
+        step = 10.0 ** math.floor(math.log10(self.seconds))
+        while self.seconds / step < 3.5:
+            step /= 2 if f"{step:e}"[0] in "12" else 2.5
+        return [round(i * step, 10) for i in range(int(self.seconds / step + 1e-9) + 1)]
+
     def axes(self) -> Iterator[str]:
         bottom = HEIGHT - BOTTOM
         for ns in self.ticks():
@@ -134,12 +149,12 @@ class _Plot:
             yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e7eb"/>'
             yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{milliseconds(ns)}</text>'
         yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}" stroke="#9ca3af"/>'
-        for i in range(5):
-            at = self.seconds * i / 4
-            yield f'<text x="{self.x(at):.1f}" y="{bottom + 16}" text-anchor="middle">{at:.3g} {self.unit}</text>'
+        for at in self.steps():
+            yield f'<text x="{self.x(at):.1f}" y="{bottom + 16}" text-anchor="middle">{at:,.10g}</text>'
+        yield f'<text x="{WIDTH - RIGHT}" y="{bottom + 32}" text-anchor="end">{escape(self.unit)}</text>'
 
 
-def _best_line(plot: _Plot, points: Sequence[Point]) -> str:
+def _best_line(plot: _Plot, points: Sequence[Point], baseline: Baseline | None) -> str:
     best, path = math.inf, []
     for p in points:
         if p.time_ns <= 0 or p.time_ns >= best:
@@ -149,10 +164,15 @@ def _best_line(plot: _Plot, points: Sequence[Point]) -> str:
         path.append(f"H{x:.1f}V{y:.1f}" if path else f"M{x:.1f} {y:.1f}")
     if not path:
         return ""
-    return f'<path d="{"".join(path)}H{WIDTH - RIGHT}" fill="none" stroke="#111827" stroke-width="1.2"/>'
+    gain = f"{baseline[2]:.2f}x at the gate" if baseline and baseline[2] > 0 else ""
+    y = plot.y(best)
+    return (
+        f'<path d="{"".join(path)}H{WIDTH - RIGHT}" fill="none" stroke="#111827" stroke-width="1.2"/>'
+        f'<text x="{WIDTH - RIGHT}" y="{y - 5 if y > TOP + 20 else y + 15:.1f}" text-anchor="end">{gain}</text>'
+    )
 
 
-def svg(points: Sequence[Point], baseline: tuple[str, float] | None = None, unit: str = "s", legend: bool = True) -> str:
+def svg(points: Sequence[Point], baseline: Baseline | None = None, unit: str = "seconds", legend: bool = True) -> str:
     """Times of the Candidates of one Case over the course of the search; those without a time as crosses below."""
     times = [p.time_ns for p in points if p.time_ns > 0] + ([baseline[1]] if baseline and baseline[1] > 0 else [])
     if not times:
@@ -165,7 +185,7 @@ def svg(points: Sequence[Point], baseline: tuple[str, float] | None = None, unit
         y = plot.y(baseline[1])
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dc2626" stroke-dasharray="5 4"/>')
         parts.append(f'<text x="{WIDTH - RIGHT}" y="{y - 4:.1f}" text-anchor="end">{escape(baseline[0])}</text>')
-    parts.append(_best_line(plot, points))
+    parts.append(_best_line(plot, points, baseline))
     for p in points:
         x, title = plot.x(p.at), f"<title>{escape(p.title)} {milliseconds(p.time_ns)}</title>"
         if p.time_ns > 0:
@@ -200,12 +220,12 @@ def _table(rows: Sequence[Entry]) -> str:
     return "\n".join([*lines, "</table>"])
 
 
-def _baseline_of(course: Course, i: int) -> tuple[str, float] | None:
+def _baseline_of(course: Course, i: int) -> Baseline | None:
     """The best baseline of a Case, once its winner was at the gate."""
     for gate in reversed(course.gates):
         ours = gate.get("case") == course.hashes[i] if i < len(course.hashes) else len(course.points) == 1
         if ours and gate.get("baseline", {}).get("name"):
-            return gate["baseline"]["name"], float(gate["baseline"]["median_ns"])
+            return gate["baseline"]["name"], float(gate["baseline"]["median_ns"]), float(gate["speedup"]["median"])
     return None
 
 
@@ -214,8 +234,8 @@ def _winners(run_dir: Path, course: Course) -> Iterator[str]:
     seen = set()
     for gate in course.gates:
         ident = str(gate.get("id", ""))
-        path = run_dir / "candidates" / f"{ident}.c"
-        if ident in seen or not ident.isalnum() or not path.is_file():
+        path = next((p for p in (run_dir / "candidates" / f"{ident}{end}" for end in (".c", ".cu")) if p.is_file()), None)
+        if ident in seen or not ident.isalnum() or path is None:
             continue
         seen.add(ident)
         verdict = "passed the gate" if gate.get("passed") else f"stopped at the gate: {gate.get('reason', '')}"
@@ -233,7 +253,8 @@ def _course(run_dir: Path, course: Course, entries: Sequence[Entry]) -> Iterator
         yield svg(points, _baseline_of(course, i), legend=len({p.source for p in points}) <= 4)
     asked = [Point(*p, f"{p[2]}: {p[3]}") for p in report_loop.over_tokens([e for e in entries if e.get("op") == course.op])]
     if any(p.at > 0 for p in asked):
-        yield "<h3>over tokens</h3>" + svg(asked, None, "tokens", legend=False)
+        baseline = _baseline_of(course, 0) if len(course.points) == 1 else None
+        yield "<h3>over tokens</h3>" + svg(asked, baseline, "tokens", legend=False)
     yield from report_loop.section(entries, course.op)
     yield from _winners(run_dir, course)
 

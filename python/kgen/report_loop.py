@@ -16,7 +16,7 @@ INDENT = 12  # the deepest, in rem: a thread may be hundreds of turns long
 
 
 def _short(ns: float | None) -> str:
-    return "-" if not ns else f"{ns / 1e3:.4g} us" if ns < 1e6 else f"{ns / 1e6:.4g} ms"
+    return "-" if not ns else f"{ns / 1e3:.4g} us" if ns < 999_500 else f"{ns / 1e6:.4g} ms"
 
 
 def _cost(entries: Sequence[Entry]) -> dict[str, int]:
@@ -33,10 +33,18 @@ def _summary(entries: Sequence[Entry], loops: Sequence[Entry]) -> str:
     who = f"{last['model']} at {last['host']}" if last.get("model") else str(last.get("proposer", "a proposer"))
     counts = {k: sum(e["kind"] == k for e in entries) for k in ("prompt", "answer", "candidate")}
     money = f", {cost['nano_usd'] * 1e-9:.4f} USD" if cost["nano_usd"] else ""
+    clock = "".join(f"<p class=dim>{escape(_clock(e))}</p>" for e in entries if e["kind"] == "clock" and e["life_s"] > 0)
     return (
         f'<p class="dim">{escape(who)}, strategy {escape(str(last.get("strategy", "?")))}: {counts["prompt"]} prompts, '
-        f"{counts['answer']} answers, {counts['candidate']} Candidates; {cost['calls']} calls, {cost['tokens']} tokens{money}</p>"
+        f"{counts['answer']} answers, {counts['candidate']} Candidates; {cost['calls']} calls, {cost['tokens']} tokens{money}</p>{clock}"
     )
+
+
+def _clock(e: Entry) -> str:
+    """Where a life of the loop spent its time."""
+    parts = {"waiting for answers": e["wait_s"], "judging": e["judge_s"], "compiling": e["compile_s"]}
+    parts["kgen itself"] = max(0.0, e["life_s"] - sum(parts.values()))
+    return f"{e['life_s']:.0f} s: " + ", ".join(f"{name} {100 * s / e['life_s']:.1f}%" for name, s in parts.items())
 
 
 def over_tokens(entries: Sequence[Entry]) -> list[tuple[float, float, str, str]]:
@@ -60,7 +68,7 @@ def _candidate(c: Entry, found: dict[str, Entry], texts: dict[str, str], parent:
     same = f", the same as {c['same_as']}" if c.get("same_as") else ""
     yield (
         f"<p>{escape(c['name'])} <span class=dim>{escape(c['id'][:12])}{escape(same)}</span>: "
-        f"<b>{escape(str(one['verdict'] or 'not judged'))}</b> {_short(time_of(one))}</p>"
+        f"<span class='v {escape(str(one['verdict']))}'>{escape(str(one['verdict'] or 'not judged'))}</span> {_short(time_of(one))}</p>"
     )
     yield _details("verdict", one["message"] or "")
     text = c.get("text", "")
@@ -70,11 +78,19 @@ def _candidate(c: Entry, found: dict[str, Entry], texts: dict[str, str], parent:
         yield _details("difference to its parent", "\n".join(diff))
 
 
+def _idea(p: Entry) -> str:
+    """What a prompt asks to implement, as it quotes it at its end."""
+    quoted = [line[2:] for line in p["user"].splitlines() if line.startswith("> ")]
+    return quoted[-1] if quoted and p["prompt_kind"] == "implement" else ""
+
+
 def _turn(p: Entry, depth: int, own: Sequence[Entry], found: dict[str, Entry], texts: dict[str, str]) -> Iterator[str]:
     """A prompt and what came of it."""
     mends = f", mends {p['parent']}" if p["parent"] else ""
-    yield f'<div style="margin-left:{min(depth, INDENT)}rem">'
+    yield f'<div class="turn" style="margin-left:{min(depth, INDENT)}rem">'
     yield f"<p><b>{escape(p['id'])}</b> {escape(p['prompt_kind'])}{escape(mends)}</p>"
+    if idea := _idea(p):
+        yield f"<blockquote>{escape(idea)}</blockquote>"
     yield _details("prompt", p["user"])
     for e in own:
         if e["kind"] == "answer" and e["prompt"] == p["id"]:
@@ -91,8 +107,14 @@ def _tree(prompts: Sequence[Entry], own: Sequence[Entry]) -> Iterator[tuple[Entr
     """Each prompt with how deep it stands; what mends a Candidate comes behind the prompt that the Candidate came from."""
     of = {e["name"]: e["prompt"] for e in own if e["kind"] == "candidate"}
     children: dict[str | None, list[Entry]] = {}
+    ideas: dict[int, str] = {}
     for p in prompts:
-        children.setdefault(of.get(p["parent"] or ""), []).append(p)
+        under = of.get(p["parent"] or "")
+        if p["prompt_kind"] == "ideas":
+            ideas[p["line"]] = p["id"]
+        elif p["prompt_kind"] == "implement" and under is None:
+            under = ideas.get(p["line"])  # of its round
+        children.setdefault(under, []).append(p)
     waiting = [(p, 0) for p in reversed(children.get(None, []))]
     while waiting:
         p, depth = waiting.pop()

@@ -176,7 +176,7 @@ def short_case(key: dict[str, Any]) -> str:
             del dims[other]
     parts = [",".join(dict.fromkeys(_SHORT.get(d, d) for d in key.get("dtypes", []) if d))]
     order = sorted(dims, key=lambda n: _ORDER.find(n[0]))
-    parts += [f"{name}{dims[name]}" for name in order if dims[name] != 1]
+    parts += [f"{name}{'=' if name[-1].isdigit() else ''}{dims[name]}" for name in order if dims[name] != 1]
     parts += [f"{name}={json.dumps(value)}" for name, value in key.get("attrs", {}).items()]
     if key.get("program"):
         parts.append(f"Program {key['program'][:4]}")

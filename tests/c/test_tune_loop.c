@@ -24,6 +24,11 @@ static const char case_text[] =
     "\"launches\":[{\"kernel\":\"twice\",\"range\":\"N\",\"args\":[\"x\",\"y\"]}]}\n*/\n"
 #define FILE_OF(body) "```c\n" PLAN("") body "\n```\n"
 
+static const char gpu_record[] =
+    "{\"details\":{\"device\":[{\"kernels\":[{\"name\":\"twice\",\"registers\":72,"
+    "\"local_bytes\":48,\"static_shared\":1024,\"dynamic_shared\":2048,\"threads\":256,"
+    "\"blocks_per_sm\":3}]}]},\"cases\":[{\"warm_ns\":{\"median\":420}}]}";
+
 /* --- the evaluator: does what the source says --- */
 
 typedef struct world {
@@ -50,7 +55,6 @@ static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tunin
     world *w = ctx;
     const char *time = strstr(source->text, "TIME ");
     const struct timespec pause = {.tv_nsec = 5000000};
-    (void)err;
     w->by_lane[lane]++;
     if (w->lanes > 1) /* long enough that several are under way */
         nanosleep(&pause, NULL);
@@ -67,8 +71,10 @@ static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tunin
     }
     out->verdict = KG_VERDICT_PASS;
     out->time_ns[0] = strtod(time + 5, NULL) - 10.0 * (double)t->value[0];
-    if (level == KG_LEVEL_FULL)
-        out->record = kg_json_new_object();
+    if (level == KG_LEVEL_FULL) {
+        const char *record = strstr(source->text, "ON_A_GPU") ? gpu_record : "{}";
+        CHECK_OK(kg_json_parse(record, strlen(record), "record", &out->record, err), *err);
+    }
     return KG_OK;
 }
 
@@ -207,6 +213,29 @@ static char *never_learns(world *w, int n, const char *user) {
     (void)w, (void)user;
     snprintf(text, sizeof text, "```c\n%sWRONG %d\n```\n", PLAN(""), n);
     return strdup(text);
+}
+
+/* What the judge knows of registers, spills, shared memory and occupancy is in the next prompt. */
+static char *on_a_gpu(world *w, int n, const char *user) {
+    (void)w;
+    if (n == 1)
+        return strdup(FILE_OF("// TIME 500 ON_A_GPU"));
+    CHECK_HAS(user,
+              "`twice`: 72 registers a thread, 48 bytes of it spilled or in local arrays, 3.0 KiB "
+              "of shared memory, blocks of 256 threads, 3 of them on a multiprocessor at once (24 "
+              "warps)");
+    CHECK_HAS(user, "- Case 0 with its inputs still in the L2: 0.42 us");
+    return strdup(FILE_OF("// TIME 104"));
+}
+
+TEST(loop_shows_what_kernels_use) {
+    world w = {.answer = on_a_gpu};
+    kg_loop_result r;
+    kg_error err;
+    CHECK_OK(run(&w, (kg_loop_options){.strategy = "refine"}, 1, &r, &err), err);
+    CHECK(w.asked >= 2);
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
 }
 
 TEST(loop_refine_begins_anew_and_gives_up) {

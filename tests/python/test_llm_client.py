@@ -4,6 +4,7 @@ holds whatever comes, the key is nowhere, and nothing hangs."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from llm_server import Body, LlmServer, Seen, Step, self_signed, serve, tokens
 
-from kgen import _libkgen
+from kgen import _libkgen, asking
 from kgen._paths import kernels_dir
 from kgen.errors import BadInput, KgenError
 
@@ -402,9 +403,15 @@ def test_the_price_table() -> None:
     def price(model: str) -> dict[str, int]:
         return _libkgen.llm_check({"model": model, "endpoint": "https://x.test/v1", "prices": [PRICES]})["price"]
 
-    assert price("gpt-5-mini-2025-08-07") == {"input": 250, "cached": 25, "output": 2000}
+    dated = json.loads(Path(PRICES).read_text())["as_of"]
+    assert re.fullmatch(r"20\d\d-\d\d", dated)
+    assert price("gpt-5-mini-2025-08-07") == {"input": 250, "cached": 25, "output": 2000, "as_of": dated}
     assert price("gpt-5")["input"] == 1250 and price("deepseek-reasoner")["cached"] == 28
     assert price("nobody-knows-it") is None
+    whom = {"model": "gpt-5-mini", "endpoint": "https://x.test/v1", "prices": [PRICES]}
+    said = asking.told(asking.Asking("llm", llm=whom), ["softmax"])
+    assert f"counted at 0.25 USD in and 2 USD out for a million tokens as of {dated}: check that, --prices FILE" in said
+    assert "counted at" not in asking.told(asking.Asking("llm", llm={**whom, "model": "nobody-knows-it"}), ["softmax"])
 
 
 # --- bad input ---

@@ -105,7 +105,7 @@ def test_the_page_fetches_nothing(run_dir: Path) -> None:
 
 def test_the_plot_places_faster_lower_and_later_further_right(run_dir: Path) -> None:
     points = report.courses(report.read_journal(run_dir / "journal.jsonl"))[0].points[0]
-    drawing = report.svg(points, ("torch.compile", 2.5e6))
+    drawing = report.svg(points, ("torch.compile", 2.5e6, 2.5))
     xml.dom.minidom.parseString(drawing)
     circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="3.5"', drawing)
     (x0, y0), (x1, y1) = [(float(x), float(y)) for x, y in circles]

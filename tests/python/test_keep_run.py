@@ -1,0 +1,71 @@
+"""tools/keep_run.py: what is kept of a Run is whole and names nothing of the machine; and what is kept in docs/runs reads."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_report_screen
+from run_files import write_journal
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = sorted(p.parent for p in (ROOT / "docs" / "runs").glob("*/provenance.json"))
+
+
+def keep(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "tools" / "keep_run.py", *map(str, words), "--answered-by", "a script", "--saw", "nothing"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def finished(path: Path, prompt: str = "give ideas") -> Path:
+    path.mkdir()
+    asked = {"format": 1, "model": "m.py", "sha256": None, "torch": "2.13.0", "created": "2026-01-31T12:00:00Z", "proposer": "llm",
+             "strategy": "branch"}  # fmt: skip
+    (path / "run.json").write_text(json.dumps(asked))
+    (path / "result.json").write_text(json.dumps({"format": 1, "model": "m", "run": "r", "registry": "r", "seconds": 1.0, "rows": []}))
+    entries: list[dict[str, Any]] = test_report_screen.entries()
+    for e in entries:
+        if e["kind"] == "prompt" and e["prompt_kind"] == "ideas":
+            e["user"] = prompt
+        if e["kind"] == "gate":
+            e |= {"rounds": 9, "noisy": False, "baselines": [{"name": "eager", "median_ns": 3.0e6}]}
+    write_journal(path / "journal.jsonl", entries)
+    return path
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    done = keep(finished(tmp_path / "run"), "mine", "--to", tmp_path / "kept")
+    assert done.returncode == 0, done.stderr
+    kept = tmp_path / "kept" / "mine"
+    about = json.loads((kept / "provenance.json").read_text())
+    assert about["answered_by"] == "a script" and about["candidates"] == 3 and about["verdicts"] == {"pass": 2, "wrong_values": 1}
+    assert about["tokens"] == 3600 and about["gate"][0]["speedup"]["median"] == 2.5
+    assert "softmax-0002" in gzip.decompress((kept / "report.html.gz").read_bytes()).decode()
+    talks = gzip.decompress((kept / "trajectories.jsonl.gz").read_bytes()).decode().splitlines()
+    assert any(t["prompt"] == "softmax-0004" for line in talks for t in json.loads(line)["turns"])
+
+
+def test_what_is_not_kept(tmp_path: Path) -> None:
+    done = keep(finished(tmp_path / "a", "look at /home/somebody/secret.txt"), "x", "--to", tmp_path / "kept")
+    assert done.returncode == 2 and "names a folder of this machine: /home/somebody" in done.stderr
+    unfinished = finished(tmp_path / "b")
+    (unfinished / "result.json").unlink()
+    done = keep(unfinished, "x", "--to", tmp_path / "kept")
+    assert done.returncode == 2 and "no finished Run" in done.stderr
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=[p.name for p in KEPT])
+def test_kept_runs_read(folder: Path) -> None:
+    about = json.loads((folder / "provenance.json").read_text())
+    assert about["answered_by"] and about["saw"] and (ROOT / "docs" / "runs" / "tasks" / about["task"]).is_file()
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 200_000
+    for line in gzip.decompress((folder / "trajectories.jsonl.gz").read_bytes()).decode().splitlines():
+        assert json.loads(line)["turns"]
