@@ -223,6 +223,7 @@ class Reference:
     # Of an Op of a model's own: the elements summed into one, and the names of torch's operations in it. 0: canonical.
     reduction: int = 0
     operations: frozenset[str] = frozenset()
+    program: Any = None  # the torch.export program, where there is one
 
     @staticmethod
     def open(folder: Path | Task, index: int = 0) -> Reference:
@@ -449,11 +450,13 @@ def _exported(task: Task, device: torch.device) -> Reference:
         return run_wide(program, [d.args[n] for n in names])
 
     called = frozenset(filter(None, map(op_name, program.graph.nodes)))
-    return Reference(task, run, wide, reduction=_terms(task), operations=called)
+    return Reference(task, run, wide, reduction=_terms(task), operations=called, program=program)
 
 
-def run_wide(program: Any, tensors: list[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], set[str]]:
-    """An exported program in fp64, and the operations that stayed below it."""
+def run_wide(
+    program: Any, tensors: list[torch.Tensor], alter: Callable[[Any], None] = lambda gm: None
+) -> tuple[tuple[torch.Tensor, ...], set[str]]:
+    """An exported program in fp64, and the operations that stayed below it. alter: changes the copy of the graph that is run."""
     kinds = torch.export.graph_signature.InputKind
     values, rest = [], iter(tensors)
     for spec in program.graph_signature.input_specs:
@@ -463,7 +466,9 @@ def run_wide(program: Any, tensors: list[torch.Tensor]) -> tuple[tuple[torch.Ten
             values.append(program.constants[spec.target])
         else:
             values.append(program.state_dict[spec.target])
-    interpreter = Wide(copy_module(program.graph_module))
+    copy = copy_module(program.graph_module)
+    alter(copy)
+    interpreter = Wide(copy)
     out = interpreter.run(*[_widened(v) for v in values])
     return _tuple(out), interpreter.narrow
 

@@ -18,6 +18,7 @@ import torch
 from . import compare, devices
 from .gate import GateSet, SeededSet
 from .judge import Judge, tolerance
+from .mutants import Examiner
 from .reference import DISTRIBUTIONS, SHUFFLED, Drawn, Expected, Reference, can_shuffle
 from .task import DTYPES, Task
 
@@ -159,8 +160,10 @@ def add(judge: Judge, task: Task, index: int, name: str, drawn: Drawn, e: Expect
     )
 
 
-def fill(judge: Judge, task: Task, reference: Reference, index: int) -> dict[str, str]:
-    """Adds a Case and its sets to a judge; the distributions that were left out, with the reason."""
+def fill(
+    judge: Judge, task: Task, reference: Reference, index: int, examiner: Examiner | None = None
+) -> dict[str, str]:
+    """Adds a Case and its sets to a judge; the distributions that were left out, with the reason. examiner: looks at each set."""
     judge.add_case(task.cases[index])
     dropped: dict[str, str] = {}
     placing, most = None, None
@@ -176,6 +179,8 @@ def fill(judge: Judge, task: Task, reference: Reference, index: int) -> dict[str
     with devices.room_for(device, "the judge's inputs and oracles"):
         for name, drawn, e in each(task, reference, index, dropped, most):
             add(judge, task, index, name, drawn, e, placing)
+            if examiner is not None:
+                examiner.look(index, int(judge.describe(index)["reduction"]), drawn, e)
             del drawn, e
     devices.release(device)
     return dropped
@@ -185,16 +190,17 @@ def _size(dtype: str) -> int:
     return torch.empty(0, dtype=DTYPES[dtype]).element_size()
 
 
-def _limits(e: Expected, reduction: int, i: int, precision: str) -> tuple[float, float]:
+def limits(e: Expected, reduction: int, i: int, precision: str) -> tuple[float, float]:
+    """Norm and largest error that the judge lets pass on output i. reduction, precision: of the Case."""
     oracle = e.outputs[i]
     if oracle.is_cuda:
         scale = compare.scale_of(oracle) if oracle.numel() else 0.0
     else:
         finite = oracle[torch.isfinite(oracle)] if oracle.is_floating_point() else oracle[oracle != compare.ANY]
         scale = float(finite.abs().max()) if finite.numel() else 0.0
-    limits = tolerance(e.torch_outputs[i].dtype, reduction, (e.norm_err[i], e.max_err[i]), scale, precision)
+    allowed = tolerance(e.torch_outputs[i].dtype, reduction, (e.norm_err[i], e.max_err[i]), scale, precision)
     more = e.slack[i] if e.slack else (0.0, 0.0)
-    return limits[0] + more[0], limits[1] + more[1]
+    return allowed[0] + more[0], allowed[1] + more[1]
 
 
 def for_gate(judge: Judge, task: Task, reference: Reference, index: int) -> list[GateSet | SeededSet]:
@@ -219,11 +225,11 @@ def _gate_set(
     drawn = reference.draw(case, seed)
     e = reference.expected(drawn)
     dtypes = tuple(t.dtype for t in e.torch_outputs)
-    limits = tuple(_limits(e, reduction, i, str(case["precision"])) for i in range(len(e.outputs)))
+    allowed = tuple(limits(e, reduction, i, str(case["precision"])) for i in range(len(e.outputs)))
     given = tensors(task, drawn)
     size = _bytes([*given.values(), *drawn.captured, *e.outputs])
     if size <= GATE_HELD or case["device"] == "cpu":
-        return GateSet(given, drawn.captured, e.outputs, dtypes, limits), size
+        return GateSet(given, drawn.captured, e.outputs, dtypes, allowed), size
 
     def again() -> Drawn:
         return reference.draw(case, seed)
@@ -233,7 +239,7 @@ def _gate_set(
         tuple(_meta(t) for t in drawn.captured),
         tuple(_meta(t) for t in e.outputs),
         dtypes,
-        limits,
+        allowed,
         lambda: _inputs_again(task, again()),
         lambda: _oracles_again(reference, again()),
     ), size
