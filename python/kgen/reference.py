@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from . import budget, compare, devices, oracle
 from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
-from .capture import as_call, execute_file, move
+from .capture import as_call, blame, execute_file, move
 from .graphs import op_name, quiet
 from .own import state_name
 from .rewrite import Wide, copy_module
@@ -105,7 +105,9 @@ def _tensor(task: Task, entry: dict[str, Any], g: torch.Generator, distribution:
     elif g.device.type == "cuda":
         values = _in_parts(fill, shape, dtype, g, distribution)
     else:
-        values = _values(fill, shape, g, distribution).to(dtype)
+        # Dims of stride 0 are one element, however many they look.
+        own = tuple(1 if s == 0 and n > 1 else n for n, s in zip(shape, entry["stride"], strict=True))
+        values = _values(fill, own, g, distribution).to(dtype).expand(shape)
     return with_strides(values, tuple(entry["stride"]))
 
 
@@ -358,7 +360,10 @@ def _trivial(
 
 
 def _widened(x: Any) -> Any:
-    return x.double() if isinstance(x, torch.Tensor) and x.dtype.is_floating_point else x
+    """A float tensor in fp64; dims of stride 0 stay one element."""
+    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
+        return x
+    return compare.own_elements(x).double().expand(x.shape)
 
 
 def _reference_kind(contract: dict[str, Any], folder: Path) -> str:
@@ -508,9 +513,13 @@ def source_function(
     space = execute_file(path)
     if name not in space:
         raise BadInput(f"{path}: has no global named {name}")
-    init_args, init_kwargs = as_call(space["get_init_inputs"]() if "get_init_inputs" in space else [], "get_init_inputs")
-    root = space[name](*init_args, **init_kwargs).train(mode == "train")
-    module = root.get_submodule(below)
+    with blame(path, f"making {contract['reference']['name']}"):
+        init = space["get_init_inputs"]() if "get_init_inputs" in space else []
+        init_args, init_kwargs = as_call(init, "get_init_inputs")
+        root = space[name](*init_args, **init_kwargs)
+        if not isinstance(root, torch.nn.Module):
+            raise BadInput(f"{path}: {name}(...) gives a {type(root).__name__}, not a torch.nn.Module")
+        module = root.train(mode == "train").get_submodule(below)
     if device is not None and device.type == "cuda":
         move(module, device)
     state = {state_name(n): n for n, _ in (*module.named_parameters(), *module.named_buffers())}

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from . import compare, devices
+from . import compare, devices, soundness
+from .errors import BadInput
 from .gate import GateSet, SeededSet
+from .graphs import first_line
 from .judge import Judge, tolerance
 from .mutants import Examiner
 from .reference import DISTRIBUTIONS, SHUFFLED, Drawn, Expected, Reference, can_shuffle
@@ -61,11 +63,15 @@ def each(
             dropped[name] = "there is no room for it in this machine's memory"
             continue
         drawn = reference.draw(case, secret_seed(), name)
+        if base is None:
+            soundness.check(reference, drawn, index)
         try:
             expected = reference.expected(drawn)
         except (RuntimeError, ValueError, IndexError) as e:
-            if base is None or devices.is_out_of_memory(e):
+            if devices.is_out_of_memory(e):
                 raise
+            if base is None:
+                raise BadInput(f"{task.folder}: the reference cannot be computed in fp64: {first_line(e)}") from e
             dropped[name] = f"the reference raises {type(e).__name__} on it"
             continue
         if base is None:
@@ -165,6 +171,8 @@ def fill(
 ) -> dict[str, str]:
     """Adds a Case and its sets to a judge; the distributions that were left out, with the reason. examiner: looks at each set."""
     judge.add_case(task.cases[index])
+    elements = sum(math.prod(o["shape"]) for o in judge.describe(index)["outputs"])
+    soundness.check_size(task, index, elements, _host_free())
     dropped: dict[str, str] = {}
     placing, most = None, None
     device = devices.of_case(task.cases[index], reference.index)
