@@ -107,14 +107,14 @@ def _moved(drawn: Drawn, roundings: float, trial: int, ties: bool = False) -> Dr
             return x
         unit = 2.0**-53 if x.dtype == torch.float64 else 2.0**-24
         wide = x.double()
-        noise = _noise(wide, trial)
+        step = torch.where(wide.isfinite(), wide, 0.0) * (_noise(wide, trial) * (roundings * unit))
         if not ties:
-            return wide + wide * (noise * (roundings * unit))
+            return wide + step
         # Equals are told apart, zeros too, by less than any other difference.
         place = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
         scattered = _noise(place + (at + 1) * 0.5, trial)
         least = float(torch.nan_to_num(wide.abs(), 0, 0, 0).max()) * 2.0**-40 if x.numel() else 0.0
-        return wide + wide * (noise * (roundings * unit)) + scattered * least
+        return wide + step + scattered * least
 
     return replace(drawn, args={n: move(x, i) for i, (n, x) in enumerate(drawn.args.items())})
 

@@ -139,10 +139,9 @@ def test_nested_tuples_and_what_is_no_tensor_beside_the_output(folder: Callable[
 
 
 def test_the_contract_and_the_reference_disagree(folder: Callable[..., Folder]) -> None:
-    f = folder("return x.t() * 2")
-    assert f.verdict("x[i]").startswith("wrong_shape_or_dtype case 0, set 0 (captured): output 'output': the contract says float32 (5, 7)") or (
-        "the contract says float32 (5, 7), the reference gave float32 (7, 5)" in f.verdict("x[i]")
-    )
+    said = folder("return x.t() * 2").verdict("x[i]")
+    assert said.startswith("wrong_shape_or_dtype")
+    assert "output 'output': the contract says float32 (5, 7), the reference gave float32 (7, 5)" in said
 
 
 def test_outputs_that_alias_the_input(folder: Callable[..., Folder]) -> None:
