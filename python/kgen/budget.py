@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .reference import Drawn, Reference
 
 # How often the oracle is computed again: of few elements more often, since chance weighs more in them.
-FEW, SOME, MOST = 1 << 20, 1 << 24, 1 << 26
+FEW, SOME, MOST = 1 << 20, 1 << 22, 1 << 26
 FLOAT_TRIALS, INTEGER_TRIALS = 3, 12
 # Roundings that an honest kernel's value may be off where it decides an integer; more, so that trials find it.
 DECIDED = 64

@@ -9,6 +9,7 @@ made from the captured aten graph, or for canonical Ops from the formula; a Task
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 Tensors = tuple[torch.Tensor, ...]
 Change = Callable[[fx.Graph, fx.Node], None]
 
-# More of either is not gone through: each mutant is a run of the reference in fp64 a set.
-MOST_MUTANTS, MOST_ELEMENTS = 96, 1 << 22
+# More of either is not gone through, nor is it for longer: each mutant is a run of the reference in fp64 a set.
+MOST_MUTANTS, MOST_ELEMENTS, MOST_SECONDS = 96, 1 << 22, 30.0
 
 _TWO_TERMS = {"add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow", "bitwise_and", "bitwise_or", "bitwise_xor"}
 # Of one argument, or of one that matters: without it, its argument is what is left.
@@ -70,16 +71,24 @@ class Examiner:
         self.reference = reference
         self.seen = 0
         self.unseen = list(itertools.islice(of(reference), MOST_MUTANTS))
+        self.untried: set[str] = set()  # those that not every set was tried on
         self.skipped = ""
+        self._left = MOST_SECONDS
 
     def look(self, index: int, reduction: int, drawn: Drawn, e: Expected) -> None:
         """One set of Case `index`. reduction: as the judge counts it."""
         if sum(o.numel() for o in e.outputs) + _elements(drawn) > MOST_ELEMENTS:
             self.skipped = f"sets of more than {MOST_ELEMENTS} elements are not gone through"
+            self.untried |= {m.label for m in self.unseen}
             return
-        case = self.reference.task.cases[index]
+        case, start = self.reference.task.cases[index], time.monotonic()
         left = []
-        for mutant in self.unseen:
+        for i, mutant in enumerate(self.unseen):
+            if time.monotonic() - start > self._left:
+                self.skipped = f"sets are gone through for {MOST_SECONDS:.0f} s"
+                self.untried |= {m.label for m in self.unseen[i:]}
+                left += self.unseen[i:]
+                break
             found = _differs(self.reference, mutant, drawn, e, reduction, str(case["precision"]))
             if found is None:
                 continue  # no such mutant: the rest of the graph does not take it
@@ -88,13 +97,15 @@ class Examiner:
             else:
                 left.append(mutant)
         self.unseen = left
+        self._left = max(0.0, self._left - (time.monotonic() - start))
 
     def found(self, judge: Judge | None = None) -> dict[str, Any]:
         """For a Record's details. mutants: how many showed, and the terms that may be missing unseen. degenerate: answers
         that take no work and would pass (`judge` has the sets), where there are any."""
-        mutants: dict[str, Any] = {"seen": self.seen, "equivalent": [m.label for m in self.unseen]}
+        equivalent = [m.label for m in self.unseen if m.label not in self.untried]
+        mutants: dict[str, Any] = {"seen": self.seen, "equivalent": equivalent}
         if self.skipped:
-            mutants["skipped"] = self.skipped
+            mutants |= {"skipped": self.skipped, "untried": len(self.unseen) - len(equivalent)}
         cases = range(len(self.reference.task.cases)) if judge is not None else ()
         trivial = [{"case": i, **t} for i in cases for t in judge.trivial(i)]  # type: ignore[union-attr]
         return {"mutants": mutants, **({"degenerate": trivial} if trivial else {})}

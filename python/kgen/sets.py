@@ -64,7 +64,7 @@ def each(
             continue
         drawn = reference.draw(case, secret_seed(), name)
         if base is None:
-            soundness.check(reference, drawn, index)
+            soundness.check(reference, drawn)
         try:
             expected = reference.expected(drawn)
         except (RuntimeError, ValueError, IndexError) as e:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .reference import Drawn, Reference
     from .task import Task
 
+# Of more elements no copies are made: a device may have no room for them.
+MANY = 1 << 26
 # On a GPU sums may be made in another order each time.
 GPU_EPS = 64.0
 
@@ -50,14 +52,20 @@ def _gib(n: int) -> str:
     return f"{n / (1 << 30):.1f}"
 
 
-def check(reference: Reference, drawn: Drawn, index: int) -> None:
-    """BadInput when the reference of a Task cannot be judged by, on these inputs of Case `index`."""
+def check(reference: Reference, drawn: Drawn) -> None:
+    """BadInput when the reference of a Task cannot be judged by, on these inputs. kgen's own formulas need no check."""
+    if reference.task.op in ("softmax", "attention"):
+        return
     where = f"{reference.task.folder}: the reference"
-    given = {n: copy_of(x) for n, x in drawn.args.items() if isinstance(x, Tensor)}
+    tensors = {n: own_elements(x) for n, x in drawn.args.items() if isinstance(x, Tensor)}
+    many = sum(x.numel() for x in tensors.values()) > MANY
+    given = {n: (x._version, None if many else copy_of(x)) for n, x in tensors.items()}
     with preserved_rng():  # around both runs: what draws random numbers gives others the second time
-        first, second = _run(reference, drawn, where), _run(reference, drawn, where)
-    for name, before in given.items():
-        if not _same(own_elements(before), own_elements(drawn.args[name]), 0.0):
+        first = _run(reference, drawn, where)
+        second = () if many else _run(reference, drawn, where)
+    for name, (version, before) in given.items():
+        now = tensors[name]
+        if now._version != version or (before is not None and not _same(before, now, 0.0)):
             raise BadInput(f"{where} writes its input {name}; it must leave its inputs as they are (clone them)")
     _check_outputs(reference, first, where)
     for i, (a, b) in enumerate(zip(first, second, strict=False)):

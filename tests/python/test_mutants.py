@@ -68,6 +68,14 @@ def test_a_mask_of_nothing_is_equivalent_and_a_causal_one_is_not(tmp_path: Path)
     assert examine(idle)["mutants"] == {"seen": 3, "equivalent": ["attention without the Program's mask"]}
 
 
+def test_what_was_not_gone_through_is_not_called_equivalent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = captured(lambda x: torch.relu(x.abs()) + 1.0, torch.randn(40), folder=tmp_path / "t")
+    monkeypatch.setattr(mutants, "MOST_SECONDS", -1.0)
+    assert examine(reference)["mutants"] == {"seen": 0, "equivalent": [], "skipped": "sets are gone through for -1 s", "untried": 3}
+    monkeypatch.setattr(mutants, "MOST_ELEMENTS", 10)
+    assert examine(reference)["mutants"]["untried"] == 3
+
+
 def test_a_mutant_leaves_the_reference_as_it_was(tmp_path: Path) -> None:
     reference = captured(lambda x: torch.tanh(x) + 1.0, torch.randn(30), folder=tmp_path / "t")
     drawn = reference.draw(reference.task.cases[0], 3)
