@@ -34,10 +34,10 @@ KGEN_API int kgen_judge_set_limits(kgen_judge *judge, size_t index, double slowe
                                    int64_t bytes, char *err, size_t nerr);
 
 /* set_json: {"name": "uniform", "errors": [[norm, max] or null, ...], "slack": the same,
- * "reference": [{"dtype", "shape"} or null, ...]}, all optional. inputs and oracles as kg_judge_set says: addresses, NULL for what is absent;
- * oracles are double for floating outputs and int64 for integers and bool. Addresses are
- * the host's, or the GPU's that the judge is for. All memory is borrowed until
- * kgen_judge_clear_sets or kgen_judge_close. */
+ * "reference": [{"dtype", "shape"} or null, ...]}, all optional. inputs and oracles as kg_judge_set
+ * says: addresses, NULL for what is absent; oracles are double for floating outputs and int64 for
+ * integers and bool. Addresses are the host's, or the GPU's that the judge is for. All memory is
+ * borrowed until kgen_judge_clear_sets or kgen_judge_close. */
 KGEN_API int kgen_judge_add_set(kgen_judge *judge, size_t index, const char *set_json,
                                 const void *const *inputs, size_t ninputs,
                                 const void *const *oracles, size_t noutputs, char *err,

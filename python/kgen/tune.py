@@ -31,6 +31,7 @@ from .commands import key_text
 from .errors import BadInput, CheckFailed, KgenError, NotATarget
 from .interrupts import Stop, stoppable
 from .judge import Judge
+from .mutants import Examiner, doubts
 from .reference import Reference
 from .runs import FORMAT, Run, default_dir, now, write_json
 from .ui import Progress, milliseconds, show_result
@@ -208,6 +209,7 @@ class OpTuner:
         self.limits: askings.Budget | None = options.limits  # None: nothing is left to ask with
         self.spent = {"calls": 0, "tokens": 0, "nano_usd": 0}
         self.stage: str | None = None  # of a loop; None: all of it
+        self.about: dict[str, Any] = {}  # what the inputs do not show, for Records
         self.check_machine: Callable[[str], None] = lambda text: None
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task, self.device.index or 0)
@@ -246,15 +248,16 @@ class OpTuner:
     def _fill(self, judge: Judge, reference: Reference) -> dict[int, str]:
         """Adds Cases and sets; the Cases that a trivial answer would pass."""
         at = f" on {judge.device}" if len(self.where) > 1 else ""
-        degenerate = {}
+        degenerate, examiner = {}, None if self.about else Examiner(reference)
         for i in range(len(self.task.cases)):
             of = f" of Case {i + 1}/{len(self.task.cases)}" if len(self.task.cases) > 1 else ""
             with self.progress.step(f"{self.task.op}: inputs and fp64 oracles{of}{at}"):
-                dropped = sets.fill(judge, self.task, reference, i)
+                dropped = sets.fill(judge, self.task, reference, i, examiner)
                 if trivial := judge.trivial(i):
                     degenerate[i] = ", ".join(sorted({t["answer"] for t in trivial}))
             for name, reason in dropped.items():
                 self.progress.note(f"{self.task.op}: inputs '{name}' left out: {reason}")
+        self.about = examiner.found() if examiner else self.about
         return degenerate
 
     def _search(self, judges: list[Judge], budget: float) -> dict[str, Any]:
@@ -343,6 +346,7 @@ class OpTuner:
                 "strategy": self.options.asking.strategy, "answer": winner["source"],
             }  # fmt: skip
         record.setdefault("environment", {})["torch"] = torch.__version__
+        record["details"] = {**record.get("details", {}), **self.about}
         from . import spread  # it brings torch's compiler in
 
         hashes = {_libkgen.case_key(self.contract, c)[1]: i for i, c in enumerate(self.task.cases)}
@@ -657,6 +661,7 @@ def judge_files(
     """
     reference = Reference.open(task, device.index or 0)
     contract = (task.folder / "op.json").read_text()
+    examiner = Examiner(reference)
     with (
         Judge(contract, device=device, **limits) as judge,
         devices.room_for(device, f"judging {task.op}"),
@@ -664,7 +669,8 @@ def judge_files(
     ):
         for i in range(len(task.cases)):
             with progress.step(f"inputs and fp64 oracles of Case {i + 1}/{len(task.cases)}"):
-                sets.fill(judge, task, reference, i)
+                sets.fill(judge, task, reference, i, examiner)
+        about = examiner.found(judge)
 
         def compile_one(path: Path) -> None:
             source = path.read_bytes()
@@ -684,6 +690,7 @@ def judge_files(
                     )
                 record.setdefault("environment", {})["torch"] = torch.__version__
                 record["source"], record["created"] = path.name, now()
+                record["details"] = {**record.get("details", {}), **about}
                 yield record
         finally:
             compilers.shutdown(wait=True, cancel_futures=True)
@@ -769,6 +776,8 @@ def run_judge(args: argparse.Namespace) -> int:
         for path, record in zip(files, records, strict=True):
             failed += record["verdict"] != "pass"
             print(json.dumps(record) if args.json else "\n".join(_record_lines(path, record)), flush=True)
+        if not args.json:
+            print("".join(doubts(record["details"])), end="")
     if failed and not args.json:
         raise CheckFailed(f"{failed} of {len(files)} did not pass")
     return 1 if failed else 0

@@ -155,6 +155,21 @@ TEST(compare_integers_exactly) {
     }
 }
 
+/* Where rounding decides an integer, nothing is held against it, whatever it is. */
+TEST(compare_lets_any_integer_stand_where_the_oracle_says_so) {
+    kg_error err = {0};
+    int8_t out[6] = {1, 99, 3, -4, 55, 6};
+    int64_t oracle[6] = {1, INT64_MIN, 3, -4, INT64_MIN, 7};
+    kg_comparison c;
+    CHECK_OK(kg_compare(KG_I8, out, oracle, 6, 55, 1, &c, &err), err);
+    CHECK_UINT(c.unequal, 1);
+    CHECK_UINT(c.unwritten, 0); /* the poison, by chance */
+    CHECK_NEAR(c.scale, 7, 0);
+    CHECK(!kg_element_wrong(KG_I8, out, oracle, 1, 55, 0));
+    CHECK(!kg_element_wrong(KG_I8, out, oracle, 4, 55, 0));
+    CHECK(kg_element_wrong(KG_I8, out, oracle, 5, 55, 0));
+}
+
 TEST(compare_empty_and_unknown) {
     kg_error err = {0};
     kg_comparison c;
