@@ -502,11 +502,12 @@ bool kg_lookup_nearest(const kg_snapshot *snap, const kg_rt_op *op, const kg_cal
         for (size_t p = 0; p < block->npins; p++) {
             double far = gap(&block->pins[p].key, &key);
             char why[256] = "";
-            if (far >= best || kg_key_match(block->op, &block->pins[p].key, &key, why))
+            bool fits = kg_key_match(block->op, &block->pins[p].key, &key, why);
+            if (far >= best && !fits)
                 continue;
-            best = far;
+            best = fits ? -INFINITY : far;
             kg_kernel_name(block, &block->kernels[block->pins[p].kernel], kernel);
-            snprintf(differs, 256, "%s", why);
+            snprintf(differs, 256, "%s", fits ? "" : why);
         }
     }
     return has_op;

@@ -37,7 +37,8 @@ int kg_lookup(const kg_snapshot *s, const kg_here *here, const kg_rt_op *op, con
               kg_buf *notes, kg_class **out, kg_error *err);
 
 /* The pin that comes closest to the call: a Kernel's name and the first field of the key that
- * differs. False when no registry has the Op at all. */
+ * differs, "" when none does and it was refused for another reason. False when no registry has the
+ * Op at all. */
 bool kg_lookup_nearest(const kg_snapshot *s, const kg_rt_op *op, const kg_call *call,
                        char kernel[128], char differs[256]);
 

@@ -161,7 +161,7 @@ class Attention:
         if p.score:
 
             def at_score(s: float) -> Tensor:
-                given = {**at, "score": torch.full((1, 1, 1, 1), s, dtype=torch.float64)}
+                given = {**at, "score": torch.full((1, 1, 1, 1), s, dtype=torch.float64, device=q.device)}
                 return program.evaluate(p, p.score, given, x.captured, self.scalars, torch.float64)
 
             zero = at_score(0.0)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .reference import Drawn, Reference
 
 # How often the oracle is computed again: of few elements more often, since chance weighs more in them.
-FEW, SOME, MOST = 1 << 20, 1 << 24, 1 << 26
+FEW, SOME, MOST = 1 << 20, 1 << 22, 1 << 26
 FLOAT_TRIALS, INTEGER_TRIALS = 3, 12
 # Roundings that an honest kernel's value may be off where it decides an integer; more, so that trials find it.
 DECIDED = 64
@@ -107,14 +107,14 @@ def _moved(drawn: Drawn, roundings: float, trial: int, ties: bool = False) -> Dr
             return x
         unit = 2.0**-53 if x.dtype == torch.float64 else 2.0**-24
         wide = x.double()
-        noise = _noise(wide, trial)
+        step = torch.where(wide.isfinite(), wide, 0.0) * (_noise(wide, trial) * (roundings * unit))
         if not ties:
-            return wide + wide * (noise * (roundings * unit))
+            return wide + step
         # Equals are told apart, zeros too, by less than any other difference.
         place = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
         scattered = _noise(place + (at + 1) * 0.5, trial)
         least = float(torch.nan_to_num(wide.abs(), 0, 0, 0).max()) * 2.0**-40 if x.numel() else 0.0
-        return wide + wide * (noise * (roundings * unit)) + scattered * least
+        return wide + step + scattered * least
 
     return replace(drawn, args={n: move(x, i) for i, (n, x) in enumerate(drawn.args.items())})
 

@@ -135,9 +135,9 @@ def _load_file(path: Path, module: str | None, inputs: str | None, argv: tuple[s
                 f"{path}: has no global named {name} (when it runs with __name__ == '{SCRIPT_NAME}'); "
                 f"for example, at its end:\n{STUB.format(file=path.name)}"
             )
-    with _blame(path, f"making {module}"), torch.no_grad():
+    with blame(path, f"making {module}"), torch.no_grad():
         made = _as_module(space[module], module)
-    with _blame(path, f"making {inputs}"):
+    with blame(path, f"making {inputs}"):
         args, kwargs = as_call(space[inputs], inputs)
     return Model(made, args, kwargs, source)
 
@@ -152,7 +152,7 @@ def _execute(path: Path, text: bytes, argv: tuple[str, ...]) -> dict[str, Any]:
         sys.path.insert(0, folder)
     old_argv, sys.argv = sys.argv, [str(path), *argv]
     try:
-        with _blame(path, "importing it"):
+        with blame(path, "importing it"):
             exec(compile(text, str(path), "exec"), space.__dict__)
     finally:
         sys.argv = old_argv
@@ -169,7 +169,7 @@ def execute_file(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _blame(path: Path | None, doing: str, elsewhere: str = "") -> Iterator[None]:
+def blame(path: Path | None, doing: str, elsewhere: str = "") -> Iterator[None]:
     """Turns an exception of the user's code into one line that names the file and the line. elsewhere: what to do when
     tensors of two devices met. A GPU that is full is not the code's fault."""
     try:
@@ -206,12 +206,12 @@ def _kernelbench(path: Path, space: dict[str, Any], source: Source) -> Model:
         raise BadInput(f"{path}: defines Model but no get_inputs(); add one that returns a list of its inputs")
     with preserved_rng():
         torch.manual_seed(0)
-        with _blame(path, "get_init_inputs()"):
+        with blame(path, "get_init_inputs()"):
             init = space["get_init_inputs"]() if "get_init_inputs" in space else []
-        with _blame(path, "Model(...)"):
+        with blame(path, "Model(...)"):
             init_args, init_kwargs = as_call(init, "get_init_inputs")
             made = space["Model"](*init_args, **init_kwargs)
-        with _blame(path, "get_inputs()"):
+        with blame(path, "get_inputs()"):
             args, kwargs = as_call(make_inputs(), "get_inputs")
     if not isinstance(made, nn.Module):
         raise BadInput(f"{path}: Model(...) gives a {type(made).__name__}, not a torch.nn.Module")
@@ -224,7 +224,7 @@ def _load_dotted(spec: str, inputs: str | None, argv: tuple[str, ...]) -> Model:
         sys.path.insert(0, str(Path.cwd()))
     old_argv, sys.argv = sys.argv, [name, *argv]
     try:
-        with _blame(None, f"importing {name}"):
+        with blame(None, f"importing {name}"):
             space = importlib.import_module(name)
     finally:
         sys.argv = old_argv
@@ -239,7 +239,7 @@ def _load_dotted(spec: str, inputs: str | None, argv: tuple[str, ...]) -> Model:
     with preserved_rng():
         torch.manual_seed(0)
         made, found = _resolve(space, spec, target, inputs, path)
-        with _blame(path, f"making the inputs of {spec}"):
+        with blame(path, f"making the inputs of {spec}"):
             args, kwargs = as_call(found, "inputs")
     return Model(made, args, kwargs, source)
 
@@ -254,7 +254,7 @@ def _resolve(space: Any, spec: str, target: Any, inputs: str | None, path: Path 
         if not callable(made):
             raise BadInput(f"{spec}: is a {type(made).__name__}; expected a module, a function or a factory of one")
         if _callable_with_nothing(made):
-            with _blame(path, f"{spec}()"):
+            with blame(path, f"{spec}()"):
                 made = made()
             if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
                 made, given = made if given is None else (made[0], given)
@@ -318,7 +318,7 @@ def place(model: Model, device: torch.device) -> None:
     """Puts a model and its inputs on a device."""
     if model.devices <= {device} and (model.devices or device.type == "cpu"):
         return
-    with devices.room_for(device, f"{model.title} and its inputs"), _blame(model.source.path, f"moving it to {device}"):
+    with devices.room_for(device, f"{model.title} and its inputs"), blame(model.source.path, f"moving it to {device}"):
         move(model.module, device)
         moved = pytree.tree_map_only(torch.Tensor, lambda x: x.to(device), (model.args, model.kwargs))
         model.args, model.kwargs = moved
@@ -433,7 +433,7 @@ class Capture:
         # Copies: a forward may write what it is given.
         args, kwargs = pytree.tree_map_only(torch.Tensor, copy_of, (self.model.args, self.model.kwargs))
         here = f"the model was put on {self.device}; --device cpu tunes it on the CPU" if self.model.portable else ""
-        with _blame(self.model.source.path, "the forward", here if self.device.type != "cpu" else ""):
+        with blame(self.model.source.path, "the forward", here if self.device.type != "cpu" else ""):
             return module(*args, **kwargs)
 
     def _record(self) -> Any:

@@ -69,6 +69,14 @@ def errors(out: Tensor, oracle: Tensor) -> tuple[float, float, int]:
     return _relative(math.sqrt(d2), math.sqrt(r2)), _relative(worst, scale), int(bad)
 
 
+def own_elements(x: Tensor) -> Tensor:
+    """A view of the elements that lie in places of their own: dims of stride 0 are cut to one."""
+    for d in range(x.ndim):
+        if x.stride(d) == 0 and x.shape[d] > 1:
+            x = x.narrow(d, 0, 1)
+    return x
+
+
 def scale_of(oracle: Tensor) -> float:
     """The largest finite magnitude of an oracle, in parts."""
     flat = oracle.detach().reshape(-1)

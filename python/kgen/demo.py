@@ -82,6 +82,7 @@ def _compare_elsewhere(model_path: Path, registry: Path, device: str) -> dict[st
     )  # fmt: skip
     if done.returncode:
         raise EnvironmentLacks(f"the patched model did not run in a new process:\n{done.stderr.strip()}")
+    print(done.stderr, end="", file=sys.stderr)  # warnings: why a Kernel is not served, say
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -48,6 +48,8 @@ ROUND_SECONDS = 20.0
 START_SECONDS, PREPARE_SECONDS, BATCH_SECONDS = 120.0, 120.0, 60.0
 # On a GPU: how far the clock and the events of a batch may be apart, and how often a batch that is disturbed is repeated.
 AGREE, DISTURBED = 0.03, 5
+# The pause before each repetition grows by so much; a batch is at most 2^LONGER times as long.
+PAUSE_SECONDS, LONGER = 0.25, 2
 # Baselines this near to the fastest are measured again before one is chosen.
 NEAR = 1.25
 TRIES, MOST_REPS = 4, 1 << 20
@@ -168,6 +170,19 @@ def _environment(registry: Path, cache: Path | None, gpu: bool, cpus: int) -> di
     return env
 
 
+def _descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and that those have; parents first."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(children.get(pid, []))
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
 class _Child:
     """The process of gate_child.py."""
 
@@ -221,10 +236,11 @@ class _Child:
 
     def close(self) -> None:
         """Ends it and whatever it started; safe at any time."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        # torch's compile workers are a session of their own and would finish what nobody waits for.
+        for pid in [*_descendants(self.process.pid), self.process.pid]:
+            for kill in (os.killpg, os.kill):
+                with suppress(ProcessLookupError):
+                    kill(pid, signal.SIGKILL)
         self.process.wait()
         with suppress(OSError):  # what it never read is of no use any more
             self.link.close()
@@ -400,12 +416,15 @@ class Gate:
         if self.wake == math.inf:
             self.wake = min(self.took(who, which, 0) for _ in range(TRIES))
         off = 0.0
-        for _ in range(DISTURBED):
-            wall = self.took(who, which, reps) - self.wake
+        for again in range(DISTURBED):
+            # What disturbs a batch passes, or is small beside a longer one.
+            time.sleep(again * PAUSE_SECONDS)
+            calls = reps << min(again, LONGER)
+            wall = self.took(who, which, calls) - self.wake
             found = self.ask("times", who, which, reps)  # asked for afterwards: reading events takes a while
             off = abs(wall - found["window_ns"]) / max(wall, 1.0)
             if off <= AGREE and 0 < found["calls_ns"] <= found["window_ns"]:
-                return float(found["calls_ns"]) / reps
+                return float(found["calls_ns"]) / calls
         raise GateError(
             f"the events of a batch and the clock are {100 * off:.0f}% apart, {DISTURBED} times in a row: something else uses "
             f"{self.device}, or this machine's CPUs are too busy"

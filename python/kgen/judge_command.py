@@ -16,6 +16,7 @@ from . import task as tasks
 from .errors import BadInput, CheckFailed
 from .interrupts import stoppable
 from .judge import Judge
+from .mutants import Examiner
 from .reference import Reference
 from .runs import now
 from .tune import task_device
@@ -32,6 +33,7 @@ def judge_files(
     """
     reference = Reference.open(task, device.index or 0)
     contract = (task.folder / "op.json").read_text()
+    examiner = Examiner(reference)
     with (
         Judge(contract, device=device, **limits) as judge,
         devices.room_for(device, f"judging {task.op}"),
@@ -39,7 +41,8 @@ def judge_files(
     ):
         for i in range(len(task.cases)):
             with progress.step(f"inputs and fp64 oracles of Case {i + 1}/{len(task.cases)}"):
-                sets.fill(judge, task, reference, i)
+                sets.fill(judge, task, reference, i, examiner)
+        about = examiner.found(judge)
 
         def compile_one(path: Path) -> None:
             source = path.read_bytes()
@@ -59,6 +62,7 @@ def judge_files(
                     )
                 record.setdefault("environment", {})["torch"] = torch.__version__
                 record["source"], record["created"] = path.name, now()
+                record["details"] = {**record.get("details", {}), **about}
                 yield record
         finally:
             compilers.shutdown(wait=True, cancel_futures=True)

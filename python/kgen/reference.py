@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from . import budget, compare, devices, distributions, oracle
 from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
-from .capture import as_call, execute_file, move
+from .capture import as_call, blame, execute_file, move
 from .graphs import op_name, quiet
 from .own import state_name
 from .rewrite import Wide, copy_module
@@ -121,7 +121,9 @@ def _tensor(
     if g.device.type == "cuda":
         values = _in_parts(fill, shape, dtype, g, distribution, row)
     else:
-        values = _values(fill, shape, g, distribution, dtype, row.axis, row.steep).to(dtype)
+        # Dims of stride 0 are one element, however many they look.
+        own = tuple(1 if s == 0 and n > 1 else n for n, s in zip(shape, entry["stride"], strict=True))
+        values = _values(fill, own, g, distribution, dtype, row.axis, row.steep).to(dtype).expand(shape)
     return with_strides(values, tuple(entry["stride"]))
 
 
@@ -213,6 +215,7 @@ class Reference:
     # Of an Op of a model's own: the elements summed into one, and the names of torch's operations in it. 0: canonical.
     reduction: int = 0
     operations: frozenset[str] = frozenset()
+    program: Any = None  # the torch.export program, where there is one
 
     @staticmethod
     def open(folder: Path | Task, index: int = 0) -> Reference:
@@ -361,7 +364,10 @@ def _trivial(
 
 
 def _widened(x: Any) -> Any:
-    return x.double() if isinstance(x, torch.Tensor) and x.dtype.is_floating_point else x
+    """A float tensor in fp64; dims of stride 0 stay one element."""
+    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
+        return x
+    return compare.own_elements(x).double().expand(x.shape)
 
 
 def _reference_kind(contract: dict[str, Any], folder: Path) -> str:
@@ -453,11 +459,13 @@ def _exported(task: Task, device: torch.device) -> Reference:
         return run_wide(program, [d.args[n] for n in names])
 
     called = frozenset(filter(None, map(op_name, program.graph.nodes)))
-    return Reference(task, run, wide, reduction=_terms(task), operations=called)
+    return Reference(task, run, wide, reduction=_terms(task), operations=called, program=program)
 
 
-def run_wide(program: Any, tensors: list[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], set[str]]:
-    """An exported program in fp64, and the operations that stayed below it."""
+def run_wide(
+    program: Any, tensors: list[torch.Tensor], alter: Callable[[Any], None] = lambda gm: None
+) -> tuple[tuple[torch.Tensor, ...], set[str]]:
+    """An exported program in fp64, and the operations that stayed below it. alter: changes the copy of the graph that is run."""
     kinds = torch.export.graph_signature.InputKind
     values, rest = [], iter(tensors)
     for spec in program.graph_signature.input_specs:
@@ -467,7 +475,9 @@ def run_wide(program: Any, tensors: list[torch.Tensor]) -> tuple[tuple[torch.Ten
             values.append(program.constants[spec.target])
         else:
             values.append(program.state_dict[spec.target])
-    interpreter = Wide(copy_module(program.graph_module))
+    copy = copy_module(program.graph_module)
+    alter(copy)
+    interpreter = Wide(copy)
     out = interpreter.run(*[_widened(v) for v in values])
     return _tuple(out), interpreter.narrow
 
@@ -507,9 +517,13 @@ def source_function(
     space = execute_file(path)
     if name not in space:
         raise BadInput(f"{path}: has no global named {name}")
-    init_args, init_kwargs = as_call(space["get_init_inputs"]() if "get_init_inputs" in space else [], "get_init_inputs")
-    root = space[name](*init_args, **init_kwargs).train(mode == "train")
-    module = root.get_submodule(below)
+    with blame(path, f"making {contract['reference']['name']}"):
+        init = space["get_init_inputs"]() if "get_init_inputs" in space else []
+        init_args, init_kwargs = as_call(init, "get_init_inputs")
+        root = space[name](*init_args, **init_kwargs)
+        if not isinstance(root, torch.nn.Module):
+            raise BadInput(f"{path}: {name}(...) gives a {type(root).__name__}, not a torch.nn.Module")
+        module = root.train(mode == "train").get_submodule(below)
     if device is not None and device.type == "cuda":
         move(module, device)
     state = {state_name(n): n for n, _ in (*module.named_parameters(), *module.named_buffers())}

@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
-from . import compare, devices
+from . import compare, devices, soundness
 from .distributions import SHUFFLED, names_for
+from .errors import BadInput
 from .gate import GateSet, SeededSet
+from .graphs import first_line
 from .judge import Judge, tolerance
+from .mutants import Examiner
 from .reference import Drawn, Expected, Reference, can_shuffle
 from .task import DTYPES, Task
 
@@ -61,11 +64,15 @@ def each(
             dropped[name] = "there is no room for it in this machine's memory"
             continue
         drawn = reference.draw(case, secret_seed(), name)
+        if base is None:
+            soundness.check(reference, drawn)
         try:
             expected = reference.expected(drawn)
         except (RuntimeError, ValueError, IndexError) as e:
-            if base is None or devices.is_out_of_memory(e):
+            if devices.is_out_of_memory(e):
                 raise
+            if base is None:
+                raise BadInput(f"{task.folder}: the reference cannot be computed in fp64: {first_line(e)}") from e
             dropped[name] = f"the reference raises {type(e).__name__} on it"
             continue
         if base is None:
@@ -161,9 +168,13 @@ def add(judge: Judge, task: Task, index: int, name: str, drawn: Drawn, e: Expect
     )
 
 
-def fill(judge: Judge, task: Task, reference: Reference, index: int) -> dict[str, str]:
-    """Adds a Case and its sets to a judge; the distributions that were left out, with the reason."""
+def fill(
+    judge: Judge, task: Task, reference: Reference, index: int, examiner: Examiner | None = None
+) -> dict[str, str]:
+    """Adds a Case and its sets to a judge; the distributions that were left out, with the reason. examiner: looks at each set."""
     judge.add_case(task.cases[index])
+    elements = sum(math.prod(o["shape"]) for o in judge.describe(index)["outputs"])
+    soundness.check_size(task, index, elements, _host_free())
     dropped: dict[str, str] = {}
     placing, most = None, None
     device = devices.of_case(task.cases[index], reference.index)
@@ -178,6 +189,8 @@ def fill(judge: Judge, task: Task, reference: Reference, index: int) -> dict[str
     with devices.room_for(device, "the judge's inputs and oracles"):
         for name, drawn, e in each(task, reference, index, dropped, most):
             add(judge, task, index, name, drawn, e, placing)
+            if examiner is not None:
+                examiner.look(index, int(judge.describe(index)["reduction"]), drawn, e)
             del drawn, e
     devices.release(device)
     return dropped
@@ -187,16 +200,17 @@ def _size(dtype: str) -> int:
     return torch.empty(0, dtype=DTYPES[dtype]).element_size()
 
 
-def _limits(e: Expected, reduction: int, i: int, precision: str) -> tuple[float, float]:
+def limits(e: Expected, reduction: int, i: int, precision: str) -> tuple[float, float]:
+    """Norm and largest error that the judge lets pass on output i. reduction, precision: of the Case."""
     oracle = e.outputs[i]
     if oracle.is_cuda:
         scale = compare.scale_of(oracle) if oracle.numel() else 0.0
     else:
         finite = oracle[torch.isfinite(oracle)] if oracle.is_floating_point() else oracle[oracle != compare.ANY]
         scale = float(finite.abs().max()) if finite.numel() else 0.0
-    limits = tolerance(e.torch_outputs[i].dtype, reduction, (e.norm_err[i], e.max_err[i]), scale, precision)
+    allowed = tolerance(e.torch_outputs[i].dtype, reduction, (e.norm_err[i], e.max_err[i]), scale, precision)
     more = e.slack[i] if e.slack else (0.0, 0.0)
-    return limits[0] + more[0], limits[1] + more[1]
+    return allowed[0] + more[0], allowed[1] + more[1]
 
 
 def for_gate(judge: Judge, task: Task, reference: Reference, index: int) -> list[GateSet | SeededSet]:
@@ -221,11 +235,11 @@ def _gate_set(
     drawn = reference.draw(case, seed)
     e = reference.expected(drawn)
     dtypes = tuple(t.dtype for t in e.torch_outputs)
-    limits = tuple(_limits(e, reduction, i, str(case["precision"])) for i in range(len(e.outputs)))
+    allowed = tuple(limits(e, reduction, i, str(case["precision"])) for i in range(len(e.outputs)))
     given = tensors(task, drawn)
     size = _bytes([*given.values(), *drawn.captured, *e.outputs])
     if size <= GATE_HELD or case["device"] == "cpu":
-        return GateSet(given, drawn.captured, e.outputs, dtypes, limits), size
+        return GateSet(given, drawn.captured, e.outputs, dtypes, allowed), size
 
     def again() -> Drawn:
         return reference.draw(case, seed)
@@ -235,7 +249,7 @@ def _gate_set(
         tuple(_meta(t) for t in drawn.captured),
         tuple(_meta(t) for t in e.outputs),
         dtypes,
-        limits,
+        allowed,
         lambda: _inputs_again(task, again()),
         lambda: _oracles_again(reference, again()),
     ), size

@@ -31,6 +31,7 @@ from .commands import key_text
 from .errors import BadInput, KgenError, NotATarget
 from .interrupts import Stop, stoppable
 from .judge import Judge
+from .mutants import Examiner, doubts
 from .reference import Reference
 from .runs import FORMAT, Run, default_dir, now, write_json
 from .ui import Progress, show_result
@@ -213,6 +214,7 @@ class OpTuner:
         self.spent = {"calls": 0, "tokens": 0, "nano_usd": 0}
         self.stage: str | None = None  # of a loop; None: all of it
         self._measured: dict[str, Any] | None = None
+        self.about: dict[str, Any] = {}  # what the inputs do not show, for Records
         self.check_machine: Callable[[str], None] = lambda text: None
         self.task = tasks.read(run.path / "tasks" / job.op)
         self.reference = Reference.open(self.task, self.device.index or 0)
@@ -259,15 +261,16 @@ class OpTuner:
     def _fill(self, judge: Judge, reference: Reference) -> dict[int, str]:
         """Adds Cases and sets; the Cases that a trivial answer would pass."""
         at = f" on {judge.device}" if len(self.where) > 1 else ""
-        degenerate = {}
+        degenerate, examiner = {}, None if self.about else Examiner(reference)
         for i in range(len(self.task.cases)):
             of = f" of Case {i + 1}/{len(self.task.cases)}" if len(self.task.cases) > 1 else ""
             with self.progress.step(f"{self.task.op}: inputs and fp64 oracles{of}{at}"):
-                dropped = sets.fill(judge, self.task, reference, i)
+                dropped = sets.fill(judge, self.task, reference, i, examiner)
                 if trivial := judge.trivial(i):
                     degenerate[i] = ", ".join(sorted({t["answer"] for t in trivial}))
             for name, reason in dropped.items():
                 self.progress.note(f"{self.task.op}: inputs '{name}' left out: {reason}")
+        self.about = examiner.found() if examiner else self.about
         return degenerate
 
     def search(self, judges: list[Judge], budget: float) -> dict[str, Any]:
@@ -366,6 +369,7 @@ class OpTuner:
                 "strategy": self.options.asking.strategy, "answer": winner["source"],
             }  # fmt: skip
         record.setdefault("environment", {})["torch"] = torch.__version__
+        record["details"] = {**record.get("details", {}), **self.about}
         from . import spread  # it brings torch's compiler in
 
         hashes = {_libkgen.case_key(self.contract, c)[1]: i for i, c in enumerate(self.task.cases)}

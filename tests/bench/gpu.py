@@ -338,7 +338,7 @@ def bench_endurance(b: Bench) -> Iterator[Row]:
 def bench_checks(b: Bench) -> Iterator[Row]:
     """What a judged call moves: the input is copied into place, the output poisoned, the Candidate reads the one and writes
     the other, the input is hashed, and the output compared with its fp64 oracle; by the growth of a verdict's time with
-    the number of calls, so few that none is timed warm."""
+    the number of calls, so few that none is timed warm or again."""
     import torch
 
     from kgen import spread
@@ -360,8 +360,8 @@ def bench_checks(b: Bench) -> Iterator[Row]:
             return float(record["details"]["run_ms"])
 
         run_ms(1)
-        few, many = (min(run_ms(reps) for _ in range(5)) for reps in (2, 12))
-    each = (many - few) / 10
+        few, many = (min(run_ms(reps) for _ in range(5)) for reps in (2, 7))
+    each = (many - few) / 5
     moved = (2 + 1 + 2 + 1 + 1) * x.nbytes + oracle.nbytes
     rate, share = moved / each / 1e9, moved / each / (2 * x.nbytes / copied)
     yield Row("checks around a judged call, share of a copy's rate", share, "x", 0.8, True, f"{rate:.2f} TB/s, copy {copied:.4g} ms")

@@ -94,6 +94,30 @@ TEST(judge_tells_right_from_wrong) {
     kg_judge_close(r.judge);
 }
 
+/* One part in 10^5 is wrong, unless the set says that its inputs leave that open. */
+TEST(judge_grants_the_slack_of_a_set) {
+    rig r;
+    rig_open(&r, 10000);
+    kg_error err = {0};
+    double off[COUNT];
+    for (int i = 0; i < COUNT; i++)
+        off[i] = r.oracle[i] * (1 + 1e-5);
+    const void *inputs[] = {r.input}, *oracles[] = {off};
+    const kg_errors slack = {2e-5, 2e-5};
+    kg_judge_set set = {.name = "off",
+                        .inputs = inputs,
+                        .ninputs = 1,
+                        .oracles = oracles,
+                        .noutputs = 1,
+                        .slack = &slack};
+    CHECK_OK(kg_judge_add_set(r.judge, 0, &set, &err), err);
+    verdict_of(&r, "pass_plain", KG_VERDICT_PASS);
+    set.slack = NULL;
+    CHECK_OK(kg_judge_add_set(r.judge, 0, &set, &err), err);
+    verdict_of(&r, "pass_plain", KG_VERDICT_WRONG_VALUES);
+    kg_judge_close(r.judge);
+}
+
 TEST(judge_kills_what_hangs) {
     rig r;
     rig_open(&r, 300);

@@ -3,6 +3,7 @@
 
 #include "tune/compare.h"
 #include "tune/parallel.h"
+#include "tune/rounding.h"
 #include "tune/timing.h"
 
 enum { MANY = 200003 }; /* several blocks a thread, and a tail that no vector fits */
@@ -154,6 +155,21 @@ TEST(compare_integers_exactly) {
     }
 }
 
+/* Where rounding decides an integer, nothing is held against it, whatever it is. */
+TEST(compare_lets_any_integer_stand_where_the_oracle_says_so) {
+    kg_error err = {0};
+    int8_t out[6] = {1, 99, 3, -4, 55, 6};
+    int64_t oracle[6] = {1, INT64_MIN, 3, -4, INT64_MIN, 7};
+    kg_comparison c;
+    CHECK_OK(kg_compare(KG_I8, out, oracle, 6, 55, 1, &c, &err), err);
+    CHECK_UINT(c.unequal, 1);
+    CHECK_UINT(c.unwritten, 0); /* the poison, by chance */
+    CHECK_NEAR(c.scale, 7, 0);
+    CHECK(!kg_element_wrong(KG_I8, out, oracle, 1, 55, 0));
+    CHECK(!kg_element_wrong(KG_I8, out, oracle, 4, 55, 0));
+    CHECK(kg_element_wrong(KG_I8, out, oracle, 5, 55, 0));
+}
+
 TEST(compare_empty_and_unknown) {
     kg_error err = {0};
     kg_comparison c;
@@ -301,4 +317,57 @@ TEST(ratio_interval_covers) {
     }
     if (held < 51) /* 57 are expected; 51 or fewer come once in 200 when it is 95% */
         FAIL("the interval held the ratio %d of 60 times", held);
+}
+
+static uint16_t rounded(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* Values of either sign over some powers of two, rounded to bfloat16 or cut off. */
+TEST(cutting_off_is_told_from_rounding) {
+    uint16_t *out = malloc(MANY * sizeof *out);
+    double *oracle = malloc(MANY * sizeof *oracle);
+    CHECK(out && oracle);
+    uint64_t state = 5;
+    for (int cut = 0; cut < 2; cut++) {
+        for (size_t i = 0; i < MANY; i++) {
+            float f = (float)((noise(&state) - 0.5) * 9);
+            oracle[i] = (double)f;
+            out[i] = rounded(f);
+            if (cut)
+                store(KG_BF16, out, i, f);
+        }
+        double bias = kg_rounding_bias(KG_BF16, out, oracle, MANY);
+        CHECK(cut ? bias > 0.45 && bias < 0.55 : fabs(bias) < 0.02);
+        /* Farther from zero, as long as it is to one side. */
+        for (size_t i = 0; cut && i < MANY; i++)
+            out[i]++;
+        CHECK(!cut || kg_rounding_bias(KG_BF16, out, oracle, MANY) < -0.45);
+    }
+    free(out);
+    free(oracle);
+}
+
+TEST(cutting_off_is_not_told_from_little) {
+    uint16_t out[2000];
+    double oracle[2000];
+    for (size_t i = 0; i < 2000; i++) {
+        oracle[i] = 1.0 / 3; /* all alike: each is nearer to zero than it is right */
+        store(KG_BF16, out, i, 1.0f / 3);
+    }
+    CHECK(kg_rounding_bias(KG_BF16, out, oracle, 2000) == 0);
+    for (size_t i = 0; i < 2000; i++) {
+        oracle[i] = 1 + (double)i / 2000;
+        store(KG_BF16, out, i, (float)oracle[i]);
+    }
+    CHECK(kg_rounding_bias(KG_BF16, out, oracle, 100) == 0);
+    CHECK(kg_rounding_bias(KG_BF16, out, oracle, 2000) > 0.4);
+    CHECK(kg_rounding_bias(KG_F32, out, oracle, 1000) == 0);
+    oracle[7] = NAN;
+    oracle[8] = INFINITY;
+    oracle[9] = 0;
+    oracle[10] = 1e-310;
+    CHECK(kg_rounding_bias(KG_BF16, out, oracle, 2000) > 0.4);
 }

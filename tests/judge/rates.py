@@ -38,6 +38,8 @@ VERDICTS = (
 ).split()
 KNOWN_LIMIT = "known_limit"
 FALSE_REJECTS_AT_MOST = 0.01
+# Files of a folder that --quick judges, spread over the names of those that are not slow.
+QUICK_AT_MOST = 48
 # What one call may take: an endless loop costs this much, and no honest Candidate of the corpus comes near it.
 TIMEOUT_MS, QUICK_TIMEOUT_MS = 10_000, 2_000
 
@@ -376,14 +378,23 @@ def passed(s: dict[str, Any]) -> bool:
 # The command
 
 
+def spread_out(entries: list[Entry], most: int = QUICK_AT_MOST) -> list[Entry]:
+    """At most so many, evenly over the list."""
+    n = len(entries)
+    return entries if n <= most else [entries[i * n // most] for i in range(most)]
+
+
 def choose(args: argparse.Namespace) -> list[Entry]:
     folders = [Path(f) for f in args.folders] or [CORPUS / f for f in FOLDERS if (CORPUS / f).is_dir()]
     suffix = ".cu" if args.device.startswith("cuda") else ".c"
-    found = [e for folder in folders for e in read_folder(folder) if e.path.suffix == suffix]
-    if args.quick:
-        found = [e for e in found if not e.slow]
-    if args.only:
-        found = [e for e in found if any(fnmatch.fnmatch(e.path.stem, p) or fnmatch.fnmatch(e.path.name, p) for p in args.only)]
+    found = []
+    for folder in folders:
+        entries = [e for e in read_folder(folder) if e.path.suffix == suffix]
+        if args.only:
+            entries = [e for e in entries if any(fnmatch.fnmatch(n, p) for p in args.only for n in (e.path.stem, e.path.name))]
+        if args.quick:
+            entries = spread_out([e for e in entries if not e.slow])
+        found += entries
     if not found:
         raise BadCorpus(f"no Candidate of {', '.join(map(str, folders))} is left to judge on {args.device}")
     return found
@@ -394,7 +405,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("folders", nargs="*", metavar="FOLDER", help="folders with an expect.json (default: those of the corpus)")
     p.add_argument("--device", default="cpu", help="cpu (the .c files, the default) or cuda[:N] (the .cu files)")
     p.add_argument("--only", action="append", metavar="PATTERN", help="file names, as in 'attention_*'; may be given again")
-    p.add_argument("--quick", action="store_true", help="without what is marked slow, on small Cases: what `make test` runs")
+    p.add_argument("--quick", action="store_true", help=f"at most {QUICK_AT_MOST} files a folder, none that is marked slow, on small Cases: what `make test` runs")
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="threads that compile (default: one a CPU)")
     p.add_argument("--json", metavar="FILE", help="every verdict and the figures, for a program to read")
     p.add_argument("--verbose", action="store_true", help="a line for each Candidate as it is judged")

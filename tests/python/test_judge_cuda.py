@@ -218,8 +218,8 @@ def test_the_checks_run_at_the_speed_of_memory() -> None:
         case = judge.add_case(case_of("softmax", {"input": tensor_spec(x, 256), "dim": -1}) | {"device": "cuda"})
         judge.add_set(case, [x], [oracle], torch_errors=[(1.0, 1.0)])
         assert judge.run(ROWS, reps=1)["verdict"] == "pass"
-        few, many = (min(judge.run(ROWS, reps=n)["details"]["run_ms"] for _ in range(3)) for n in (2, 12))
+        few, many = (min(judge.run(ROWS, reps=n)["details"]["run_ms"] for _ in range(3)) for n in (2, 7))
     # A timed call: poison, the copy, guards, the inputs' hash, output and oracle compared.
     moved = x.nbytes + 2 * x.nbytes + x.nbytes + x.nbytes + oracle.nbytes
-    took = (many - few) / 10 * 1e-3
+    took = (many - few) / 5 * 1e-3  # so few that none is measured again, for drift
     assert took < 1.5 * moved / (0.8 * rate) + 1e-3, f"{moved / took / 1e12:.2f} TB/s of {rate / 1e12:.2f} that a copy has"
