@@ -16,7 +16,7 @@ from . import task as tasks
 from .errors import BadInput, CheckFailed
 from .interrupts import stoppable
 from .judge import Judge
-from .mutants import Examiner
+from .mutants import Examiner, doubts
 from .reference import Reference
 from .runs import now
 from .tune import task_device
@@ -137,6 +137,8 @@ def run_judge(args: argparse.Namespace) -> int:
         for path, record in zip(files, records, strict=True):
             failed += record["verdict"] != "pass"
             print(json.dumps(record) if args.json else "\n".join(_record_lines(path, record)), flush=True)
+        if not args.json:
+            print("".join(doubts(record["details"])), end="")
     if failed and not args.json:
         raise CheckFailed(f"{failed} of {len(files)} did not pass")
     return 1 if failed else 0

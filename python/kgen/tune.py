@@ -31,7 +31,7 @@ from .commands import key_text
 from .errors import BadInput, KgenError, NotATarget
 from .interrupts import Stop, stoppable
 from .judge import Judge
-from .mutants import Examiner, doubts
+from .mutants import Examiner
 from .reference import Reference
 from .runs import FORMAT, Run, default_dir, now, write_json
 from .ui import Progress, show_result
