@@ -421,7 +421,7 @@ class Gate:
             time.sleep(again * PAUSE_SECONDS)
             calls = reps << min(again, LONGER)
             wall = self.took(who, which, calls) - self.wake
-            found = self.ask("times", who, which, reps)  # asked for afterwards: reading events takes a while
+            found = self.ask("times", who, which, calls)  # asked for afterwards: reading events takes a while
             off = abs(wall - found["window_ns"]) / max(wall, 1.0)
             if off <= AGREE and 0 < found["calls_ns"] <= found["window_ns"]:
                 return float(found["calls_ns"]) / calls
