@@ -10,8 +10,8 @@
  * kernel for something ends the process.
  *
  * Besides system calls it refuses what keeps state where no inspection of memory finds it (segment
- * bases, MMX, saved blocks of registers), what changes how the caller's code runs afterwards (flags,
- * rounding, exceptions), and what tells a test from real use (clocks, random numbers, the
+ * bases, MMX, saved blocks of registers), what changes how the caller's code runs afterwards
+ * (flags, rounding, exceptions), and what tells a test from real use (clocks, random numbers, the
  * processor's identity). A compiler emits none of that for plain loops. */
 #include <stdlib.h>
 #include <string.h>

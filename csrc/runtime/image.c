@@ -44,8 +44,8 @@ static bool find_entry(const char *source, size_t n, const char *arch, unsigned 
     return kg_image_entry(key, has ? cc_key : NULL, ".so", path);
 }
 
-static int build(const char *source, size_t n, const char *name, const char *arch,
-                 unsigned flags, kg_buf *image, kg_buf *messages, kg_error *err) {
+static int build(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
+                 kg_buf *image, kg_buf *messages, kg_error *err) {
     kg_buf object;
     kg_buf_init(&object, KG_MAX_IMAGE);
     int rc = kg_cc_object(source, n, name, arch, flags, &object, messages, err);

@@ -5,8 +5,8 @@
 
 #include "runtime/elf_view.h"
 
-/* The linked image: what its instructions are now that all distances are known, and nothing that runs
- * at load. KG_EUNSUPPORTED with the complaint, as kg_object_inspect. */
+/* The linked image: what its instructions are now that all distances are known, and nothing that
+ * runs at load. KG_EUNSUPPORTED with the complaint, as kg_object_inspect. */
 int kg_linked_inspect(const void *image, size_t n, kg_buf *complaint, kg_error *err);
 
 /* Every instruction of an object or (linked) of an image of x86-64. KG_EUNSUPPORTED with the

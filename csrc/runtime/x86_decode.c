@@ -150,8 +150,8 @@ static unsigned shape_of(const insn *i) {
         return M;
     if (i->encoding == LEGACY)
         return two_byte[i->op];
-    bool immediate = (i->op >= 0x70 && i->op <= 0x73) || i->op == 0xc2 ||
-                     (i->op >= 0xc4 && i->op <= 0xc6);
+    bool immediate =
+        (i->op >= 0x70 && i->op <= 0x73) || i->op == 0xc2 || (i->op >= 0xc4 && i->op <= 0xc6);
     return i->op == 0x77 && i->encoding == VEX ? N : immediate ? MB : M;
 }
 

@@ -10,11 +10,11 @@
 #include <stdint.h>
 
 typedef struct kg_x86_insn {
-    size_t length;       /* 1 to 15; 0: no instruction that is known */
-    bool branch;         /* a jump or call of a fixed distance */
-    bool indirect;       /* a jump or call to an address that is computed */
-    bool through_slot;   /* an indirect one through memory at a fixed distance (a linkage table's) */
-    int64_t distance;    /* of a branch, from the end of the instruction */
+    size_t length;     /* 1 to 15; 0: no instruction that is known */
+    bool branch;       /* a jump or call of a fixed distance */
+    bool indirect;     /* a jump or call to an address that is computed */
+    bool through_slot; /* an indirect one through memory at a fixed distance (a linkage table's) */
+    int64_t distance;  /* of a branch, from the end of the instruction */
     const char *refused; /* what it is, when no Candidate may have it; NULL */
     bool environment;    /* refused for the floating-point environment, which the compiler's own
                             helpers look at */

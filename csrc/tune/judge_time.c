@@ -1,6 +1,6 @@
 /* What timing has in common, whatever the device: each timed call gets an input set at random,
- * copied into the same buffers, finds there poison or another set's results, and its whole output is
- * compared with that set's oracle; and a time that cannot be true is no time. */
+ * copied into the same buffers, finds there poison or another set's results, and its whole output
+ * is compared with that set's oracle; and a time that cannot be true is no time. */
 #include "tune/judge_internal.h"
 
 enum { KEPT_CALLS = 8 }; /* one in so many */

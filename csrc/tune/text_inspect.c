@@ -215,14 +215,20 @@ static int check_word(scan *s) {
     static const char *const code[] = {"asm", "__asm", "__asm__", NULL};
     static const char *const local[] = {"_Thread_local", "thread_local", "__thread", NULL};
     static const char *const clock[] = {"__DATE__", "__TIME__", "__TIMESTAMP__", NULL};
-    static const char *const place[] = {"__FILE__",          "__BASE_FILE__", "__FILE_NAME__",
-                                        "__INCLUDE_LEVEL__", "__has_include", "__has_include_next",
-                                        "__has_embed",       NULL};
-    static const char *const caller[] = {
-        "__builtin_return_address", "__builtin_frame_address", "__builtin_extract_return_addr",
-        "__builtin_setjmp",         "__builtin_longjmp",       "__builtin_eh_return",
-        "__builtin_unwind_init",    "__builtin_apply",         "__builtin_apply_args",
-        "__builtin_return",         NULL};
+    static const char *const place[] = {
+        "__FILE__",      "__BASE_FILE__",      "__FILE_NAME__", "__INCLUDE_LEVEL__",
+        "__has_include", "__has_include_next", "__has_embed",   NULL};
+    static const char *const caller[] = {"__builtin_return_address",
+                                         "__builtin_frame_address",
+                                         "__builtin_extract_return_addr",
+                                         "__builtin_setjmp",
+                                         "__builtin_longjmp",
+                                         "__builtin_eh_return",
+                                         "__builtin_unwind_init",
+                                         "__builtin_apply",
+                                         "__builtin_apply_args",
+                                         "__builtin_return",
+                                         NULL};
     static const char *const segment[] = {"__seg_fs", "__seg_gs", "__builtin_thread_pointer", NULL};
     char w[MAX_WORD];
     word(s, w);

@@ -1,7 +1,7 @@
-/* Registers that the C ABI leaves to whoever wants them (vector, mask, MMX) keep their values across
- * calls, and so does the stack below the present frame: both are memory that no inspection of an
- * object finds. Resetting them is cheap, so it is done before every call, outside of the time that
- * is measured.
+/* Registers that the C ABI leaves to whoever wants them (vector, mask, MMX) keep their values
+ * across calls, and so does the stack below the present frame: both are memory that no inspection
+ * of an object finds. Resetting them is cheap, so it is done before every call, outside of the time
+ * that is measured.
  *
  * The stack is written past the caches but for its top, so that a timed call finds in them what the
  * call before it left there. Refuses nothing; on other machines than x86-64 only the stack is
@@ -49,19 +49,19 @@ __attribute__((target("xsave"))) static void clean_registers(void) {
         _xrstor64(initial, reset);
 }
 
-__attribute__((no_sanitize("address"))) static void fill_cold(char *at, const char *end, uint64_t value) {
+__attribute__((no_sanitize("address"))) static void fill_cold(char *at, const char *end,
+                                                              uint64_t value) {
     for (; at + 8 <= end; at += 8)
         _mm_stream_si64((long long *)(void *)at, (long long)value);
     _mm_sfence();
 }
 #else
-void kg_clean_init(void) {
-}
+void kg_clean_init(void) {}
 
-static void clean_registers(void) {
-}
+static void clean_registers(void) {}
 
-__attribute__((no_sanitize("address"))) static void fill_cold(char *at, const char *end, uint64_t value) {
+__attribute__((no_sanitize("address"))) static void fill_cold(char *at, const char *end,
+                                                              uint64_t value) {
     for (; at + 8 <= end; at += 8)
         memcpy(at, &value, sizeof value);
 }

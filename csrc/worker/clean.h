@@ -1,4 +1,5 @@
-/* Between two calls of a Candidate: nothing that the first left in a thread is there for the second.
+/* Between two calls of a Candidate: nothing that the first left in a thread is there for the
+ * second.
  */
 #ifndef KG_WORKER_CLEAN_H
 #define KG_WORKER_CLEAN_H

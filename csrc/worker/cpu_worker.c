@@ -262,8 +262,8 @@ static void one_call(kg_pool *pool, run *r) {
                     &r->launches[i]);
 }
 
-/* A call whose frames lie `deeper` bytes below where they usually are, so that what a Candidate left
- * on the stack meets other parts of its next frames. */
+/* A call whose frames lie `deeper` bytes below where they usually are, so that what a Candidate
+ * left on the stack meets other parts of its next frames. */
 __attribute__((noinline)) static void one_call_at(kg_pool *pool, run *r, size_t deeper) {
     volatile char *room = alloca(deeper + 1);
     room[0] = 0;

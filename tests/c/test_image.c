@@ -338,25 +338,25 @@ TEST(lengths_of_instructions) {
 #define I(text, length) {text, sizeof text - 1, length}
         I("\x90", 1),
         I("\xc3", 1),
-        I("\x48\xb8\1\2\3\4\5\6\7\x8", 10),                  /* movabs */
-        I("\x66\xb8\1\2", 4),                                  /* mov of 16 bits */
-        I("\xf6\xc1\1", 3),                                     /* test has an immediate */
-        I("\xf6\xd1", 2),                                        /* not has none */
-        I("\x66\x2e\x0f\x1f\x84\0\0\0\0\0", 10),              /* padding */
-        I("\xc5\xf8\x77", 3),                                   /* vzeroupper */
-        I("\xc5\xfc\x28\x44\x24\x20", 6),                       /* vmovaps of a stack slot */
-        I("\xc4\xe3\x7d\x19\xc1\1", 6),                         /* vextractf128 */
-        I("\x62\xf1\x7c\x48\x28\x05\1\2\3\4", 10),             /* vmovaps of 512 bits */
-        I("\x62\xf3\x75\x48\x25\xc2\xff", 7),                   /* vpternlogd */
-        I("\x62\xf5\x7c\x48\x58\xc1", 6),                       /* vaddph */
-        I("\xc4\xe2\x73\x5e\xc2", 5),                           /* tdpbssd */
-        I("\xe8\1\2\3\4", 5),                                  /* call */
-        I("\x0f\x84\1\2\3\4", 6),                              /* je */
-        I("\x48\x8b\x04\x25\1\2\3\4", 8),                     /* absolute address */
-        I("\x48\x8b\x04\x24", 4),                               /* stack pointer */
-        I("\x06", 0),                                            /* not in 64-bit mode */
-        I("\x62\xf1\x78\x48\x28\xc0", 0),                       /* a reserved bit is not set */
-        I("\xe8\1\2\3", 0),                                     /* cut off */
+        I("\x48\xb8\1\2\3\4\5\6\7\x8", 10),        /* movabs */
+        I("\x66\xb8\1\2", 4),                      /* mov of 16 bits */
+        I("\xf6\xc1\1", 3),                        /* test has an immediate */
+        I("\xf6\xd1", 2),                          /* not has none */
+        I("\x66\x2e\x0f\x1f\x84\0\0\0\0\0", 10),   /* padding */
+        I("\xc5\xf8\x77", 3),                      /* vzeroupper */
+        I("\xc5\xfc\x28\x44\x24\x20", 6),          /* vmovaps of a stack slot */
+        I("\xc4\xe3\x7d\x19\xc1\1", 6),            /* vextractf128 */
+        I("\x62\xf1\x7c\x48\x28\x05\1\2\3\4", 10), /* vmovaps of 512 bits */
+        I("\x62\xf3\x75\x48\x25\xc2\xff", 7),      /* vpternlogd */
+        I("\x62\xf5\x7c\x48\x58\xc1", 6),          /* vaddph */
+        I("\xc4\xe2\x73\x5e\xc2", 5),              /* tdpbssd */
+        I("\xe8\1\2\3\4", 5),                      /* call */
+        I("\x0f\x84\1\2\3\4", 6),                  /* je */
+        I("\x48\x8b\x04\x25\1\2\3\4", 8),          /* absolute address */
+        I("\x48\x8b\x04\x24", 4),                  /* stack pointer */
+        I("\x06", 0),                              /* not in 64-bit mode */
+        I("\x62\xf1\x78\x48\x28\xc0", 0),          /* a reserved bit is not set */
+        I("\xe8\1\2\3", 0),                        /* cut off */
         I("\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x66\x90", 0),
 #undef I
     };
