@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -73,6 +74,17 @@ static void preload(void) {
         dlopen(names[i], RTLD_NOW | RTLD_GLOBAL);
 }
 
+/* A call's begin is nowhere in the process as it is: a Candidate could look for a recent time among
+ * its caller's variables and move it. */
+static volatile uint64_t started;
+static uint64_t disguise;
+
+static void choose_disguise(void) {
+    const void *random = (const void *)(uintptr_t)getauxval(AT_RANDOM);
+    if (random)
+        memcpy(&disguise, random, sizeof disguise);
+}
+
 static int do_open(worker *w, kg_reader *in, kg_error *err) {
     uint32_t format = kg_get_u32(in), device = kg_get_u32(in);
     kg_get_u32(in);
@@ -95,6 +107,7 @@ static int do_open(worker *w, kg_reader *in, kg_error *err) {
         return rc;
     preload();
     kg_clean_init();
+    choose_disguise();
     kg_cpu_has_amx();
     if ((rc = kg_faults_install(w->talk.socket, err)) != KG_OK ||
         (rc = kg_sandbox_files(&abi, err)) != KG_OK ||
@@ -277,9 +290,9 @@ static void lead_run(kg_pool *pool, void *ctx) {
     }
     for (uint32_t i = 0; i < r->wire.timed; i++) {
         prepare_call(pool, r, calls++);
-        int64_t start = kg_now_ns();
+        started = (uint64_t)kg_now_ns() ^ disguise;
         one_call_at(pool, r, 0);
-        r->ns[i] = (uint64_t)(kg_now_ns() - start);
+        r->ns[i] = (uint64_t)kg_now_ns() - (started ^ disguise);
     }
 }
 

@@ -317,6 +317,26 @@ TEST(worker_keeps_what_a_call_left_when_asked) {
     CHECK(found_when_kept("volatile long s[8192]; y[1] = s[100] == 42; s[100] = 42;") == 1);
 }
 
+/* Told the time, a Candidate waits and moves forward every recent time that its callers hold. */
+TEST(worker_times_are_not_moved_from_the_stack) {
+    rig r;
+    kg_error err = {0};
+    rig_open(&r, "for (volatile int i = 0; i < 20000000; i++);\n"
+                 "volatile int64_t mark = 0; volatile int64_t *word = &mark;\n"
+                 "for (int k = 0; k < 400; k++)\n"
+                 "    if (word[k] > n - 100000000000 && word[k] < n + 100000000000)\n"
+                 "        { word[k] += 9000000; y[0] += 1; }");
+    r.run.launches[0].range = 1;
+    r.run.launches[0].args[2].i = kg_now_ns();
+    r.run.timed = 1;
+    int64_t before = kg_now_ns();
+    CHECK_OK(kg_worker_run(r.worker, &r.run, 20000, r.times, &err), err);
+    int64_t whole = kg_now_ns() - before, told = (int64_t)r.times[0].ns;
+    /* 20 million turns take 20 ms at the least; what is not the call takes little beside it. */
+    CHECK(told > 0 && told <= whole && told > whole / 2);
+    rig_close(&r);
+}
+
 TEST(worker_uninitialised_stack_is_no_zero) {
     CHECK(isnan(last_found("volatile float s[64]; y[1] = s[33];", false)));
 }

@@ -1,0 +1,130 @@
+"""The judge's own rates, and the tool that measures them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "judge"))
+
+import rates  # noqa: E402
+
+# Every way to cheat on a CPU that the field has seen (the README of the corpus tells of each), and a file that does it.
+KNOWN_EXPLOITS = {
+    "zeros under an absolute tolerance": "zero_and_skip",
+    "a constant": "uniform",
+    "memcpy": "copies_input",
+    "one tile": "one_row",
+    "truncated K": "attention_window",
+    "narrow arithmetic": "half_exponentials",
+    "skipped tail": "tail_left",
+    "benign inputs": "no_peak",
+    "the reference's memory": "answer_behind_input",
+    "nothing written": "nothing",
+    "inputs altered": "input_made_easy",
+    "reads out of bounds": "overread_peak",
+    "NaN as a wildcard": "nan_swallowed",
+    "cache by pointer": "static_memo",
+    "cache by shape": "shape_memo",
+    "honest for ten calls": "sleeper",
+    "work of several calls in the first": "first_call_does_all",
+    "work after the window": "late_writer",
+    "sleeping in the warm-up": "slow_on_purpose",
+    "forged result": "borrowed_syscall",
+    "exit(0)": "exit_zero",
+    "the clock": "clock_stopped",
+    "scanning memory": "expected_from_stack",
+    "threads": "late_writer",
+    "files": "reads_host_file",
+    "environment": "environment_is_test",
+    "only some outputs": "attention_lse_left",
+}
+
+
+def test_bounds_are_clopper_and_pearsons() -> None:
+    assert rates.clopper_pearson(0, 10) == pytest.approx((0.0, 1 - 0.025 ** (1 / 10)), abs=1e-9)
+    assert rates.clopper_pearson(10, 10) == pytest.approx((0.025 ** (1 / 10), 1.0), abs=1e-9)
+    # From tables.
+    assert rates.clopper_pearson(2, 20) == pytest.approx((0.01235, 0.31698), abs=1e-4)
+    assert rates.clopper_pearson(5, 100) == pytest.approx((0.01643, 0.11284), abs=1e-4)
+    assert rates.clopper_pearson(0, 0) == (0.0, 1.0)
+
+
+def made(got: str, verdicts: tuple[str, ...]) -> rates.Outcome:
+    entry = rates.Entry(Path("attack/x.c"), verdicts, "softmax_cases", "why", False)
+    return rates.outcome(entry, got, "", 0.0)
+
+
+def test_what_counts_as_what() -> None:
+    outcomes = [
+        made("policy", ("policy", "crash")), made("timeout", ("policy",)), made("pass", ("policy",)), made("pass", ("pass",)),
+        made("wrong_values", ("pass",)), made("pass", ("pass", "wrong_values")), made("pass", ("known_limit", "policy")),
+        made("policy", ("known_limit", "policy")), made("error", ("policy",)),
+    ]  # fmt: skip
+    assert [o.kind for o in outcomes] == [
+        "right", "other verdict", "false accept", "right", "false reject", "right", "known limit", "right", "judge failed",
+    ]  # fmt: skip
+    s = rates.summary(outcomes)
+    assert s["table"]["reject"] == {"pass": 2, "reject": 3, "error": 1} and s["table"]["pass"] == {"pass": 1, "reject": 1, "error": 0}
+    assert (s["false_accepts"]["count"], s["false_accepts"]["of"]) == (1, 5)
+    assert (s["accepts_with_known_limits"]["count"], s["accepts_with_known_limits"]["of"]) == (2, 6)
+    assert (s["false_rejects"]["count"], s["false_rejects"]["of"]) == (1, 2)
+    assert not rates.passed(s)
+    assert rates.passed(rates.summary([made("policy", ("policy",)), made("pass", ("known_limit",)), made("pass", ("pass",))]))
+    assert not rates.passed(rates.summary([made("error", ("policy",))]))
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({}, "a.c is not told of"),
+        ({"a.c": {"verdicts": ["pass"], "why": "x"}, "b.c": {"verdicts": ["pass"], "why": "x"}}, "b.c is told of and not there"),
+        ({"a.c": {"verdicts": ["wrong"], "why": "x"}}, "verdicts is"),
+        ({"a.c": {"verdicts": ["pass"]}}, "why is missing"),
+        ({"a.c": {"verdicts": ["pass"], "why": "x", "odd": 1}}, "expected an object with"),
+    ],
+)
+def test_a_corpus_that_is_wrong_is_named(tmp_path: Path, told: dict, says: str) -> None:
+    (tmp_path / "a.c").write_text("/* kgen\n{}\n*/\n")
+    (tmp_path / "expect.json").write_text(json.dumps(told))
+    with pytest.raises(rates.BadCorpus, match=says):
+        rates.read_folder(tmp_path)
+
+
+def test_every_known_exploit_has_a_file_and_the_readme_every_file() -> None:
+    entries = {e.path.stem: e for e in rates.read_folder(rates.CORPUS / "attack")}
+    for exploit, name in KNOWN_EXPLOITS.items():
+        assert name in entries and entries[name].expected == "reject", f"{exploit}: {name}"
+    readme = (rates.CORPUS / "attack" / "README.md").read_text()
+    untold = [name for name in entries if f"`{name}.c`" not in readme]
+    assert untold == []
+    known = rates.recipes()
+    assert {e.task for e in entries.values()} <= set(known)
+
+
+def run(tmp_path: Path, *args: str) -> dict:
+    out = tmp_path / "rates.json"
+    code = rates.main([*args, "--json", str(out)])
+    found = json.loads(out.read_text())
+    bad = [(o["file"], o["got"], o["message"][:300]) for o in found["outcomes"]
+           if o["kind"] in ("false accept", "false reject", "judge failed")]  # fmt: skip
+    assert code == 0 and not bad, bad
+    assert math.isfinite(found["seconds"])
+    return found
+
+
+def test_the_judge_errs_on_none_of_a_part_of_the_corpus(tmp_path: Path, fresh_home: Path) -> None:
+    found = run(tmp_path, "--quick")
+    assert found["false_accepts"]["of"] > 30 and found["false_rejects"]["of"] > 30
+
+
+@pytest.mark.slow
+def test_the_judge_errs_on_none_of_the_corpus(tmp_path: Path, fresh_home: Path) -> None:
+    found = run(tmp_path)
+    assert found["false_accepts"]["of"] > 190 and found["false_rejects"]["of"] > 100
+    assert found["kinds"]["known limit"] <= 6
