@@ -7,6 +7,7 @@
 
 #include "faults.h"
 #include "search_util.h"
+#include "sys/proc.h"
 
 static void clean(void) {
     kg_error err = {0};
@@ -189,4 +190,27 @@ TEST_WITHIN(search_killed_at_every_entry, 600) {
             return;
         }
     }
+}
+
+/* ---- processes ---- */
+
+/* No process can be started for once: said with the program's name, and nothing stays open. */
+TEST(process_that_cannot_be_forked) {
+    const char *argv[] = {"/bin/true", NULL};
+    const kg_limits limits = {.wall_ms = 10000};
+    kg_error err = {0};
+    kg_exit ex = {0};
+    kg_buf out;
+    kg_buf_init(&out, 0);
+    for (int i = 0; i < 3; i++) { /* the third descriptor would be another if one leaked */
+        fault_arm(FAULT_FORK, 1, FAULT_ONCE);
+        CHECK_ERR(kg_proc_run(argv, NULL, NULL, &limits, &out, &ex, &err), err, KG_EIO,
+                  "/bin/true");
+        CHECK(fault_disarm());
+    }
+    int free_one = dup(0);
+    CHECK_OK(kg_proc_run(argv, NULL, NULL, &limits, &out, &ex, &err), err);
+    CHECK_INT(free_one <= 4, 1);
+    close(free_one);
+    kg_buf_free(&out);
 }
