@@ -39,6 +39,7 @@ ctest: $(VENV)/.kgen-test
 	@$(call configure,ci,build-ci)
 	@cmake --build build-ci -j$(JOBS) -- --no-print-directory -s
 	@KGEN_TEST_NVRTC="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" build-ci/kgen-ctests
+	@build-ci/kgen-faults
 
 lint: $(VENV)/.kgen-test build
 	@tools/lint.sh
@@ -50,6 +51,7 @@ test: $(VENV)/.kgen-test build ctest lint
 	@cmake --build build --target kgen-conformance -- --no-print-directory -s
 	@$(PYTEST) -m "not slow" tests
 
+test-all: export KGEN_FAULTS = all
 test-all: $(VENV)/.kgen-test build ctest lint
 	@cmake --build build --target kgen-conformance -- --no-print-directory -s
 	@$(PYTEST) tests

@@ -10,7 +10,7 @@ build=${KGEN_BUILD:-build}
 failed=0
 
 c_files() {
-    find csrc tests/c tests/fake tests/fake_nvml tests/fuzz \( -name '*.[ch]' -o -name '*.cpp' \) 2>/dev/null
+    find csrc tests/c tests/fake tests/fake_nvml tests/faults tests/fuzz \( -name '*.[ch]' -o -name '*.cpp' \) 2>/dev/null
 }
 
 if [ "${1:-}" = --fix ]; then

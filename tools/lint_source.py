@@ -39,7 +39,7 @@ FOREIGN = {
     r"cuda(_runtime.*)?\.h": ("csrc/conformance/",),
     r"nvrtc\.h": ("csrc/conformance/",),
     r"nvml\.h": ("csrc/conformance/",),
-    r"(cjson/)?cJSON\.h": ("csrc/base/json.c",),
+    r"(cjson/)?cJSON\.h": ("csrc/base/json.c", "tests/faults/"),
     r"sha2\.h|md5\.h|sha256\.h": ("csrc/base/hash_sha.c",),
     r"(torch|ATen|c10)/.*": ("csrc/conformance/",),
     r"Python\.h": (),
@@ -165,7 +165,7 @@ def check_python(name: str, text: str) -> Iterator[str]:
 def check_file(name: str) -> Iterator[str]:
     text = Path(name).read_text(encoding="utf-8")
     yield from check_length(name, text)
-    if name.startswith(("csrc/", "tests/c/", "tests/fake/", "tests/fake_nvml/", "tests/fuzz/")):
+    if name.startswith(("csrc/", "tests/c/", "tests/fake/", "tests/fake_nvml/", "tests/faults/", "tests/fuzz/")):
         yield from check_c(name, text)
     if name.endswith(".py"):
         yield from check_python(name, text)

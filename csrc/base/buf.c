@@ -232,7 +232,8 @@ const void *kg_get_bytes(kg_reader *r, size_t *n) {
     const char *at = (const char *)take(r, len);
     const unsigned char *end = take(r, 1);
     if (!at || !end || *end != '\0') {
-        r->status = KG_EFORMAT;
+        if (r->status == KG_OK) /* else it stays what it was: it may have been for want of memory */
+            r->status = KG_EFORMAT;
         return "";
     }
     if (n)

@@ -78,3 +78,9 @@ kg_expr *kg_flat_need_expr(kg_reader *r) {
         spoil(r, KG_EFORMAT);
     return e;
 }
+
+int kg_flat_fail(const kg_reader *r, const char *what, kg_error *err) {
+    if (r->status == KG_ENOMEM)
+        return kg_fail(err, KG_ENOMEM, "%s: out of memory", what);
+    return kg_fail(err, r->status, "%s: the flat form is malformed near byte %zu", what, r->pos);
+}

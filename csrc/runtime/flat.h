@@ -22,4 +22,8 @@ char *kg_flat_name(kg_reader *r); /* required, and a name */
 /* Fails the reader unless e is there. */
 kg_expr *kg_flat_need_expr(kg_reader *r);
 
+/* Why reading stopped, as a status and a message that begins with `what`: out of memory is not the
+ * file's fault. */
+int kg_flat_fail(const kg_reader *r, const char *what, kg_error *err);
+
 #endif

@@ -80,7 +80,8 @@ static void get_arg(kg_reader *r, kg_op *op, size_t i) {
     a->has_default = kg_get_u8(r) != 0;
     a->default_number = kg_get_f64(r);
     a->none_rsqrt = kg_flat_expr(r);
-    if (a->same_dtype_as >= 0 && !kg_arg_is_tensor(op->args[a->same_dtype_as].type))
+    if (r->status == KG_OK && a->same_dtype_as >= 0 &&
+        !kg_arg_is_tensor(op->args[a->same_dtype_as].type))
         r->status = KG_EFORMAT;
 }
 
@@ -148,8 +149,7 @@ int kg_op_read(kg_reader *in, kg_op **out, kg_error *err) {
     get_op(in, op);
     if (in->status < 0) {
         kg_op_free(op);
-        return kg_fail(err, in->status, "contract: the flat form is malformed near byte %zu",
-                       in->pos);
+        return kg_flat_fail(in, "contract", err);
     }
     kg_op_link(op);
     *out = op;

@@ -210,7 +210,7 @@ int kg_plan_read(kg_reader *in, kg_plan **out, kg_error *err) {
     get_plan(in, p);
     if (in->status < 0) {
         kg_plan_free(p);
-        return kg_fail(err, in->status, "plan: the flat form is malformed near byte %zu", in->pos);
+        return kg_flat_fail(in, "plan", err);
     }
     *out = p;
     return KG_OK;

@@ -390,7 +390,7 @@ int kg_key_read(kg_reader *in, kg_key *out, kg_error *err) {
     memset(&k, 0, sizeof k);
     get_key(in, &k);
     if (in->status < 0)
-        return kg_fail(err, in->status, "key: the flat form is malformed near byte %zu", in->pos);
+        return kg_flat_fail(in, "key", err);
     *out = k;
     return KG_OK;
 }

@@ -324,10 +324,13 @@ static int pins_of(const char *dir, const char *op, const char *arch, kg_pin_vis
         kg_error bad = {0};
         kg_pin pin = {0};
         char *path = kg_path_join(dir, files[i]);
-        if (!path) {
-            rc = kg_fail(err, KG_ENOMEM, "path of %s", files[i]);
-        } else if (!kg_is_hex(files[i], 32) || kg_pin_read(path, &pin, &bad)) {
-            kg_log(KG_LOG_WARNING, "pin left out: %s", bad.msg[0] ? bad.msg : path);
+        int read = !path                      ? kg_fail(&bad, KG_ENOMEM, "path of %s", files[i])
+                   : !kg_is_hex(files[i], 32) ? kg_fail(&bad, KG_EFORMAT, "%s is no pin", path)
+                                              : kg_pin_read(path, &pin, &bad);
+        if (read == KG_ENOMEM) { /* no fault of the pin's, and who does not see it may undo it */
+            rc = kg_fail(err, read, "%s", bad.msg);
+        } else if (read != KG_OK) {
+            kg_log(KG_LOG_WARNING, "pin left out: %s", bad.msg);
         } else {
             rc = visit(ctx, op, arch, path, &pin, err);
             kg_pin_free(&pin);

@@ -295,6 +295,10 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
     p.set_defaults(run_command=_lazy("mcp_server", "run_mcp"), proposer="mcp")
 
     p = sub.add_parser("doctor", help="what is found, what is not, what to do")
+    p.add_argument(
+        "--timing", action="store_true",
+        help="also measure, within a minute, which difference of two times this machine can tell",
+    )  # fmt: skip
     p.add_argument("--json", action="store_true", help="the findings as a JSON list")
     p.set_defaults(run_command=_lazy("doctor", "run_doctor"))
 

@@ -178,9 +178,42 @@ def findings() -> list[Finding]:
     return out
 
 
+# Seconds for all of --timing, of which starting processes takes some; and for one comparison.
+TIMING_SECONDS, TIMING_EACH = 45.0, 6.0
+# A machine that tells no less than this apart promotes little.
+COARSE = 0.05
+
+
+def _timing() -> Iterator[Finding]:
+    """Which difference of times each device here can tell, measured now."""
+    from . import devices, resolution
+    from .errors import KgenError
+
+    here = resolution.devices_here()
+    for device in here:
+        name = f"timing {device}"
+        try:
+            found = resolution.measure(
+                device, TIMING_SECONDS / len(here), TIMING_EACH / len(here), lambda text: print(f"  {text}", file=sys.stderr)
+            )
+        except KgenError as e:
+            yield Finding(name, False, str(e), "", False)
+            continue
+        text = f"{found.text()}; {resolution.load_text()}"
+        if slow := devices.state(device).get("throttle"):
+            text += f"; clocks: {', '.join(slow)}"
+        if found.difference > COARSE:
+            text += "; smaller gains are not promoted here: end what else runs, or tune where it is quiet"
+        elif found.wrong > max(1, len(found.comparisons) // 5):
+            text += "; the intervals are too narrow: what runs beside changes while kgen measures"
+        yield Finding(name, True, text, needed=False)
+
+
 def run_doctor(args: argparse.Namespace) -> int:
     """Prints the findings; 3 when something that is needed is missing."""
     rows = findings()
+    if args.timing and next(f for f in rows if f.name == "torch").ok:
+        rows += list(_timing())
     if args.json:
         print(json.dumps([asdict(r) for r in rows]))
     else:

@@ -570,16 +570,17 @@ def _measure_baselines(gate: Gate, result: GateResult) -> list[tuple[int, int]]:
 
 
 def pairs(
-    gate: Gate, a: tuple[int, int], b: tuple[int, int], seconds: float, wanted: float = 0.0
+    gate: Gate, a: tuple[int, int], b: tuple[int, int], seconds: float, wanted: float = 0.0, width: float = WIDTH
 ) -> tuple[list[float], list[float], str]:
     """Rounds of two contenders (each with its calls a batch) in turn; their times, and what was wrong with an output.
-    They end early when b is surely less than `wanted` times as fast as a: more rounds could not promote it."""
+    They end early when the interval is narrower than `width` of the ratio, or b is surely less than `wanted` times as fast
+    as a: more rounds could not promote it."""
     with gate.alone():
-        return _pairs(gate, a, b, seconds, wanted)
+        return _pairs(gate, a, b, seconds, wanted, width)
 
 
 def _pairs(
-    gate: Gate, a: tuple[int, int], b: tuple[int, int], seconds: float, wanted: float
+    gate: Gate, a: tuple[int, int], b: tuple[int, int], seconds: float, wanted: float, width: float
 ) -> tuple[list[float], list[float], str]:
     times: tuple[list[float], list[float]] = ([], [])
     deadline = time.monotonic() + seconds
@@ -593,9 +594,11 @@ def _pairs(
             wrong = gate.check(who, which)
             if wrong:
                 return *times, f"{gate.contenders[who]['name']}: {wrong}"
+        if len(times[0]) >= MIN_ROUNDS and time.monotonic() > deadline:
+            break
         if len(times[0]) >= MIN_ROUNDS and len(times[0]) % 5 == 0:
             median, low, high = _libkgen.ratio(*times)
-            if high - low < WIDTH * median or high < wanted or time.monotonic() > deadline:
+            if high - low < width * median or high < wanted:
                 break
     return *times, ""
 

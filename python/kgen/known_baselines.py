@@ -45,8 +45,7 @@ def key_of(case: dict[str, Any], device: torch.device, threads: int) -> str:
     from .doctor import cpu_name, machine_arch
 
     if device.type == "cuda":
-        about = torch.cuda.get_device_properties(device)
-        machine = [about.name, f"{about.major}.{about.minor}", about.total_memory, str(torch.version.cuda)]
+        machine = [torch.cuda.get_device_name(device), str(torch.version.cuda)]
     else:
         machine = [cpu_name(), machine_arch(), threads]
     text = json.dumps([FORMAT, torch.__version__, machine, _without_fill(case)], sort_keys=True)

@@ -628,6 +628,39 @@ TEST_WITHIN(judge_cuda_finds_trivial_answers, 120) {
     kg_judge_close(r.judge);
 }
 
+/* Whichever call of the driver fails for once in the judge's own process (the device full, say),
+ * there is an answer, with a reason, and the next Candidate is judged as if nothing had been. */
+TEST_WITHIN(judge_cuda_when_any_call_fails, 600) {
+    rig r;
+    kg_buf text;
+    const char *all = getenv("KGEN_FAULTS");
+    rig_open(&r, KERNELS);
+    source_of(&text, "right", "", "");
+    expect(&r, text.data, KG_VERDICT_PASS, ""); /* what is done once, is done */
+    size_t before = r.driver->calls("*");
+    expect(&r, text.data, KG_VERDICT_PASS, "");
+    size_t total = r.driver->calls("*") - before, stride = all ? 1 : total / 25 + 1;
+    CHECK(total > 20);
+    for (size_t n = 1; n <= total; n += stride) {
+        kg_error err = {0};
+        kg_judge_report *report = NULL;
+        kg_judge_request q = {
+            .text = text.data, .n = text.len, .name = "softmax.cu", .all_sets = true};
+        r.driver->fail("*", (unsigned)n, 2 /* CUDA_ERROR_OUT_OF_MEMORY */);
+        int rc = kg_judge_run(r.judge, &q, &report, &err);
+        if (rc != KG_OK && err.msg[0] == '\0')
+            FAIL("call %zu of %zu: %s without a reason", n, total, kg_status_name(rc));
+        if (rc == KG_OK && kg_judge_verdict(report) != KG_VERDICT_PASS)
+            CHECK(kg_judge_message(report)[0] != '\0');
+        kg_judge_report_free(report);
+        r.driver->reset();
+        expect(&r, text.data, KG_VERDICT_PASS, "");
+    }
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    CHECK_UINT(r.driver->live_bytes(), 0);
+}
+
 static size_t open_files(void) {
     size_t n = 0;
     DIR *d = opendir("/proc/self/fd");

@@ -9,16 +9,7 @@
 
 #include "base/fs.h"
 #include "base/log.h"
-#include "runtime/index.h"
-#include "test.h"
-#include "tune/registry.h"
-
-static const char op_text[] =
-    "{\"format\":1,\"op\":\"twice\",\"schema\":\"twice(Tensor x) -> Tensor\","
-    "\"args\":[{\"name\":\"x\",\"type\":\"Tensor\",\"dtypes\":[\"float32\"],\"shape\":[\"N\"]}],"
-    "\"dims\":[],\"dynamic\":[\"N\"],"
-    "\"outputs\":[{\"name\":\"y\",\"dtype_as\":\"x\",\"like\":\"x\"}],\"holes\":[],"
-    "\"reference\":{\"kind\":\"torch\",\"call\":\"torch.mul\"}}";
+#include "registry_util.h"
 
 static char warnings[4096];
 
@@ -26,95 +17,6 @@ static void collect(void *ctx, kg_log_level level, const char *message) {
     (void)ctx;
     if (level >= KG_LOG_WARNING)
         strncat(warnings, message, sizeof warnings - strlen(warnings) - 1);
-}
-
-static char *source_of(int k) {
-    kg_buf b;
-    kg_buf_init(&b, 0);
-    kg_buf_printf(
-        &b,
-        "/* kgen\n{\"format\":1,\"op\":\"twice\",\"target\":\"cpu\",\"tunables\":{\"A\":[1,2]},"
-        "\"launches\":[{\"kernel\":\"twice\",\"range\":\"N\",\"args\":[\"x\",\"y\"]}]}\n*/\n"
-        "/* %d */\n",
-        k);
-    return kg_buf_take(&b);
-}
-
-static kg_op *read_op(void) {
-    kg_op *op = NULL;
-    kg_error err = {0};
-    if (kg_op_from_json(op_text, strlen(op_text), "op", &op, &err))
-        FAIL("%s", err.msg);
-    return op;
-}
-
-/* Promotes source k for one size, and gives its id. */
-static int promote_as(const char *root, int k, int64_t size, const char *verdict, int *version,
-                      char id[65], kg_error *err) {
-    kg_op *op = read_op();
-    kg_plan *plan = NULL;
-    kg_tuning t;
-    kg_registry *r = NULL;
-    char *source = source_of(k), record[1024], key[512];
-    const char *keys[] = {key};
-    CHECK_INT(kg_plan_from_source(source, strlen(source), "twice.c", op, &plan, err), KG_OK);
-    kg_tuning_default(plan, &t);
-    CHECK_INT(kg_candidate_id(source, strlen(source), plan, &t, id, err), KG_OK);
-    snprintf(record, sizeof record,
-             "{\"format\":1,\"id\":\"%s\",\"op\":\"twice\",\"arch\":\"x86-64-v3\",\"version\":0,"
-             "\"source\":\"kernel.c\",\"tunables\":{\"A\":1},\"verdict\":\"%s\","
-             "\"proposer\":{\"name\":\"files\"},\"created\":\"2026-01-01T00:00:00Z\","
-             "\"environment\":{\"torch\":\"2.13.0\"}}",
-             id, verdict);
-    snprintf(key, sizeof key,
-             "{\"attrs\":{},\"device\":\"cpu\",\"dims\":{\"N\":%lld},\"dtypes\":[\"float32\"],"
-             "\"layout\":[\"c\"],\"op\":\"twice\",\"precision\":\"native\",\"program\":null}",
-             (long long)size);
-    int rc = kg_registry_open(root, true, &r, err);
-    if (!rc)
-        rc = kg_registry_promote(r, op_text, NULL, source, strlen(source), record, keys, 1, version,
-                                 err);
-    kg_registry_close(r);
-    kg_plan_free(plan);
-    kg_op_free(op);
-    free(source);
-    return rc;
-}
-
-static int promote(int k, int64_t size, char id[65]) {
-    int version = 0;
-    kg_error err = {0};
-    if (promote_as(test_path("generated"), k, size, "pass", &version, id, &err))
-        FAIL("%s", err.msg);
-    return version;
-}
-
-/* The id that the index serves for a size; "" when no pin is for it. */
-static void served(int64_t size, char id[65]) {
-    kg_index *x = NULL;
-    kg_error err = {0};
-    const kg_index_op *op = NULL;
-    const char *root = test_path("generated"), *path = test_path("index");
-    if (kg_index_build(root, path, &err))
-        FAIL("%s", err.msg);
-    if (kg_index_open(path, root, kg_registry_fingerprint(root), &x, &err))
-        FAIL("%s", err.msg);
-    id[0] = '\0';
-    int at = kg_index_find(x, "twice");
-    if (at >= 0) {
-        if (kg_index_get(x, (size_t)at, &op, &err))
-            FAIL("%s", err.msg);
-        for (size_t i = 0; i < op->npins; i++)
-            if (op->pins[i].key.min[0] == size)
-                snprintf(id, 65, "%s", op->kernels[op->pins[i].kernel].id);
-    }
-    kg_index_free(x);
-}
-
-static void check_served(int64_t size, const char *want) {
-    char id[65];
-    served(size, id);
-    CHECK_STR(id, want);
 }
 
 TEST(registry_promotes_and_serves) {
@@ -439,7 +341,7 @@ static void write_op(const char *root, int i) {
     kg_buf_printf(&dir, "%s/op%02d", root, i);
     CHECK_INT(kg_mkdirs(dir.data, &err), KG_OK);
     kg_buf_puts(&dir, "/op.json");
-    for (const char *at = op_text; *at;) {
+    for (const char *at = registry_op_text; *at;) {
         const char *name = strstr(at, "twice");
         int n = (int)(name ? name - at : (ptrdiff_t)strlen(at));
         kg_buf_printf(&text, "%.*s", n, at);

@@ -6,12 +6,11 @@
  * KGEN_FAKE_CUDA, read when the driver is initialised, is a list with commas:
  *     devices=1  arch=90  sms=132  driver=13000  memory=MIB  shared=232448  clusters=1
  *     clusters_fit=66 (resident clusters; 0: none fits)
- *     fail=CALL:N:RESULT   the N-th call of CALL gives RESULT, once (N 0: every call). A sticky
- *                          RESULT poisons the process
- *     fault=KERNEL:RESULT  a launch of KERNEL is taken, and RESULT comes with the next call that
- * waits hang=KERNEL          ... or that call never returns log=FILE             a line a launch:
- * name, grid, block, cluster, shared, flags kernels=FILE.so      launches of NAME call its function
- * `void fake_kernel_NAME(const fake_launch *)`
+ *     fail=CALL:N:RESULT   the N-th call of CALL (*: of any) gives RESULT, once (N 0: every call).
+ * A sticky RESULT poisons the process fault=KERNEL:RESULT  a launch of KERNEL is taken, and RESULT
+ * comes with the next call that waits hang=KERNEL          ... or that call never returns log=FILE
+ * a line a launch: name, grid, block, cluster, shared, flags kernels=FILE.so      launches of NAME
+ * call its function `void fake_kernel_NAME(const fake_launch *)`
  *
  * Everything is done at once: streams only order, and a stream that captures records. cuMemCreate
  * gives memory that other processes can import. Like the driver it refuses calls without a current
@@ -47,11 +46,11 @@ typedef struct fake_launch {
 typedef struct fake_cuda {
     /* Launches, counts and failures are forgotten; the poison, too. Memory stays. */
     void (*reset)(void);
-    /* Of any call of the table, by its symbol: how often it was called. */
+    /* Of any call of the table, by its symbol ("*": all together): how often it was called. */
     size_t (*calls)(const char *symbol);
     size_t (*nlaunches)(void);
     const fake_launch *(*launch)(size_t i); /* NULL past the last one */
-    /* The n-th call from now (1: the next) gives result; n 0: every call. */
+    /* The n-th call from now (1: the next) gives result; n 0: every call. "*" counts all calls. */
     void (*fail)(const char *symbol, unsigned n, int result);
     void (*fault)(const char *kernel, int result);
     /* What a launch of the kernel does; the launch's bytes may be read and memory written. */
