@@ -129,6 +129,20 @@ void kg_program_varying(const kg_psection *s, uint8_t *dep);
 /* Whether an operand varies, given dep of its section. */
 bool kg_operand_varying(const kg_poperand *a, const uint8_t *dep);
 
+/* A score section as a straight line, mul * score + a term of the row + slope * kv. */
+enum { KG_PL_NONE, KG_PL_UNIT, KG_PL_SOME }; /* a coefficient of score: 0, 1, of the row */
+typedef struct kg_pline_value {
+    int32_t step;   /* of kv, for int32 */
+    uint8_t scored; /* for float32 */
+    bool sloped;    /* float32 that has a coefficient of kv */
+} kg_pline_value;
+typedef struct kg_pline {
+    kg_pline_value value[KG_PROGRAM_MAX_VALUES]; /* of those that vary within a row */
+    uint8_t scored;                              /* of the result: UNIT or SOME */
+} kg_pline;
+/* dep: of kg_program_varying. False when the section is no line, as far as can be told. */
+bool kg_program_line(const kg_psection *s, const uint8_t *dep, kg_pline *out);
+
 /* Which helpers a lowered Program calls; sets have bit kg_pop. */
 typedef struct kg_puses {
     uint64_t f32, i32; /* operations whose result is float32, int32 */

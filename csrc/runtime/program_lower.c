@@ -11,6 +11,7 @@ typedef struct lower {
     const kg_program *p;
     const kg_psection *s;
     kg_buf *out;
+    int target;
     bool in_row;                            /* which of the two functions is being written */
     uint8_t varies[KG_PROGRAM_MAX_VALUES];  /* within a row */
     uint8_t kept[KG_PROGRAM_MAX_VALUES];    /* same along the row, and used where it varies */
@@ -296,7 +297,9 @@ static void emit_value(lower *l, size_t k) {
     } else {
         for (size_t j = 0; j < in->nargs; j++)
             name_operand(l, &in->arg[j], a[j]);
-        if (!emit_division_by(l, in, a))
+        if (in->op == KG_POP_DIV && l->target == KG_CUDA)
+            emit_form(l->out, "kg_divf($0, $1)", (const operand *)a);
+        else if (!emit_division_by(l, in, a))
             emit_form(l->out, form_of(in), (const operand *)a);
     }
     kg_buf_puts(l->out, ";\n");
@@ -420,6 +423,85 @@ static const char MASK_HEAD[] =
     "KG_FN int kg_mask(KG_ARGS p, struct kg_mask_row row, int b, int h, int q, int kv) {\n"
     "    (void)p, (void)row, (void)b, (void)h, (void)q, (void)kv;\n";
 
+/* A factor of the line of operand a, of score or of kv. */
+static void put_factor(const lower *l, const kg_pline *line, const kg_poperand *a, char of) {
+    const kg_pline_value *v = a->kind == KG_PK_VALUE ? &line->value[a->index] : NULL;
+    bool there = v != NULL && l->varies[a->index] && (of == 'm' ? v->scored != 0 : v->sloped);
+    if (there)
+        kg_buf_printf(l->out, "%c%u", of, (unsigned)a->index);
+    else
+        kg_buf_puts(l->out, of == 'm' && a->kind == KG_PK_SCORE ? "1.0f" : "0.0f");
+}
+
+static void put_factor_of(const lower *l, const kg_pline *line, size_t i, char of) {
+    const kg_pinstr *in = &l->s->value[i];
+    operand name;
+    kg_buf_printf(l->out, "    const float %c%zu = ", of, i);
+    if (in->op == KG_POP_CAST) {
+        const kg_poperand *a = in->arg;
+        int32_t step = a->kind == KG_PK_VALUE ? line->value[a->index].step : 1;
+        kg_buf_printf(l->out, "%d.0f;\n", (int)step);
+        return;
+    }
+    if (in->op == KG_POP_WHERE) {
+        name_operand(l, &in->arg[0], name);
+        kg_buf_printf(l->out, "%s ? ", name);
+        put_factor(l, line, &in->arg[1], of);
+        kg_buf_puts(l->out, " : ");
+        put_factor(l, line, &in->arg[2], of);
+    } else if (in->op == KG_POP_MUL || in->op == KG_POP_DIV) {
+        size_t fixed = kg_operand_varying(&in->arg[1], l->varies) ? 0 : 1;
+        name_operand(l, &in->arg[fixed], name);
+        put_factor(l, line, &in->arg[1 - fixed], of);
+        kg_buf_printf(l->out, " %c %s", in->op == KG_POP_MUL ? '*' : '/', name);
+    } else if (in->op == KG_POP_NEG) {
+        kg_buf_puts(l->out, "-");
+        put_factor(l, line, &in->arg[0], of);
+    } else {
+        put_factor(l, line, &in->arg[0], of);
+        kg_buf_puts(l->out, in->op == KG_POP_ADD ? " + " : " - ");
+        put_factor(l, line, &in->arg[1], of);
+    }
+    kg_buf_puts(l->out, ";\n");
+}
+
+/* The score section as a line, where it is one. begin_section has been called for it. */
+static void emit_line(lower *l) {
+    kg_pline line;
+    bool is = kg_program_line(l->s, l->varies, &line);
+    kg_buf_printf(l->out, "#define KG_SCORE_LINE %d\n#define KG_SCORE_UNIT %d\n", is,
+                  is && line.scored == KG_PL_UNIT);
+    if (!is)
+        return;
+    kg_buf_puts(l->out, "struct kg_line { float mul, slope; };\n"
+                        "KG_FN struct kg_line kg_score_line(KG_ARGS p, int b, int h, int q) {\n"
+                        "    (void)p, (void)b, (void)h, (void)q;\n");
+    l->in_row = true;
+    for (size_t i = 0; i < l->s->n; i++) {
+        if (!l->varies[i])
+            emit_value(l, i);
+        else if (line.value[i].scored != KG_PL_NONE)
+            put_factor_of(l, &line, i, 'm');
+        if (l->varies[i] && line.value[i].sloped)
+            put_factor_of(l, &line, i, 'k');
+    }
+    kg_buf_puts(l->out, "    const struct kg_line r = {");
+    put_factor(l, &line, &l->s->result, 'm');
+    kg_buf_puts(l->out, ", ");
+    put_factor(l, &line, &l->s->result, 'k');
+    kg_buf_puts(l->out, "};\n    return r;\n}\n");
+    l->in_row = false;
+}
+
+/* Whether some value of a section reads an input. */
+static int reads(const kg_psection *s, int kind) {
+    for (size_t i = 0; i < s->n; i++)
+        for (size_t j = 0; j < s->value[i].nargs; j++)
+            if (s->value[i].arg[j].kind == kind)
+                return 1;
+    return 0;
+}
+
 static void section_uses(const kg_program *p, const kg_psection *s, kg_puses *uses) {
     for (size_t i = 0; i < s->n; i++) {
         const kg_pinstr *in = &s->value[i];
@@ -511,11 +593,17 @@ int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err
     if (target != KG_CPU && target != KG_CUDA)
         return kg_fail(err, KG_EINVAL, "lowering a Program: %d is no target", target);
     static const kg_program none;
-    lower l = {.p = p != NULL ? p : &none, .out = out};
+    lower l = {.p = p != NULL ? p : &none, .out = out, .target = target};
     kg_buf_printf(out, "/* Program %s */\n", p != NULL ? p->hash : "none");
     emit_prelude(p, target, out);
+    const kg_psection *mask = kg_program_has(p, "MASK") ? &p->mask : &ALWAYS;
     emit_section(&l, kg_program_has(p, "SCORE") ? &p->score : &IDENTITY, "score", SCORE_HEAD);
-    emit_section(&l, kg_program_has(p, "MASK") ? &p->mask : &ALWAYS, "mask", MASK_HEAD);
+    if (target == KG_CUDA) {
+        emit_line(&l);
+        kg_buf_printf(out, "#define KG_MASK_OF_B %d\n#define KG_MASK_OF_H %d\n",
+                      reads(mask, KG_PK_B), reads(mask, KG_PK_H));
+    }
+    emit_section(&l, mask, "mask", MASK_HEAD);
     kg_program_range(p, out);
     return kg_buf_check(out, "a lowered Program", err);
 }

@@ -250,6 +250,16 @@ static int check_args(const source *s, kg_error *err) {
     return KG_OK;
 }
 
+/* Whether the first tensor is of a half type, and with it what Programs are evaluated beside. */
+static bool takes_halves(const source *s) {
+    for (size_t i = 0; i < s->op->nargs; i++)
+        if (kg_arg_is_tensor(s->op->args[i].type)) {
+            int dtype = kg_op_arg_dtype(s->op, s->call, i);
+            return dtype == KG_F16 || dtype == KG_BF16;
+        }
+    return false;
+}
+
 int kg_source_build(const kg_plan *p, const kg_op *op, const kg_tuning *t, const kg_call *call,
                     const kg_dims *exact, const char *text, size_t n, const char *name, kg_buf *out,
                     kg_error *err) {
@@ -260,6 +270,8 @@ int kg_source_build(const kg_plan *p, const kg_op *op, const kg_tuning *t, const
     if (p->target == KG_CPU)
         put_headers(out, text, n);
     put_constants(&s);
+    if (p->target == KG_CUDA && p->nholes > 0 && takes_halves(&s))
+        kg_buf_puts(out, "#define KG_ROUGH 1\n");
     /* Before the tunables: their macros must not reach kgen's own code. */
     if (p->nholes > 0 && (rc = kg_program_lower(call->program, p->target, out, err)) < 0)
         return rc;

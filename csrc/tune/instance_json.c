@@ -56,6 +56,7 @@ static kg_json *launch_to_json(const kg_plan *p, const kg_launch *l) {
         kg_json_set(o, "block", ints(l->block, 3));
         kg_json_set(o, "cluster", ints(l->cluster, 3));
         kg_json_set_int(o, "shared", l->shared);
+        kg_json_set_bool(o, "pdl", p->launches[l->plan_launch].pdl);
     }
     for (size_t i = 0; i < l->nargs; i++)
         kg_json_push(args, arg_to_json(&l->args[i]));
@@ -72,9 +73,23 @@ static kg_json *output_to_json(const char *name, const kg_tensor *t) {
     return o;
 }
 
+static kg_json *map_to_json(const kg_map *m) {
+    kg_json *o = kg_json_new_object();
+    kg_json_set_int(o, "tensor", m->tensor);
+    kg_json_set_bool(o, "is_output", m->tensor_is_output != 0);
+    kg_json_set_str(o, "dtype", kg_dtype_name(m->dtype));
+    kg_json_set(o, "dims", ints(m->dims, m->rank));
+    kg_json_set(o, "strides", ints(m->strides, m->rank - 1));
+    kg_json_set(o, "box", ints(m->box, m->rank));
+    kg_json_set_int(o, "swizzle", m->swizzle);
+    kg_json_set_int(o, "l2", m->l2);
+    return o;
+}
+
 kg_json *kg_instance_to_json(const kg_plan *p, const kg_op *op, const kg_instance *inst) {
     kg_json *o = kg_json_new_object(), *outputs = kg_json_new_array();
     kg_json *zero = kg_json_new_array(), *launches = kg_json_new_array();
+    kg_json *maps = kg_json_new_array();
     for (size_t i = 0; i < inst->noutputs; i++) {
         kg_json_push(outputs, output_to_json(op->outputs[i].name, &inst->outputs[i]));
         if (p->zero_outputs >> i & 1)
@@ -82,6 +97,9 @@ kg_json *kg_instance_to_json(const kg_plan *p, const kg_op *op, const kg_instanc
     }
     for (size_t i = 0; i < inst->nlaunches; i++)
         kg_json_push(launches, launch_to_json(p, &inst->launches[i]));
+    for (size_t i = 0; i < inst->nmaps; i++)
+        kg_json_push(maps, map_to_json(&inst->maps[i]));
+    kg_json_set(o, "maps", maps);
     kg_json_set(o, "outputs", outputs);
     kg_json_set(o, "workspace", ints(inst->workspace_bytes, inst->nworkspace));
     kg_json_set(o, "zero", zero);

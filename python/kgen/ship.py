@@ -90,6 +90,22 @@ def flash_sizes() -> list[Sizes]:
     return [*sizes, Sizes(1, 1, 1 << 20, 8, 1, 16, 8), Sizes(1, 1, 20, 8, 1, 1 << 20, 8)]
 
 
+def hopper_sizes() -> list[Sizes]:
+    """For attention with many queries by TMA: heads of multiples of 8, lengths around the tiles' edges."""
+    heads = ((1, 1), (2, 2), (4, 2), (8, 1), (3, 3), (6, 2))
+    queries = (1, 2, 31, 63, 64, 65, 127, 128, 129, 191, 192, 193, 257)
+    keys = (1, 2, 63, 64, 65, 79, 80, 81, 127, 128, 129, 159, 160, 161, 255, 257, 300)
+    widths = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 104, 112, 120, 128, 136, 160, 192, 224, 248, 256)
+    sizes = []
+    for i, d in enumerate((*widths, *widths)):
+        hq, hkv = heads[i % 6]
+        dv = widths[(i * 5 + 3) % 21] if i % 3 == 2 else d
+        sizes.append(Sizes((1, 2, 3)[i % 3], hq, queries[i * 4 % 13], d, hkv, keys[i * 5 % 17], dv))
+    sizes += [Sizes(1, 4, 257, 64, 2, 1021, 64), Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(1, 1, 4099, 64, 1, 4099, 64)]
+    sizes += [Sizes(4096, 1, 18, 8, 1, 3, 8), Sizes(1, 512, 3, 16, 512, 5, 16), Sizes(1, 512, 17, 16, 4, 5, 16)]
+    return [*sizes, Sizes(1, 1, 1 << 20, 8, 1, 16, 8), Sizes(1, 1, 20, 8, 1, 1 << 20, 8)]
+
+
 def decode_sizes() -> list[Sizes]:
     """For attention with few queries: at most 16 of them for each head of keys."""
     heads = ((1, 1, 16), (2, 2, 1), (4, 2, 3), (8, 1, 2), (3, 3, 7), (6, 2, 5), (32, 8, 1), (16, 1, 1), (8, 8, 15))
@@ -199,16 +215,19 @@ def _of_heads(head: int, all_sizes: Callable[[], list[Sizes]], more: Sequence[Si
     return sizes
 
 
-def _gpu_attention(file: str, head: int, chosen: dict[str, int], dtypes: tuple[str, ...], decode: bool = False) -> House:
+def _gpu_attention(
+    file: str, head: int, chosen: dict[str, int], dtypes: tuple[str, ...], decode: bool = False, programs: bool = True
+) -> House:
     if decode:
         more = [Sizes(1, 8, 1, head, 8, 1021, head), Sizes(3, 32, 2, head, 4, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
         sizes = _of_heads(head, decode_sizes, more)
         timed, at = Sizes(8, 32, 1, head, 8, 8192, head), Sizes(2, 4, 3, head, 4, 131, head)
     else:
         more = [Sizes(1, 2, 333, head, 1, 1021, head), Sizes(2, 3, 65, head, 3, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
-        sizes = _of_heads(head, flash_sizes, more)
+        sizes = _of_heads(head, hopper_sizes if file == "hopper.cu" else flash_sizes, more)
         timed, at = Sizes(4, 16, 4096, head, 16, 4096, head), Sizes(2, 4, 70, head, 4, 131, head)
-    return House(f"attention/{file}", "attention", sizes, timed, at, tunables={**chosen, "HEAD": head}, dtypes=dtypes)
+    at_programs = at if programs else None
+    return House(f"attention/{file}", "attention", sizes, timed, at_programs, tunables={**chosen, "HEAD": head}, dtypes=dtypes)
 
 
 def _gpu_house() -> tuple[House, ...]:
@@ -238,7 +257,15 @@ def _gpu_house() -> tuple[House, ...]:
     # Each within what a block of an sm_80 has of registers and shared memory.
     attention += [_gpu_attention("fma.cu", head, {"TM": tm}, full) for head, tm in ((64, 8), (128, 8), (256, 4))]
     attention += [_gpu_attention("decode.cu", head, {"STAGES": n}, HALVES, True) for head, n in ((64, 3), (128, 3), (256, 2))]
-    return (*rows, *cluster, *others, *attention)
+    # Of two for the same calls the later serves: plain ones take longer blocks of keys than those with Programs.
+    hopper = [
+        _gpu_attention("hopper.cu", head, chosen, HALVES, programs=programs)
+        for head, chosen, programs in (
+            (64, {"CONSUMERS": 3}, True), (128, {}, True), (256, {"BLOCK_N": 64}, True),
+            (128, {"BLOCK_N": 160}, False), (256, {"BLOCK_N": 80}, False),
+        )
+    ]  # fmt: skip
+    return (*rows, *cluster, *others, *attention, *hopper)
 
 
 GPU_HOUSE = _gpu_house()

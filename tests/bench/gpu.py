@@ -440,10 +440,13 @@ class State:
         os.replace(aside, self.path)
 
 
-def run(args: argparse.Namespace, state: State, device: Any, folder: Path) -> list[str]:
+Parts = dict[str, Callable[[Bench], Iterator[Row]]]
+
+
+def run(args: argparse.Namespace, parts: Parts, state: State, device: Any, folder: Path) -> list[str]:
     """Measures what fits; the parts that are left."""
     started, left = time.monotonic(), []
-    for name in args.only or PARTS:
+    for name in args.only or parts:
         if name in state.parts:
             rows, notes = state.rows(name), state.parts[name]["notes"]
         elif time.monotonic() - started + TAKES.get(name, TAKES_ATTENTION) > args.seconds:
@@ -451,7 +454,7 @@ def run(args: argparse.Namespace, state: State, device: Any, folder: Path) -> li
             continue
         else:
             b = Bench(device, folder, folder / f"tuned-{name}", args.quick)
-            rows = list(PARTS[name](b))
+            rows = list(parts[name](b))
             notes = b.notes
             state.keep(name, rows, notes)
         for text in [*map(show, rows), *(f"  {n}" for n in notes)]:
@@ -459,22 +462,22 @@ def run(args: argparse.Namespace, state: State, device: Any, folder: Path) -> li
     return left
 
 
-def write(state: State) -> Path:
+def write(parts: Parts, state: State, stem: str) -> Path:
     name = re.sub(r"[^a-z0-9]+", "-", state.about["gpu"].lower()).strip("-")
-    path = HERE / f"results-{name}.json"
-    rows = [{**asdict(r), "held": r.held} for part in PARTS if part in state.parts for r in state.rows(part)]
+    path = HERE / f"{stem}-{name}.json"
+    rows = [{**asdict(r), "held": r.held} for part in parts if part in state.parts for r in state.rows(part)]
     path.write_text(json.dumps({"format": 1, "machine": state.about, "rows": rows}, indent=1) + "\n")
     return path
 
 
-def main() -> int:
-    p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(parts: Parts = PARTS, about_it: str | None = __doc__, stem: str = "results", state_file: str = "bench-gpu.json") -> int:
+    p = argparse.ArgumentParser(description=(about_it or "").splitlines()[0])
     p.add_argument("--write", action="store_true", help="keep the results in tests/bench/")
-    p.add_argument("--only", action="append", choices=list(PARTS))
+    p.add_argument("--only", action="append", choices=list(parts))
     p.add_argument("--quick", action="store_true", help="fewer rounds, shorter searches")
     p.add_argument("--seconds", type=float, default=480.0, help="begin no part that would end later (default 480)")
     p.add_argument("--device", default="cuda")
-    p.add_argument("--state", type=Path, default=ROOT / "build" / "bench-gpu.json")
+    p.add_argument("--state", type=Path, default=ROOT / "build" / state_file)
     p.add_argument("--again", action="store_true", help="measure what was measured, too")
     args = p.parse_args()
     with tempfile.TemporaryDirectory(prefix="kgen-bench-") as folder:
@@ -495,9 +498,9 @@ def main() -> int:
         about = machine(device)
         print(", ".join(f"{k} {v}" for k, v in about.items()))
         state = State(args.state, about, args.again)
-        left = run(args, state, device, Path(folder))
+        left = run(args, parts, state, device, Path(folder))
     if args.write:
-        print(write(state))
+        print(write(parts, state, stem))
     rows = [r for name in state.parts for r in state.rows(name)]
     missed = [r.name for r in rows if not r.held]
     print(f"{len(rows) - len(missed)} of {len(rows)} held" + (f"; missed: {', '.join(missed)}" if missed else ""))

@@ -48,6 +48,13 @@ inline void ex2_approx_ftz_f32(float &d, float a) {
     d = exp2f(a);
     d = fabsf(d) < 0x1p-126f ? 0.0f : d;
 }
+inline void rcp_approx_ftz_f32(float &d, float a) {
+    d = fabsf(a) < 0x1p-126f ? copysignf(INFINITY, a) : 1.0f / a;
+    d = fabsf(d) < 0x1p-126f ? copysignf(0.0f, d) : d;
+}
+inline void sqrt_approx_f32(float &d, float a) {
+    d = sqrtf(a);
+}
 inline void tanh_approx_f32(float &d, float a) {
     d = tanhf(a);
 }

@@ -154,7 +154,7 @@ def spec(t: Tensor) -> dict[str, Any]:
     fill = {"kind": "normal", "mean": 0.0, "std": 1.0}
     address = t.storage_offset() * t.element_size() | 256
     return {"dtype": dtype_name(t.dtype), "shape": list(t.shape), "stride": list(t.stride()), "align": address & -address,
-            "fill": fill if t.dtype.is_floating_point else {"kind": "integers", "low": 0, "high": 3}}  # fmt: skip
+            "fill": fill if t.dtype.is_floating_point else {"kind": "integers", "low": 0, "high": 1 if t.dtype == torch.bool else 3}}  # fmt: skip
 
 
 def _bytes(t: Tensor) -> bytes:

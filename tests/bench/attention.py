@@ -1,0 +1,240 @@
+"""Attention on a GPU beside torch's best, the rows of the README's table; and a random sweep against fp64.
+
+    python tests/bench/attention.py [--only ROW ...] [--seconds 480] [--quick] [--write] ...      as tests/bench/gpu.py
+    python tests/bench/attention.py --sweep 2000 [--shard 1/4] [--state FILE] [--seconds 480] [--device cuda:0]
+
+A row tunes, judges and serves its Case as `kgen tune` does and is timed through torch.ops, in turn with torch's backends
+(cuDNN's and the other SDPA ones, compiled FlexAttention for Programs), each call on a cold L2. TF counts what the mask
+leaves. A row is held against its "must": a figure, or a multiple of the best torch backend of the same run.
+
+The sweep draws (sizes, dtype, layout, Program, build) by seed and judges each; a point is done once, whoever did it. Exit
+code 1 when a point is wrong, 4 when some are left for another call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT / "python"), str(HERE)]
+
+import gpu  # noqa: E402
+from gpu import Bench, Call  # noqa: E402
+from run import Row  # noqa: E402
+
+DOCUMENTS = (300, 700, 420, 610, 380, 800, 256, 630)
+
+
+def mods(name: str, heads: int, length: int, device: Any) -> tuple[Any, Any]:
+    """Score and mask function of `score, mask`, of which either may be absent."""
+    import torch
+
+    slopes = torch.exp2(-8.0 / heads * torch.arange(1, heads + 1, device=device))
+    lengths = torch.tensor(DOCUMENTS, device=device)
+    documents = torch.repeat_interleave(torch.arange(len(DOCUMENTS), device=device), lengths).to(torch.int32)[:length]
+    scores = {
+        "relative position": lambda s, b, h, q, kv: s + (q - kv),
+        "ALiBi": lambda s, b, h, q, kv: s + slopes[h] * (kv - q),
+        "softcap 20": lambda s, b, h, q, kv: 20.0 * torch.tanh(s / 20.0),
+    }
+    masks = {
+        "causal": lambda b, h, q, kv: q >= kv,
+        "window 1024": lambda b, h, q, kv: (q >= kv) & (q - kv <= 1024),
+        "prefix 1024": lambda b, h, q, kv: (kv < 1024) | (q >= kv),
+        "8 documents, causal": lambda b, h, q, kv: (documents[q] == documents[kv]) & (q >= kv),
+        "neighbourhood 13x13": lambda b, h, q, kv: ((q // 64 - kv // 64).abs() <= 6) & ((q % 64 - kv % 64).abs() <= 6),
+    }
+    if name in masks:
+        return None, masks[name]
+    score, _, mask = name.partition(", ")
+    return scores.get(score), masks.get(mask)
+
+
+def density(mask: Any, length: int, device: Any) -> float:
+    import torch
+
+    if mask is None:
+        return 1.0
+    i = torch.arange(length, device=device)
+    return float(mask(0, 0, i[:, None], i[None]).float().mean())
+
+
+@dataclass(frozen=True)
+class Shape:
+    b: int
+    hq: int
+    hkv: int
+    s: int
+    d: int
+
+    def __str__(self) -> str:
+        heads = f"H{self.hq}" if self.hq == self.hkv else f"H{self.hq}/{self.hkv}"
+        return f"B{self.b} {heads} S{self.s} D{self.d}"
+
+
+def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], Iterator[Row]]:
+    """must: TF, or (relative) a multiple of the best torch backend."""
+
+    def part(b: Bench) -> Iterator[Row]:
+        import torch
+
+        from kgen import spread
+        from kgen.baselines import Inputs
+        from kgen.trace import trace
+
+        score, mask = mods(name, at.hq, at.s, b.device)
+        sizes = spread.Sizes(at.b, at.hq, at.s, at.d, at.hkv, at.s, at.d)
+        t = trace(score, mask, device=b.device)
+        program = (t.text, t.captured, t.scalars) if t.text else None
+        trial = spread.attention_trial("bfloat16", sizes, program, name).on("cuda")
+        won = gpu.tune_exact(b, trial, 20.0 if b.quick else 90.0)
+        q = torch.randn(at.b, at.hq, at.s, at.d, device=b.device, dtype=torch.bfloat16)
+        k, v = (torch.randn(at.b, at.hkv, at.s, at.d, device=b.device, dtype=torch.bfloat16) for _ in range(2))
+        shared = at.hq != at.hkv
+        x = Inputs({"query": q, "key": k, "value": v, "enable_gqa": shared}, tuple(t.captured))
+        call: Call = lambda: torch.ops.kgen.attention(q, k, v, enable_gqa=shared)  # noqa: E731
+        if t.text:
+            call = lambda: torch.ops.kgen.attention_mod(  # noqa: E731
+                q, k, v, list(t.captured), list(t.scalars), t.text, enable_gqa=shared
+            )
+        # The dense ones would need gigabytes of scores each and are far from any best here.
+        dense = ("eager", "torch.compile", "torch.compile max-autotune", "SDPA math", "FlexAttention max-autotune")
+        with torch.inference_mode():
+            contenders = {"kgen": gpu.serve(b, call), **gpu.torch_ways(b, trial.case, x, dense)}
+            found = gpu.times(b, contenders, b.rounds(31))
+        flops = 4.0 * at.b * at.hq * at.s * at.s * at.d * density(mask, at.s, b.device)
+        own = statistics.median(found.pop("kgen"))
+        assert found, f"no backend of torch ran: {b.notes}"
+        best = min(statistics.median(ts) for ts in found.values())
+        what = f"{name}, {at}"
+        yield Row(what, flops / own / 1e9, "TF", None if relative else must, True, f"{gpu.beside(found)}; {won}")
+        yield Row(f"{what}, over torch's best", best / own, "x", must if relative else None, True)
+
+    return part
+
+
+USUAL, NARROW, LONG, WIDE = Shape(4, 16, 16, 4096, 128), Shape(4, 32, 32, 4096, 64), Shape(1, 32, 8, 16384, 128), Shape(4, 8, 8, 4096, 256)
+TABLE: tuple[tuple[str, Shape, float, bool], ...] = (
+    ("dense", USUAL, 1.0, True), ("causal", USUAL, 1.12, True),
+    ("relative position", USUAL, 560, False), ("relative position, causal", USUAL, 480, False),
+    ("ALiBi", USUAL, 530, False), ("ALiBi, causal", USUAL, 460, False),
+    ("softcap 20", USUAL, 400, False), ("softcap 20, causal", USUAL, 350, False),
+    ("window 1024", USUAL, 420, False), ("prefix 1024", USUAL, 500, False),
+    ("8 documents, causal", USUAL, 260, False), ("neighbourhood 13x13", USUAL, 75, False),
+    ("dense", NARROW, 1.0, True), ("causal", NARROW, 1.05, True),
+    ("dense", LONG, 1.0, True), ("causal", LONG, 1.08, True),
+    ("dense", WIDE, 1.0, True), ("causal", WIDE, 1.0, True),
+)  # fmt: skip
+PARTS = {f"{name} {at}".replace(",", "").replace(" ", "-"): row(name, at, must, relative) for name, at, must, relative in TABLE}
+
+
+# ---- the sweep ----
+
+# Width of heads at most, and the tunables of a build for it.
+BUILDS: tuple[tuple[int, dict[str, int]], ...] = (
+    (64, {"HEAD": 64, "CONSUMERS": 3}), (64, {"HEAD": 64, "BLOCK_N": 160}), (128, {}), (128, {"QUICK": 0, "STAGES": 3}),
+    (128, {"BLOCK_N": 80}), (128, {"BLOCK_N": 176, "STAGES": 2}), (256, {"HEAD": 256, "BLOCK_N": 64}),
+)  # fmt: skip
+POINTS_A_PROGRAM = 5
+
+
+def points(seed: int) -> tuple[int, list[Any]]:
+    """One build and POINTS_A_PROGRAM Cases of it: the build's number, and the Trials."""
+    from kgen import programs, spread
+    from kgen.trace import trace
+
+    rng = random.Random(seed)
+    build = seed % len(BUILDS)
+    width = BUILDS[build][0]
+    heads = rng.choice(((1, 1), (2, 2), (4, 2), (8, 1), (3, 3), (6, 2)))
+    kind = rng.choice(("plain", "named", "named", "random", "random"))
+    named = rng.choice(list(programs.NAMED))
+    trials = []
+    for i in range(POINTS_A_PROGRAM):
+        sq, sk = (max(1, int(rng.choice((64, 128, 192, 300, 700)) + rng.randint(-66, 66) * rng.random())) for _ in range(2))
+        d, dv = (8 * rng.randint(1, width // 8) if rng.random() < 0.5 else width for _ in range(2))
+        at = spread.Sizes(rng.randint(1, 3), heads[0], sq, d, heads[1], sk, dv)
+        program = None
+        if kind == "named":
+            t = trace(*programs.NAMED[named](at.extent))
+            program = (t.text, t.captured, t.scalars)
+        elif kind == "random":
+            t = programs.random_program(seed, at.extent)
+            program = (t.text, t.captured, t.scalars)
+        label = f"{kind} {named if kind == 'named' else ''} seed {seed}.{i}"
+        dtype, layout = rng.choice(("bfloat16", "float16")), rng.choice("cih")
+        trials.append(spread.attention_trial(dtype, at, program, label, layout).on("cuda"))
+    return build, trials
+
+
+def sweep(count: int, shard: str, state_path: Path, seconds: float, device: Any) -> int:
+    from kgen import _libkgen, spread
+    from kgen._paths import kernels_dir
+    from kgen.task import canonical_contract
+
+    part, _, parts = shard.partition("/")
+    source, contract = (kernels_dir() / "attention" / "hopper.cu").read_bytes(), canonical_contract("attention").decode()
+    defaults = _libkgen.candidate_check(contract, source, "hopper.cu")
+    key = {"id": defaults["id"], "gpu": gpu.machine(device)["gpu"]}
+    held = json.loads(state_path.read_text()) if state_path.is_file() else {}
+    done: dict[str, str] = held["points"] if held.get("of") == key else {}
+    started, wrong, left = time.monotonic(), 0, 0
+    for seed in range((count + POINTS_A_PROGRAM - 1) // POINTS_A_PROGRAM):
+        if seed % int(parts) != int(part) - 1 or done.get(str(seed)) == "pass":
+            continue
+        if time.monotonic() - started > seconds:
+            left += 1
+            continue
+        build, trials = points(seed)
+        chosen = {n: v[0] if isinstance(v, list) else v for n, v in defaults["tunables"].items()} | BUILDS[build][1]
+        found = spread.judge(contract, source, "hopper.cu", chosen, trials, index=device.index or 0)
+        done[str(seed)] = found.verdict
+        if found.verdict != "pass":
+            wrong += 1
+            print(f"seed {seed}, {BUILDS[build][1]}: {found.verdict}: {found.message}", flush=True)
+        state_path.parent.mkdir(parents=True, exist_ok=True)
+        aside = state_path.with_suffix(".tmp")
+        aside.write_text(json.dumps({"format": 1, "of": key, "points": done}) + "\n")
+        os.replace(aside, state_path)
+    passed = sum(v == "pass" for v in done.values()) * POINTS_A_PROGRAM
+    print(f"{passed} points right, {wrong} draws wrong, {left * POINTS_A_PROGRAM} points left for another call")
+    return 1 if wrong else gpu.LEFT if left else 0
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--sweep", type=int)
+    p.add_argument("--shard", default="1/1")
+    args, _ = p.parse_known_args()
+    if args.sweep is None:
+        gpu.TAKES_ATTENTION = 180
+        return gpu.main(PARTS, __doc__, "attention", "bench-attention.json")
+    p = argparse.ArgumentParser(parents=[p], description=(__doc__ or "").splitlines()[0])
+    p.add_argument("--state", type=Path, default=ROOT / "build" / "sweep-attention.json")
+    p.add_argument("--seconds", type=float, default=480.0)
+    p.add_argument("--device", default="cuda")
+    args = p.parse_args()
+    from kgen import devices
+    from kgen.errors import KgenError
+
+    try:
+        device = devices.check(devices.parse(args.device))
+    except KgenError as e:
+        print(e, file=sys.stderr)
+        return e.code
+    return sweep(args.sweep, args.shard, args.state, args.seconds, device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
