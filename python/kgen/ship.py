@@ -7,8 +7,8 @@ Each house kernel is built for any size, as a dynamic pin serves it, and judged 
 Programs. A pin's range is what was judged, no more. Kernels for x86-64-v3 are judged on any machine that is at least
 that; those for a GPU on the GPU at hand, which may be newer (kernels for sm_80 on an sm_90: the same source, and the
 Record says where). What passed is promoted; what is in the registry already with the same id is left alone unless --again is given.
-Nothing is timed against torch here: that is the gate's, for Cases of a real model. Most of the time goes into compilers:
---jobs lets as many processes fill the cache of images before the judging, which stays one Case after the other.
+Nothing is timed against torch here: that is the gate's, for Cases of a real model. With --jobs as many processes
+compile, and then judge; what is timed is timed afterwards, one Case after the other.
 """
 
 from __future__ import annotations
@@ -353,31 +353,43 @@ class Shipping:
             for start in range(0, len(self._trials(dtype)), n):
                 yield dtype, start, n
 
-    def run(self) -> int:
-        """Judges and promotes; the version."""
+    def evidence(self, dtype: str) -> list[Evidence]:
+        """What judging finds, without a time: of the plain Cases, and of those with Programs where it takes them."""
+        trials = self.house.dense(dtype)
+        found = [self._judge(trials, dtype)]
+        if len(found[0].skipped) == len(trials):
+            raise KgenError(f"{self.house.name} for {self.arch}, {dtype}: its plan is for none of the sizes")
+        if self.house.program_at is not None:
+            found.append(self._judge(self.house.with_programs(dtype, self.count), f"{dtype} with Programs"))
+        return found
+
+    def time(self, dtype: str) -> dict[str, Any]:
+        """Judges and times the Case whose time stands in the Record."""
+        trial = self.house.timed_trial(dtype)
+        found = self._judge([trial], f"{dtype}, timed", 21)
+        times = {k: v for k, v in found.times[0].items() if k in ("time_ns", "floor_ns")} if found.times else {}
+        return {**times, "timed": trial.label}
+
+    def promote(self, evidence: dict[str, list[Evidence]], times: dict[str, dict[str, Any]]) -> int:
+        """Promotes what has been judged and timed with each dtype; the version."""
         keys, entries, programs = [], [], []
-        record: dict[str, Any] = {}
         for dtype in self.house.dtypes:
-            trials = self.house.dense(dtype)
-            found = self._judge(trials, dtype)
-            if len(found.skipped) == len(trials):
-                raise KgenError(f"{self.house.name} for {self.arch}, {dtype}: its plan is for none of the sizes")
-            key = judged_key(self.contract, trials, found.skipped, False)
-            timed = self._judge([self.house.timed_trial(dtype)], f"{dtype}, timed", 21)
-            entry = _entry(key, found, 0)
-            entry |= {k: v for k, v in timed.times[0].items() if k in ("time_ns", "floor_ns")} if timed.times else {}
-            keys.append(key)
-            entries.append({**entry, "timed": self.house.timed_trial(dtype).label})
-            record = record or found.record
-            if self.house.program_at is None:
-                continue
-            trials = self.house.with_programs(dtype, self.count)
-            found = self._judge(trials, f"{dtype} with Programs")
-            key = judged_key(self.contract, trials, found.skipped, True)
-            keys.append(key)
-            entries.append(_entry(key, found, sum("random" in t.label for t in trials)))
-            programs.append(found.programs)
-        return self._promote(record, entries, keys, _in_all(programs))
+            dense, *rest = evidence[dtype]
+            keys.append(judged_key(self.contract, self.house.dense(dtype), dense.skipped, False))
+            entries.append({**_entry(keys[-1], dense, 0), **times[dtype]})
+            for found in rest:
+                trials = self.house.with_programs(dtype, self.count)
+                keys.append(judged_key(self.contract, trials, found.skipped, True))
+                entries.append(_entry(keys[-1], found, sum("random" in t.label for t in trials)))
+                programs.append(found.programs)
+        return self._promote(evidence[self.house.dtypes[0]][0].record, entries, keys, _in_all(programs))
+
+    def run(self) -> int:
+        """Judges, times and promotes; the version."""
+        evidence, times = {}, {}
+        for dtype in self.house.dtypes:
+            evidence[dtype], times[dtype] = self.evidence(dtype), self.time(dtype)
+        return self.promote(evidence, times)
 
     def _promote(
         self, record: dict[str, Any], entries: list[dict[str, Any]], keys: list[dict[str, Any]], programs: list[str]
@@ -411,27 +423,70 @@ def gpu_for(arch: str, asked: str) -> torch.device:
     return device
 
 
-def _compile(gpu: bool, house: int, arch: str, programs: int, index: int, job: tuple[str, int, int]) -> None:
+@dataclass(frozen=True)
+class _Asked:
+    """A Shipping as another process can make it."""
+
+    house: int
+    arch: str
+    programs: int
+    index: int
+
+    def shipping(self) -> Shipping:
+        houses = GPU_HOUSE if self.arch in GPU_ARCHS else HOUSE
+        return Shipping(houses[self.house], self.arch, shipped_registry(), self.programs, lambda _: None, self.index)
+
+
+def _asked(one: Shipping) -> _Asked:
+    houses = GPU_HOUSE if one.arch in GPU_ARCHS else HOUSE
+    return _Asked(houses.index(one.house), one.arch, one.count, one.index)
+
+
+def _compile(asked: _Asked, job: tuple[str, int, int]) -> None:
     """In a process of its own."""
-    chosen = (GPU_HOUSE if gpu else HOUSE)[house]
-    Shipping(chosen, arch, shipped_registry(), programs, lambda _: None, index).compile(*job)
+    asked.shipping().compile(*job)
 
 
-def _compile_ahead(todo: Sequence[Shipping], programs: int, jobs: int) -> None:
-    """Fills the cache of images for all of todo; what the processes cannot do is left to the judging."""
-    done = failed = 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        waiting = []
-        for one in todo:
-            gpu = one.house.device == "cuda"
-            house = (GPU_HOUSE if gpu else HOUSE).index(one.house)
-            for job in one.jobs(8):
-                waiting.append(pool.submit(_compile, gpu, house, one.arch, programs, one.index, job))
-        for future in as_completed(waiting):
-            done, failed = done + 1, failed + (future.exception() is not None)
-            if done % 16 == 0 or done == len(waiting):
-                print(f"compiled ahead: {done} of {len(waiting)} parts{f', {failed} failed' if failed else ''}", flush=True)
+def _evidence(asked: _Asked, dtype: str) -> list[Evidence]:
+    """In a process of its own."""
+    return asked.shipping().evidence(dtype)
+
+
+def _together(todo: Sequence[Shipping], jobs: int) -> int:
+    """Ships all: compiles, then judges in so many processes, then times one Case after the other. A house kernel for two
+    architectures of GPUs is judged once, on the GPU at hand. How many did not pass."""
+    kinds: dict[tuple[int, bool], list[Shipping]] = {}
+    for one in todo:
+        of_gpu = one.arch in GPU_ARCHS
+        kinds.setdefault((_asked(one).house, of_gpu) if of_gpu else (id(one), of_gpu), []).append(one)
+    failed = 0
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        ahead = [pool.submit(_compile, _asked(of[0]), job) for of in kinds.values() for job in of[0].jobs(8)]
+        for done, future in enumerate(as_completed(ahead), 1):
+            future.exception()  # what does not compile is the judge's to tell
+            if done % 16 == 0 or done == len(ahead):
+                print(f"compiled ahead: {done} of {len(ahead)} parts", flush=True)
+        waiting = {
+            kind: {d: pool.submit(_evidence, _asked(of[0]), d) for d in of[0].house.dtypes} for kind, of in kinds.items()
+        }
+        found: dict[Any, dict[str, list[Evidence]]] = {}
+        for kind, futures in waiting.items():
+            name = kinds[kind][0].house.name
+            try:
+                found[kind] = {d: f.result() for d, f in futures.items()}
+                print(f"{name}: judged", flush=True)
+            except KgenError as e:
+                failed += 1
+                print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
+    for kind, evidence in found.items():
+        try:
+            times = {d: kinds[kind][0].time(d) for d in evidence}
+            for one in kinds[kind]:
+                print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times)}", flush=True)
+        except KgenError as e:
+            failed += 1
+            print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
+    return failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -442,7 +497,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--only", action="append", metavar="FILE", choices=sorted({h.file for h in (*HOUSE, *GPU_HOUSE)}))
     p.add_argument("--device", default="cuda", help="which GPU judges kernels for GPUs (default: the first)")
     p.add_argument("--programs", type=int, default=PROGRAMS, help=f"random Programs (default {PROGRAMS})")
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that compile ahead (default 1: none)")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that compile and judge (default 1)")
     p.add_argument("--again", action="store_true", help="also what is in the registry already")
     args = p.parse_args(argv)
     if args.programs < 1:
@@ -464,7 +519,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             todo.append(one)
     if args.jobs > 1:
-        _compile_ahead(todo, args.programs, args.jobs)
+        return 1 if _together(todo, args.jobs) else 0
     failed = 0
     for one in todo:
         try:
