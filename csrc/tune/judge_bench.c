@@ -340,6 +340,11 @@ int kg_bench_run(kg_bench *b, int side, const kg_mode *mode, kg_call_time *time,
     if (rc == KG_ECHILD)
         return b->j->device->died(b, err);
     b->left[side] = rc == KG_OK ? b->set + 1 : 0;
+    /* Somebody else may have had the machine. */
+    bool again = rc == KG_OK && (double)time->ns > b->slow_ns && !b->slow_once;
+    b->slow_once = again;
+    if (again)
+        return kg_bench_run(b, side, mode, time, ok, err);
     return rc == KG_OK ? look_after(b, time, ok, err) : rc;
 }
 

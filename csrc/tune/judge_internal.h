@@ -126,6 +126,7 @@ typedef struct kg_bench {
     double slow_ns;       /* and is too slow after this */
     size_t set;           /* the one that runs, for messages */
     const kg_buf *loaded; /* the image that the worker has, where it may be needed again */
+    bool slow_once;       /* the last call took too long, and is being made again */
     bool diagnosing;      /* a second run after a death: only what it shows counts */
     double least_ns;      /* what no time is believed below 0.9 of */
     bool floor_counts;    /* it is large enough to hold a time against */

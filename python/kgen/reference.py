@@ -375,6 +375,11 @@ def _reference_kind(contract: dict[str, Any], folder: Path) -> str:
     kind = reference.get("kind") if isinstance(reference, dict) else None
     if kind not in ("torch", "export", "source"):
         raise BadInput(f"{folder}/op.json: reference.kind is {kind!r}, expected torch, export or source")
+    for key in {"torch": ("call",), "export": ("file",), "source": ("file", "name")}[kind]:
+        value = reference.get(key)
+        if not isinstance(value, str) or not value or (key == "file" and Path(value).name != value):
+            wanted = "the name of a file beside the Cases' folder" if key == "file" else "a dotted name"
+            raise BadInput(f"{folder}/op.json: reference.{key} is {value!r}, expected {wanted}")
     return str(kind)
 
 

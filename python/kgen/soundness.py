@@ -39,13 +39,18 @@ def check_size(task: Task, index: int, outputs: int, free: int) -> None:
     """EnvironmentLacks when a set of a Case does not fit in memory. outputs: elements of its outputs; free: bytes."""
     tensors = [v for v in task.cases[index]["args"].values() if isinstance(v, dict)]
     elements = sum(unique_elements(v) for v in tensors) + outputs
-    # Inputs and outputs in fp64, once drawn or computed and once kept.
-    need = 16 * elements
+    # Inputs and outputs in fp64, once drawn or computed and once kept; and inputs with the gaps that their strides leave.
+    need = 16 * elements + sum(8 * _span(v) for v in tensors)
     if of_case(task.cases[index]).type == "cpu" and need > free:
         raise EnvironmentLacks(
-            f"{task.folder}/cases/{index}.json: {elements} elements of inputs and outputs take {_gib(need)} GiB in fp64, and "
-            f"{_gib(free)} GiB are free on this machine"
+            f"{task.folder}/cases/{index}.json: {elements} elements of inputs and outputs, as they are laid out, take "
+            f"{_gib(need)} GiB in fp64, and {_gib(free)} GiB are free on this machine"
         )
+
+
+def _span(entry: dict[str, Any]) -> int:
+    """Elements from the first to the last in memory."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(entry["shape"], entry["stride"], strict=True) if size > 1)
 
 
 def _gib(n: int) -> str:

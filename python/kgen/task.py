@@ -291,8 +291,14 @@ def read(folder: Path) -> Task:
     count = meta.get("cases")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise BadInput(f"{folder}/task.json: cases is {count!r}, expected a number of 1 or more")
+    if meta.get("mode") not in ("train", "eval"):
+        raise BadInput(f"{folder}/task.json: mode is {meta.get('mode')!r}, expected train or eval")
     if contract_.get("op") != meta.get("op"):
         raise BadInput(f"{folder}: task.json is of {meta.get('op')}, op.json of {contract_.get('op')}")
+    for key in ("args", "outputs"):  # the core checks the rest when a judge opens it
+        listed = contract_.get(key)
+        if not isinstance(listed, list) or not all(isinstance(a, dict) and isinstance(a.get("name"), str) for a in listed):
+            raise BadInput(f"{folder}/op.json: {key} must be a list of objects, each with a name")
     cases = []
     for i in range(count):
         path = folder / "cases" / f"{i}.json"
@@ -301,10 +307,25 @@ def read(folder: Path) -> Task:
             raise BadInput(f"{path}: op is {case.get('op')!r}, expected {meta['op']!r}")
         if case.get("device") not in ("cpu", "cuda"):
             raise BadInput(f"{path}: device is {case.get('device')!r}, expected cpu or cuda")
-        for where, entry in tensor_entries(case):
-            _check_tensor(path, where, entry)
+        _check_case(path, case)
         cases.append(case)
     return Task(folder, meta, contract_, tuple(cases))
+
+
+def _check_case(path: Path, case: dict[str, Any]) -> None:
+    if not isinstance(case.get("args"), dict):
+        raise BadInput(f"{path}: args is {case.get('args')!r:.80}, expected an object of the Op's arguments")
+    program = case.get("program")
+    if program is not None and not (
+        isinstance(program, dict)
+        and isinstance(program.get("text"), str)
+        and all(isinstance(program.get(k), list) for k in ("captured", "scalars"))
+        and all(isinstance(c, dict) for c in program["captured"])
+        and all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in program["scalars"])
+    ):
+        raise BadInput(f"{path}: program must have a text, captured (a list of tensors) and scalars (a list of numbers)")
+    for where, entry in tensor_entries(case):
+        _check_tensor(path, where, entry)
 
 
 def tensor_entries(case: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -323,7 +344,7 @@ def _check_tensor(path: Path, where: str, entry: dict[str, Any]) -> None:
     if set(entry) != _TENSOR_KEYS:
         odd = sorted(set(entry) ^ _TENSOR_KEYS)[0]
         raise fail(f": key {odd} is {'missing' if odd in _TENSOR_KEYS else 'unknown'}; keys are {sorted(_TENSOR_KEYS)}")
-    if entry["dtype"] not in DTYPES:
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
         raise fail(f".dtype is {entry['dtype']!r}, expected one of {', '.join(DTYPES)}")
     for key in ("shape", "stride"):
         sizes = entry[key]
@@ -333,7 +354,7 @@ def _check_tensor(path: Path, where: str, entry: dict[str, Any]) -> None:
         raise fail(f".stride has {len(entry['stride'])} entries, shape {len(entry['shape'])}")
     fill = entry["fill"]
     kind = fill.get("kind") if isinstance(fill, dict) else None
-    if kind not in _FILLS:
+    if not isinstance(kind, str) or kind not in _FILLS:
         raise fail(f".fill.kind is {kind!r}, expected one of {', '.join(_FILLS)}")
     if set(fill) != _FILLS[kind] | {"kind"}:
         raise fail(f".fill of kind {kind} has keys {sorted(fill)}, expected kind and {', '.join(sorted(_FILLS[kind]))}")

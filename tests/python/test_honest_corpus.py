@@ -120,7 +120,7 @@ BROKEN = (
     ("adamw_fused", ("0.999f * v[i]", "0.99f * v[i]")),
     ("rope_halves", ("b * co + a * si", "b * co - a * si")),
 )  # fmt: skip
-QUICK = 3
+QUICK = 2
 
 
 @pytest.mark.parametrize(

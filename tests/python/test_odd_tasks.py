@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kgen import sets, task as tasks
-from kgen.capture import Capture, from_live
-from kgen.errors import BadInput, EnvironmentLacks
-from kgen.tune import judge_files
-from kgen.ui import Progress
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "judge"))
+
+from kgen import sets, task as tasks  # noqa: E402
+from kgen.capture import Capture, from_live  # noqa: E402
+from kgen.errors import BadInput, EnvironmentLacks, KgenError  # noqa: E402
+from kgen.judge import Judge  # noqa: E402
+from kgen.reference import Reference  # noqa: E402
+from kgen.tune import judge_files  # noqa: E402
+from kgen.ui import Progress  # noqa: E402
 
 ELEMENTS = """/* kgen
 { "format": 1, "op": "odd", "target": "cpu",
@@ -235,10 +240,82 @@ def test_what_does_not_fit_is_refused_with_its_size(
     f = folder(x=entry("float32", shape, [1 << 39, 1][-len(shape) :]))
     if len(shape) == 1:
         text = refused(f, EnvironmentLacks)
-        assert "4294967312 elements of inputs and outputs take 64.0 GiB in fp64, and 8.0 GiB are free" in text
+        assert "4294967312 elements of inputs and outputs, as they are laid out, take 80.0 GiB in fp64, and 8.0 GiB are free" in text
     else:
         with pytest.raises(BadInput, match="elements|bytes|overflow"):
             f.verdict("x[i]")
+
+
+# Any key, anything in it
+
+
+ODD: tuple[Any, ...] = (
+    None, -1, 0, 3, "", "abc", "../x", [], {}, True, 2**52, 1.5, ["x"], [-1, 2], [2**39, 2**39],
+    {"kind": "values", "file": "../../x"}, {"kind": "normal", "mean": "a", "std": None}, {"kind": "integers", "low": 5, "high": 1},
+    "DELETE",
+)  # fmt: skip
+
+
+def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places in a JSON value, its own apart."""
+    if at:
+        yield at
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, v in inner:
+        yield from paths(v, (*at, key))
+
+
+def edited(value: Any, at: tuple[Any, ...], to: Any) -> Any:
+    copy = json.loads(json.dumps(value))
+    place = copy
+    for key in at[:-1]:
+        place = place[key]
+    if to == "DELETE":
+        del place[at[-1]]
+    else:
+        place[at[-1]] = to
+    return copy
+
+
+def edits(path: Path) -> Iterator[tuple[Path, str]]:
+    for name in ("task.json", "op.json", "cases/0.json"):
+        text = (path / name).read_text()
+        value = json.loads(text)
+        for at in paths(value):
+            for to in ODD:
+                yield path / name, json.dumps(edited(value, at, to))
+        (path / name).write_text(text)
+
+
+def survives(path: Path, every: int, seed: int) -> int:
+    """Fills a judge from edited copies of a folder; anything but kgen's own errors is let out. How many were refused."""
+    chosen, refused_ones = random.Random(seed), 0
+    for file, text in edits(path):
+        if chosen.randrange(every):
+            continue
+        file.write_text(text)
+        try:
+            task = tasks.read(path)
+            reference = Reference.open(task)
+            with Judge((path / "op.json").read_text()) as judge:
+                sets.fill(judge, task, reference, 0)
+        except KgenError as e:
+            refused_ones += 1
+            assert "\n" not in str(e)
+    return refused_ones
+
+
+def test_whatever_stands_in_a_key_is_judged_or_refused_in_one_line(folder: Callable[..., Folder]) -> None:
+    assert survives(folder().write(), 12, 1) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["softmax_special", "embedding_bf16", "attention_causal"])
+def test_so_it_is_in_captured_tasks(tmp_path: Path, name: str) -> None:
+    import corpus_tasks
+
+    corpus_tasks.write(name, tmp_path / "t")
+    assert survives(tmp_path / "t", 30, 2) > 30
 
 
 # Captured models
@@ -298,6 +375,3 @@ def test_offsets_keep_their_order(tmp_path: Path) -> None:
     task = capture(lambda x: x.diff(), (torch.tensor([0, 3, 7, 12]),), tmp_path / "t")
     assert sets.distributions(task, 0) == ["captured"]
 
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__]))
