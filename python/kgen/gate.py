@@ -490,7 +490,8 @@ def _build(gate: Gate, whos: list[int]) -> dict[int, str]:
     for who in compiled:
         groups.setdefault(gate.contenders[who]["compiles"], []).append(who)
     ahead = Ahead(gate.builder, GateError, gate.patience, builds_at_once(), gate.say)
-    found = ahead.build(list(groups.values()), {w: gate.contenders[w]["name"] for w in compiled})
+    slow_last = [groups[g] for g in sorted(groups, key=lambda g: "autotune" in g)]
+    found = ahead.build(slow_last, {w: gate.contenders[w]["name"] for w in compiled})
     # For want of memory beside the others it may still do alone.
     return {w: "" if "out of memory" in why else why for w, why in found.items()}
 

@@ -66,8 +66,8 @@ def builds_at_once() -> int:
 
 
 class Ahead:
-    """Builds contenders in processes that `open` starts, given how many CPUs each has. timed_out: the type of error of
-    send when the limit passed or the process died; `why` tells which."""
+    """Builds contenders in processes that `open_` starts, given how many CPUs each has. failed: what send raises when its
+    limit passed ("no answer ...") or the process died."""
 
     def __init__(
         self, open_: Callable[[int], Builder], failed: type[Exception], patience: Patience, at_once: int,

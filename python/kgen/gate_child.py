@@ -74,7 +74,9 @@ def time_kernels_alone(device: torch.device) -> None:
     if hasattr(benchmarking, "set_gpu_benchmark_lock_context"):
         benchmarking.set_gpu_benchmark_lock_context(alone)
         return
-    timer = benchmarking.benchmarker
+    timer = getattr(benchmarking, "benchmarker", None)
+    if timer is None:  # a torch that keeps it elsewhere: its choices may be less good
+        return
     original = timer.benchmark_gpu
 
     def benchmark_gpu(*args: Any, **kwargs: Any) -> Any:

@@ -661,6 +661,43 @@ TEST_WITHIN(judge_cuda_when_any_call_fails, 600) {
     CHECK_UINT(r.driver->live_bytes(), 0);
 }
 
+/* The same in the worker's process, which reads the stand-in's settings when it starts: one is
+ * started ahead, so a setting meets the Candidate after the next. */
+TEST_WITHIN(judge_cuda_when_any_call_of_the_worker_fails, 600) {
+    rig r;
+    kg_buf text;
+    const char *all = getenv("KGEN_FAULTS");
+    int failed = 0, in_a_row = 0;
+    rig_open(&r, KERNELS);
+    source_of(&text, "right", "", "");
+    for (int n = 1; in_a_row < 4; n += all ? 1 : 9) {
+        kg_error err = {0};
+        kg_judge_report *report = NULL;
+        char settings[1024];
+        kg_judge_request q = {
+            .text = text.data, .n = text.len, .name = "softmax.cu", .all_sets = true};
+        snprintf(settings, sizeof settings, KERNELS ",fail=*:%d:2", n);
+        setenv("KGEN_FAKE_CUDA", settings, 1);
+        int rc = kg_judge_run(r.judge, &q, &report, &err);
+        bool passed = rc == KG_OK && kg_judge_verdict(report) == KG_VERDICT_PASS;
+        if (rc != KG_OK)
+            CHECK(err.msg[0] != '\0');
+        else if (!passed)
+            CHECK(kg_judge_message(report)[0] != '\0');
+        kg_judge_report_free(report);
+        failed += !passed;
+        in_a_row = passed && n > 1 ? in_a_row + 1 : 0;
+        CHECK(n < 5000);
+    }
+    CHECK(failed > 2);
+    setenv("KGEN_FAKE_CUDA", KERNELS, 1);
+    kg_judge_report_free(judge_text(&r, text.data, 0)); /* by the worker that was started ahead */
+    expect(&r, text.data, KG_VERDICT_PASS, "");
+    kg_buf_free(&text);
+    kg_judge_close(r.judge);
+    CHECK_UINT(r.driver->live_bytes(), 0);
+}
+
 static size_t open_files(void) {
     size_t n = 0;
     DIR *d = opendir("/proc/self/fd");
