@@ -151,7 +151,7 @@ class Bench:
         except KgenError as e:
             if e.code == 130 or next(runs.entries(run, "loop"), None) is not None:
                 raise  # the next problem would meet it as well
-            self.errors[name] = str(e)
+            self.errors[name] = " ".join(str(e).partition("\n")[0].split())
 
     def problem(self, name: str) -> Problem | None:
         """None: it was not begun."""

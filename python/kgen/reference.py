@@ -236,11 +236,16 @@ class Reference:
 
     def eager_ns(self, index: int) -> float:
         """What a call takes, by torch and eagerly, on a Case of the Task: the least of a few calls, for whoever wants to
-        beat it."""
+        beat it; 0 where a GPU has no room for it."""
         case = self.task.cases[index]
-        drawn, device = self.draw(case, 1), devices.of_case(case, self.index)
-        with torch.no_grad(), devices.arithmetic(case):
-            spent = devices.seconds_of(lambda: self.run(drawn), device, EAGER_CALLS)
+        try:
+            drawn, device = self.draw(case, 1), devices.of_case(case, self.index)
+            with torch.no_grad(), devices.arithmetic(case):
+                spent = devices.seconds_of(lambda: self.run(drawn), device, EAGER_CALLS)
+        except RuntimeError as e:
+            if devices.is_out_of_memory(e):
+                return 0.0
+            raise
         return min(spent) * 1e9
 
     def expected(self, drawn: Drawn) -> Expected:

@@ -60,6 +60,14 @@ def write_json(path: Path, value: Any) -> None:
     except OSError as e:
         aside.unlink(missing_ok=True)
         raise EnvironmentLacks(f"{path}: cannot be written: {e.strerror or e}; free space or name another --run") from e
+    except BaseException:  # a Ctrl-C: what is half written would make the folder look like something else
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _foreign(path: Path) -> bool:
+    """Whether a file is none that a Run which was killed before it began leaves behind."""
+    return path.name != LOCK and not (path.name.startswith(".tmp-") and path.name.endswith("-run.json"))
 
 
 class Run:
@@ -75,7 +83,7 @@ class Run:
             raise BadInput(f"{path} is no Run: there is no run.json to resume from")
         if not resume and there.is_file():
             raise BadInput(f"{path} is a Run already: give --resume to go on with it, or another --run")
-        if not resume and self.path.is_dir() and any(p.name != LOCK for p in self.path.iterdir()):
+        if not resume and self.path.is_dir() and any(map(_foreign, self.path.iterdir())):
             raise BadInput(f"{path} is not empty and no Run: name an empty or a new folder with --run")
         try:
             self.path.mkdir(parents=True, exist_ok=True)

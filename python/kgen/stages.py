@@ -146,6 +146,8 @@ def run_stage(args: argparse.Namespace) -> int:
     """`kgen advance` and `kgen propose`."""
     staged = Staged(Path(args.run_dir))
     progress = Progress(quiet=args.json)
+    if args.command == "propose" and staged.asking.proposer == "mcp":
+        raise BadInput(f"{staged.path} asks the client of `kgen mcp`: serve it with `kgen mcp --run {staged.path}`")
     if args.command == "propose" and staged.asking.proposer == "llm":
         _libkgen.llm_check(staged.asking.llm or {})
     if args.command == "propose":

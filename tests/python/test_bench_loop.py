@@ -203,7 +203,7 @@ def test_a_folder_of_problems(kgen_server: Server, tmp_path: Path) -> None:
     assert list(found) == ["1_relu", "2_broken", "4_task", "more-3_exp"]
     assert {n: p["state"] for n, p in found.items()} == {
         "1_relu": "solved", "2_broken": "error", "4_task": "solved", "more-3_exp": "unsolved",
-    }  # fmt: skip
+    }, found["4_task"]["reason"]  # fmt: skip
     for name in ("1_relu", "4_task"):
         one = found[name]
         assert one["first_right"] == 2 and one["calls"] <= 3 and one["eager"] > 0 and one["steps"][0]["calls"] == 2, one

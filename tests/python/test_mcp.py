@@ -123,6 +123,8 @@ def test_an_agent_over_stdio(kgen_server: Server, model: Path, tmp_path: Path) -
             assert "is finished" in await agent.refused("submit", answer="x")
 
     talk(first)
+    done = kgen_server.run("propose", run)
+    assert done.code == 2 and "serve it with `kgen mcp --run" in done.message, done.err
     talk(again)
     kinds = nothing_twice(run)
     assert kinds["answer"] == 5

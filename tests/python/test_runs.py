@@ -146,3 +146,18 @@ def test_the_document_lists_every_key(golden: Path, root: Path) -> None:
     for row in json.loads((golden / "run/result.json").read_text())["rows"]:
         wanted |= {part for key in named(row) for part in key.split(".")}
     assert not wanted - listed
+
+
+def test_a_run_that_was_killed_before_it_began(tmp_path: Path) -> None:
+    """Its lock and a run.json that is half written are no reason to refuse the folder."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / runs.LOCK).write_text("process 1\n")
+    (folder / ".tmp-1-run.json").write_text('{"for')
+    with runs.Run(folder, {"model": "m.py", "sha256": None}, False):
+        assert (folder / "run.json").is_file()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".tmp-letter").write_text("dear")
+    with pytest.raises(BadInput, match="is not empty and no Run"):
+        runs.Run(other, {"model": "m.py", "sha256": None}, False)
