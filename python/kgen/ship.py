@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -107,6 +108,15 @@ def gpu_row_sizes() -> list[tuple[int, int, int]]:
     return [*row_sizes(), *sizes, (2, 524288, 1), (3, 1 << 20, 1), (4096, 1024, 1), (1 << 16, 64, 1)]
 
 
+def norm_sizes() -> list[tuple[int, int]]:
+    """(M, N) for the norms on a CPU."""
+    widths = (1, 2, 3, 7, 8, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 255, 257, 768, 1000, 1023, 1024, 1025, 4095, 4096, 4097,
+              4099)  # fmt: skip
+    sizes = [((1, 2, 3, 5, 31)[i % 5], n) for i, n in enumerate(widths)]
+    sizes += [(5, 16383), (3, 16384), (7, 16385), (3, 50257), (2, 131072), (1021, 64), (1021, 2051)]
+    return [*sizes, (1 << 21, 3), (2, 1 << 21)]
+
+
 @dataclass(frozen=True)
 class House:
     """A house kernel. timed: the Case whose time stands in the Record. threads: of the worker, where `require` asks for
@@ -130,8 +140,17 @@ class House:
         """The file, with the tunables that are not the defaults."""
         return " ".join([self.file, *(f"{k}={v}" for k, v in (self.tunables or {}).items())])
 
-    def dense(self, dtype: str) -> list[Trial]:
-        if self.op == "softmax":
+    @property
+    def affines(self) -> tuple[tuple[str, ...], ...]:
+        """Of a norm, which of weight and bias its pins are for; a call of another Op has no such choice."""
+        return spread.AFFINE.get(self.op, ((),))
+
+    def dense(self, dtype: str, affine: Sequence[str] = ()) -> list[Trial]:
+        if self.op in spread.AFFINE:
+            made = [
+                spread.norm_trial(self.op, dtype, m, n, affine, ALIGNS[i % 3]) for i, (m, n) in enumerate(self.sizes())
+            ]
+        elif self.op == "softmax":
             made = [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
         else:
             made = [
@@ -140,7 +159,9 @@ class House:
             ]
         return [t.on(self.device) for t in made]
 
-    def timed_trial(self, dtype: str) -> Trial:
+    def timed_trial(self, dtype: str, affine: Sequence[str] = ()) -> Trial:
+        if self.op in spread.AFFINE:
+            return spread.norm_trial(self.op, dtype, *self.timed, affine).on(self.device)
         softmax = self.op == "softmax"
         made = spread.softmax_trial(dtype, *self.timed) if softmax else spread.attention_trial(dtype, self.timed)
         return made.on(self.device)
@@ -179,6 +200,8 @@ HOUSE = (
     House("softmax/rows.c", "softmax", row_sizes, (4096, 4096, 1)),
     House("softmax/split.c", "softmax", split_sizes, (1, 131072, 1), threads=8),
     House("softmax/columns.c", "softmax", column_sizes, (64, 1024, 64)),
+    House("norm/layer_rows.c", "layer_norm", norm_sizes, (4096, 4096)),
+    House("norm/rms_rows.c", "rms_norm", norm_sizes, (4096, 4096)),
     House("attention/flash.c", "attention", flash_sizes, Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(2, 4, 70, 16, 4, 131, 16)),
     House("attention/decode.c", "attention", decode_sizes, Sizes(1, 32, 1, 128, 8, 4096, 128), Sizes(2, 4, 3, 16, 4, 131, 16)),
 )  # fmt: skip
@@ -204,6 +227,30 @@ def _gpu_attention(file: str, head: int, chosen: dict[str, int], dtypes: tuple[s
         sizes = _of_heads(head, flash_sizes, more)
         timed, at = Sizes(4, 16, 4096, head, 16, 4096, head), Sizes(2, 4, 70, head, 4, 131, head)
     return House(f"attention/{file}", "attention", sizes, timed, at, tunables={**chosen, "HEAD": head}, dtypes=dtypes)
+
+
+def gpu_norm_sizes() -> list[tuple[int, int]]:
+    """(M, N) for the norms on a GPU: those of a CPU, and rows that fill blocks and the whole chip."""
+    widths = (2047, 2048, 2056, 3072, 8192, 12288, 16384, 16392, 24576, 32760, 32768, 49152, 65544, 131072)
+    sizes = [((1, 3, 133, 7)[i % 4], n) for i, n in enumerate(widths)]
+    return [*norm_sizes(), *sizes, (265, 768), (4096, 1024), (1 << 16, 64), (3, 1 << 20), (5, 1 << 18)]
+
+
+def _gpu_norms(op: str, name: str) -> list[House]:
+    """Each Op's templates; the tunables are those that were fastest on an H200."""
+    rows = [
+        ((65536, 512), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4, "TURNS": 8, "BLOCKS": 4}),
+        ((32768, 2048), {"ROW_THREADS": 128, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 4}),
+        ((8192, 4096), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 2}),
+    ]
+    ragged = [
+        ((65536, 501), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4}), ((8192, 4083), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}),
+        ((4096, 8195), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}),
+    ]  # fmt: skip
+    made = [House(f"norm/{name}_rows.cu", op, gpu_norm_sizes, timed, tunables=chosen) for timed, chosen in rows]
+    made += [House(f"norm/{name}_ragged.cu", op, gpu_norm_sizes, timed, tunables=chosen) for timed, chosen in ragged]
+    made += [House(f"norm/{name}_long.cu", op, gpu_norm_sizes, (256, 1 << 18))]
+    return [*made, House(f"norm/{name}_grid.cu", op, gpu_norm_sizes, (16, 1 << 20), tunables={"HELD": 4, "IN_SHARED": 12})]
 
 
 def _gpu_house() -> tuple[House, ...]:
@@ -233,7 +280,8 @@ def _gpu_house() -> tuple[House, ...]:
     # Each within what a block of an sm_80 has of registers and shared memory.
     attention += [_gpu_attention("fma.cu", head, {"TM": tm}, full) for head, tm in ((64, 8), (128, 8), (256, 4))]
     attention += [_gpu_attention("decode.cu", head, {"STAGES": n}, HALVES, True) for head, n in ((64, 3), (128, 3), (256, 2))]
-    return (*rows, *cluster, *others, *attention)
+    norms = [*_gpu_norms("layer_norm", "layer"), *_gpu_norms("rms_norm", "rms")]
+    return (*rows, *cluster, *others, *attention, *norms)
 
 
 GPU_HOUSE = _gpu_house()
@@ -305,17 +353,19 @@ class Shipping:
         """Judges and promotes; the version."""
         keys, entries, programs = [], [], []
         record: dict[str, Any] = {}
-        for dtype in self.house.dtypes:
-            trials = self.house.dense(dtype)
-            found = self._judge(trials, dtype)
+        for dtype, affine in itertools.product(self.house.dtypes, self.house.affines):
+            what = " ".join((dtype, *affine))
+            trials = self.house.dense(dtype, affine)
+            found = self._judge(trials, what)
             if len(found.skipped) == len(trials):
-                raise KgenError(f"{self.house.name} for {self.arch}, {dtype}: its plan is for none of the sizes")
+                raise KgenError(f"{self.house.name} for {self.arch}, {what}: its plan is for none of the sizes")
             key = judged_key(self.contract, trials, found.skipped, False)
-            timed = self._judge([self.house.timed_trial(dtype)], f"{dtype}, timed", 21)
+            timed_trial = self.house.timed_trial(dtype, affine)
+            timed = self._judge([timed_trial], f"{what}, timed", 21)
             entry = _entry(key, found, 0)
             entry |= {k: v for k, v in timed.times[0].items() if k in ("time_ns", "floor_ns")} if timed.times else {}
             keys.append(key)
-            entries.append({**entry, "timed": self.house.timed_trial(dtype).label})
+            entries.append({**entry, "timed": timed_trial.label})
             record = record or found.record
             if self.house.program_at is None:
                 continue
