@@ -35,6 +35,18 @@ static const struct {
      2,
      {KG_ARG_TENSOR, KG_ARG_TENSOR, KG_ARG_TENSOR, KG_ARG_TENSOR_LIST, KG_ARG_FLOAT_LIST,
       KG_ARG_STR, KG_ARG_FLOAT_OPT, KG_ARG_BOOL}},
+    {"layer_norm",
+     "layer_norm(Tensor input, int[] normalized_shape, Tensor? weight=None, Tensor? bias=None, "
+     "float eps=1e-05) -> Tensor",
+     5,
+     1,
+     {KG_ARG_TENSOR, KG_ARG_INT_LIST, KG_ARG_TENSOR_OPT, KG_ARG_TENSOR_OPT, KG_ARG_FLOAT}},
+    {"rms_norm",
+     "rms_norm(Tensor input, int[] normalized_shape, Tensor? weight=None, float? eps=None) -> "
+     "Tensor",
+     4,
+     1,
+     {KG_ARG_TENSOR, KG_ARG_INT_LIST, KG_ARG_TENSOR_OPT, KG_ARG_FLOAT_OPT}},
 };
 
 static pthread_mutex_t ops_lock = PTHREAD_MUTEX_INITIALIZER;

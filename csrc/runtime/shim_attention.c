@@ -64,13 +64,6 @@ static void attention_public(StableIValue *stack, uint64_t nin, uint64_t nout) {
 
 /* ---- the backend kernel: kgen::_attention ---- */
 
-static StableIValue peek(StableIValue optional) {
-    StableIValue *cell;
-    uintptr_t address = (uintptr_t)optional;
-    memcpy(&cell, &address, sizeof(cell));
-    return *cell;
-}
-
 /* The mask as a captured tensor of (B, HQ, SQ, SK), with stride 0 where it is broadcast. */
 static int bind_mask(kg_call *call, AtenTensorHandle mask, int *program, kg_error *err) {
     const kg_tensor *q = &call->args[QUERY].u.t, *k = &call->args[KEY].u.t;
@@ -159,7 +152,7 @@ static int bind_qkv(const StableIValue *stack, kg_call *call, kg_error *err) {
 static void bind_options(kg_call *call, StableIValue scale, StableIValue gqa) {
     call->args[SCALE].present = scale != 0;
     if (scale != 0)
-        call->args[SCALE].u.f = kg_f64_slot(peek(scale));
+        call->args[SCALE].u.f = kg_f64_slot(kg_slot_peek(scale));
     call->args[GQA].present = true;
     call->args[GQA].u.b = kg_bool_slot(gqa);
 }
@@ -183,7 +176,7 @@ static int attention_serve(const StableIValue *stack, void *out[KG_MAX_OUTPUTS],
         if (program == CAUSAL)
             rc = KG_ENOTFOUND;
         else
-            rc = bind_mask(&call, kg_slot_tensor(peek(stack[3])), &program, err);
+            rc = bind_mask(&call, kg_slot_tensor(kg_slot_peek(stack[3])), &program, err);
     }
     if (rc != KG_OK)
         return rc;

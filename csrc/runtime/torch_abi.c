@@ -243,11 +243,19 @@ int kg_slot_some(StableIValue value, StableIValue *out, kg_error *err) {
     return KG_OK;
 }
 
-StableIValue kg_slot_take(StableIValue optional) {
-    StableIValue *cell, value;
+static StableIValue *cell_of(StableIValue optional) {
+    StableIValue *cell;
     uintptr_t address = (uintptr_t)optional;
     memcpy(&cell, &address, sizeof(cell));
-    value = *cell;
+    return cell;
+}
+
+StableIValue kg_slot_peek(StableIValue optional) {
+    return *cell_of(optional);
+}
+
+StableIValue kg_slot_take(StableIValue optional) {
+    StableIValue *cell = cell_of(optional), value = *cell;
     if (kg_th.torch_new_stable_ivalue == NULL || kg_th.torch_delete_stable_ivalue == NULL)
         cxx_delete(cell);
     else
@@ -283,7 +291,7 @@ static StableListHandle slot_list(StableIValue s) {
     return list;
 }
 
-int kg_list_numbers(StableIValue slot, StableIValue *out, size_t max, size_t *n, kg_error *err) {
+int kg_list_peek(StableIValue slot, StableIValue *out, size_t max, size_t *n, kg_error *err) {
     StableListHandle list = slot_list(slot);
     size_t size = 0;
     int rc = KG_OK;
@@ -295,9 +303,18 @@ int kg_list_numbers(StableIValue slot, StableIValue *out, size_t max, size_t *n,
     for (size_t i = 0; rc == KG_OK && i < size; i++)
         if (kg_th.torch_list_get_item(list, i, &out[i]))
             rc = torch_failed("reading a list", err);
-    kg_th.torch_delete_list(list);
     if (rc == KG_OK)
         *n = size;
+    return rc;
+}
+
+void kg_list_drop(StableIValue slot) {
+    kg_th.torch_delete_list(slot_list(slot));
+}
+
+int kg_list_numbers(StableIValue slot, StableIValue *out, size_t max, size_t *n, kg_error *err) {
+    int rc = kg_list_peek(slot, out, max, n, err);
+    kg_list_drop(slot);
     return rc;
 }
 

@@ -122,6 +122,7 @@ double kg_f64_slot(StableIValue s);
 bool kg_bool_slot(StableIValue s);
 int kg_slot_some(StableIValue value, StableIValue *out, kg_error *err);
 StableIValue kg_slot_take(StableIValue optional); /* the value inside; the cell is freed */
+StableIValue kg_slot_peek(StableIValue optional); /* the value inside; the cell stays */
 AtenTensorHandle kg_slot_tensor(StableIValue s);
 StableIValue kg_tensor_slot(AtenTensorHandle t);
 void kg_tensor_drop(AtenTensorHandle t); /* NULL is fine */
@@ -134,6 +135,9 @@ int kg_list_take(StableIValue list, AtenTensorHandle *out, size_t max, size_t *n
 int kg_list_make(AtenTensorHandle *tensors, size_t n, StableIValue *out, kg_error *err);
 /* Numbers of an int[] or float[] as slots; frees the list. */
 int kg_list_numbers(StableIValue list, StableIValue *out, size_t max, size_t *n, kg_error *err);
+/* The same, and the list stays. */
+int kg_list_peek(StableIValue list, StableIValue *out, size_t max, size_t *n, kg_error *err);
+void kg_list_drop(StableIValue list); /* of numbers */
 
 /* Calls op through the dispatcher; on success the stack's first slots are results that the caller
  * owns, and after a failure it owns nothing of the stack. The message is torch's own where torch

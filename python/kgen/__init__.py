@@ -1,6 +1,6 @@
 """kgen: torch ops whose kernels are generated, judged and promoted.
 
-Importing it defines torch.ops.kgen.attention, attention_mod and softmax and opens the registries, so that
+Importing it defines torch.ops.kgen.attention, attention_mod, softmax, layer_norm and rms_norm and opens the registries, so that
 promoted Kernels serve them and torch's own ops serve what no Kernel does. Other Ops of a registry are
 defined when they are first asked for. Everything else here is imported at its first use.
 """

@@ -85,6 +85,20 @@ def _softmax(case: dict[str, Any]) -> list[Baseline]:
     return [Baseline("eager", eager), *_compiled(case, compiled)]
 
 
+def _norm(case: dict[str, Any]) -> list[Baseline]:
+    """F.layer_norm or F.rms_norm."""
+    function, args = getattr(F, case["op"]), case["args"]
+    shape, eps = list(args["normalized_shape"]), args["eps"]
+
+    def call(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return function(x, shape, weight, bias, eps) if "bias" in args else function(x, shape, weight, eps)
+
+    def of(f: Callable[..., Tensor]) -> Callable[[Inputs], Outputs]:
+        return lambda x: (f(x.args["input"], x.args["weight"], x.args.get("bias")),)
+
+    return [Baseline("eager", lambda: of(call)), *_compiled(case, lambda mode: of(_fresh_compile(call, mode)))]
+
+
 @dataclass(frozen=True)
 class Attention:
     """The attributes of an attention Case. score = query key^T * scale, then the Program."""
@@ -339,6 +353,8 @@ def of(
     tensors in the order of names."""
     if case["op"] == "softmax":
         return _softmax(case)
+    if case["op"] in ("layer_norm", "rms_norm"):
+        return _norm(case)
     if case["op"] == "attention":
         return _attention(case)
     if reference is None:

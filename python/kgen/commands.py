@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,16 @@ def dim_text(value: Any) -> str:
     return f"{value['min']}..{value['max']}" if isinstance(value, dict) else str(value)
 
 
+def dtypes_text(dtypes: Sequence[str | None]) -> str:
+    """Each dtype once; in the order of the tensors, with a dash for each absent one, where one is absent."""
+    if None in dtypes:
+        return ",".join(d or "-" for d in dtypes)
+    return ",".join(sorted(set(filter(None, dtypes))))
+
+
 def key_text(key: dict[str, Any]) -> str:
     """A pin's key in one line: "float32 M=4096 N=1..1048576 K=1"."""
-    parts = [",".join(sorted(set(key.get("dtypes", []))))]
+    parts = [dtypes_text(key.get("dtypes", []))]
     parts += [f"{name}={dim_text(value)}" for name, value in key.get("dims", {}).items()]
     parts += [f"{name}={json.dumps(value)}" for name, value in key.get("attrs", {}).items()]
     if key.get("program"):

@@ -36,6 +36,10 @@ def served(case: dict[str, Any], names: list[str]) -> Call:
     if op == "softmax":
         dim = int(args["dim"])
         return lambda x: (torch.ops.kgen.softmax(x.args["input"], dim),)
+    if op in ("layer_norm", "rms_norm"):
+        call, shape, eps = getattr(torch.ops.kgen, op), list(args["normalized_shape"]), args["eps"]
+        affine = ("weight", "bias")[: 2 if op == "layer_norm" else 1]
+        return lambda x: (call(x.args["input"], shape, *(x.args[n] for n in affine), eps),)
     if op == "attention":
         a = baselines.Attention.of(case)
         extra = {"scale": a.scale, "enable_gqa": a.enable_gqa}

@@ -63,7 +63,7 @@ class PatchReport:
             lines.append(
                 "kgen.patch: the model is looked at when it is first called"
                 if self.lazy
-                else "kgen.patch: found nothing to replace: no attention and no softmax in the model's graph"
+                else "kgen.patch: found nothing to replace: no attention, softmax, layer_norm or rms_norm in the model's graph"
             )
         return "\n".join(lines)
 

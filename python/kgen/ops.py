@@ -28,6 +28,8 @@ _lib = torch.library.Library("kgen", "FRAGMENT")  # kept: it ends what it regist
 _SOFTMAX = ("softmax", "_softmax", "_softmax_train")
 _ATTENTION = ("attention", "_attention", "_attention_train", "_attention_backward")
 _PROGRAM = ("attention_mod", "attention_mod_train", "_attention_mod_backward")
+_LAYER_NORM = ("layer_norm", "_layer_norm", "_layer_norm_train")
+_RMS_NORM = ("rms_norm", "_rms_norm", "_rms_norm_train")
 
 
 def define(name: str) -> None:
@@ -507,10 +509,27 @@ def _define_program() -> None:
             _autocast(name, device, lambda args, dtype: (*_low_precision(args[:3], dtype), *args[3:]))
 
 
+# ---- norms ----
+
+
+def _define_layer_norm() -> None:
+    from . import norms
+
+    norms.define_layer_norm()
+
+
+def _define_rms_norm() -> None:
+    from . import norms
+
+    norms.define_rms_norm()
+
+
 _FAMILIES: tuple[tuple[tuple[str, ...], Callable[[], None]], ...] = (
     (_SOFTMAX, _define_softmax),
     (_ATTENTION, _define_attention),
     (_PROGRAM, _define_program),
+    (_LAYER_NORM, _define_layer_norm),
+    (_RMS_NORM, _define_rms_norm),
 )
 
 

@@ -1,5 +1,5 @@
 """The canonical Ops by their formulas: attention with a Program in any precision, as fp64 oracle and as torch's own eager
-result; softmax in fp64.
+result; softmax and the norms in fp64.
 
 Slow and plain on purpose. No Kernel, no fused attention of torch and no fallback of serving is used, so that an
 error in one of those cannot hide here.
@@ -31,6 +31,30 @@ def softmax(x: Tensor, dim: int) -> Tensor:
         at = (slice(None),) * axis + (part,)
         out[at] = torch.softmax(x[at].double(), dim)
     return out
+
+
+# What an eps of None stands for in rms_norm, whose Kernels compute in fp32.
+RMS_EPS = torch.finfo(torch.float32).eps
+
+
+def norm(op: str, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float | None) -> Tensor:
+    """layer_norm or rms_norm in fp64, contiguous; bias is layer_norm's alone. On a GPU in parts of whole rows, a long row
+    one at a time."""
+    eps = RMS_EPS if eps is None else eps
+    centred = op == "layer_norm"
+    wide_weight, wide_bias = (None if t is None else t.double().reshape(-1) for t in (weight, bias))
+    rows = x.reshape(-1, math.prod(shape)) if x.numel() else x.new_empty((0, 1))
+    out = torch.empty(rows.shape, dtype=torch.float64, device=x.device)
+    step = max(1, CHUNK // max(1, rows.shape[1])) if x.is_cuda else max(1, rows.shape[0])
+    for part in chunks(rows.shape[0], step):
+        y = rows[part].double()
+        if centred:
+            y = y - y.mean(-1, keepdim=True)
+        y = y / torch.sqrt((y * y).mean(-1, keepdim=True) + eps)
+        if wide_weight is not None:
+            y = y * wide_weight
+        out[part] = y if wide_bias is None else y + wide_bias
+    return out.reshape(x.shape)
 
 
 def attention(

@@ -1,4 +1,4 @@
-"""Finds what kgen has Ops for in an aten graph: attention with any score modification, and softmax.
+"""Finds what kgen has Ops for in an aten graph: attention with any score modification, softmax, layer_norm and rms_norm.
 
 Recognition looks at operations alone, never at names of classes or files. It only reports: rewrite.py changes
 graphs, and a Match is used only after rewrite.verify compared it with the original on real values.
@@ -72,6 +72,26 @@ class Softmax:
     dtype: torch.dtype
 
 
+NORMS = ("layer_norm", "rms_norm")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """input over its last dims, which are shape; bias is layer_norm's alone. dtype: of the result, which input is cast
+    to. eps: None as rms_norm has it."""
+
+    input: fx.Node
+    shape: tuple[int, ...]
+    weight: fx.Node | None
+    bias: fx.Node | None
+    eps: float | None
+    dtype: torch.dtype
+
+    @property
+    def tensors(self) -> tuple[fx.Node, ...]:
+        return tuple(n for n in (self.input, self.weight, self.bias) if n is not None)
+
+
 @dataclass(frozen=True)
 class Match:
     """op at node `out`: its value is what detail computes. core: the nodes that define where it lies."""
@@ -79,7 +99,7 @@ class Match:
     op: str
     out: fx.Node
     core: tuple[fx.Node, ...]
-    detail: Attention | Softmax
+    detail: Attention | Softmax | Norm
     notes: tuple[str, ...] = ()
 
     @property
@@ -130,6 +150,8 @@ def smallest_module(nodes: tuple[fx.Node, ...]) -> str:
 
 def find(graph: Graph) -> Found:
     """All that kgen has Ops for in graph, in the order in which it runs."""
+    from . import recognise_norms
+
     found = Found()
     split_baddbmm(graph)
     known = _known(graph)
@@ -137,6 +159,10 @@ def find(graph: Graph) -> Found:
         name = op_name(node)
         if name in ("softmax", "_softmax"):
             _find_softmax(node, known, found)
+        elif name in NORMS:
+            recognise_norms.find_norm(node, found)
+        elif name in ("rsqrt", "sqrt"):
+            recognise_norms.find_spelled_rms(node, found)
         elif name == "scaled_dot_product_attention":
             try:
                 found.matches.append(_sdpa(node, known))

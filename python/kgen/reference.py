@@ -21,6 +21,7 @@ from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
 from .capture import as_call, blame, execute_file, move
 from .graphs import op_name, quiet
+from .recognise import NORMS
 from .own import state_name
 from .rewrite import Wide, copy_module
 from .task import DTYPES, Task
@@ -402,6 +403,10 @@ def _canonical(task: Task) -> Reference:
     def wide(d: Drawn) -> tuple[tuple[torch.Tensor, ...], set[str]]:
         if task.op == "softmax":
             return (oracle.softmax(d.args["input"], int(d.args["dim"])),), set()
+        if task.op in NORMS:
+            a = d.args
+            made = oracle.norm(task.op, a["input"], a["normalized_shape"], a["weight"], a.get("bias"), a["eps"])
+            return (made,), set()
         return _tuple(function(**{k: _widened(v) for k, v in d.args.items()})), set()
 
     return Reference(task, run, wide)

@@ -16,7 +16,7 @@ from torch import fx
 
 from . import oracle
 from .graphs import Graph, bind, extract, op_name
-from .recognise import CAUSAL, Attention, Match, Operand, Softmax
+from .recognise import CAUSAL, NORMS, Attention, Match, Norm, Operand, Softmax
 
 aten = torch.ops.aten
 LARGE = 1 << 20
@@ -75,6 +75,8 @@ def torch_ops(g: fx.Graph, call: Call) -> fx.Node:
     ops = torch.ops.kgen
     if call.op == "softmax":
         return g.call_function(ops.softmax.default, (*call.tensors, call.attributes["dim"]))
+    if call.op in NORMS:
+        return g.call_function(getattr(ops, call.op).default, _norm_arguments(call))
     a = call.attributes
     options = {"scale": a["scale"], "enable_gqa": a["enable_gqa"]}
     if a["program"] in (None, CAUSAL):
@@ -85,10 +87,19 @@ def torch_ops(g: fx.Graph, call: Call) -> fx.Node:
     return g.call_function(operator.getitem, (both, 0))
 
 
+def _norm_arguments(call: Call) -> tuple[Any, ...]:
+    """input, shape, weight, bias (which rms_norm lacks), eps. tensors: those that there are, in that order."""
+    a, given = call.attributes, iter(call.tensors[1:])
+    affine = [next(given) if a[name] else None for name in ("weight", "bias")]
+    return call.tensors[0], list(a["shape"]), *affine[: 1 if call.op == "rms_norm" else 2], a["eps"]
+
+
 def emit_match(g: fx.Graph, match: Match, emit: Emit) -> fx.Node:
     """Adds the nodes that compute what match.out is, in its layout and dtype."""
     if isinstance(match.detail, Softmax):
         return _emit_softmax(g, match, match.detail, emit)
+    if isinstance(match.detail, Norm):
+        return _emit_norm(g, match, match.detail, emit)
     a: Attention = match.detail
     tensors = tuple(materialise(g, x) for x in (a.query, a.key, a.value))
     captured = tuple(materialise(g, x) for x in a.captured)
@@ -109,6 +120,11 @@ def _emit_softmax(g: fx.Graph, match: Match, detail: Softmax, emit: Emit) -> fx.
     if source.meta["val"].dtype != detail.dtype:
         source = g.call_function(aten.to.dtype, (source, detail.dtype))
     return emit(g, Call("softmax", (source,), (), {"dim": detail.dim}))
+
+
+def _emit_norm(g: fx.Graph, match: Match, detail: Norm, emit: Emit) -> fx.Node:
+    given = {"weight": detail.weight is not None, "bias": detail.bias is not None}
+    return emit(g, Call(match.op, detail.tensors, (), {"shape": detail.shape, "eps": detail.eps, **given}))
 
 
 def apply(graph: Graph, matches: list[Match], emit: Emit) -> fx.GraphModule:
@@ -136,6 +152,10 @@ def moved(match: Match, copies: dict[fx.Node, fx.Node]) -> Match:
     d = match.detail
     if isinstance(d, Softmax):
         return Match(match.op, match.out, match.core, Softmax(copies[d.input], d.dim, d.dtype), match.notes)
+    if isinstance(d, Norm):
+        weight, bias = (None if n is None else copies[n] for n in (d.weight, d.bias))
+        detail = Norm(copies[d.input], d.shape, weight, bias, d.eps, d.dtype)
+        return Match(match.op, match.out, match.core, detail, match.notes)
 
     def move(x: Operand) -> Operand:
         return Operand(copies[x.node], x.dims, x.shape, x.contiguous)
@@ -152,6 +172,8 @@ def inputs_of(match: Match) -> list[fx.Node]:
     d = match.detail
     if isinstance(d, Softmax):
         return [d.input]
+    if isinstance(d, Norm):
+        return list(dict.fromkeys(d.tensors))
     return list(dict.fromkeys(x.node for x in (d.query, d.key, d.value, *d.captured)))
 
 
@@ -273,6 +295,8 @@ def _difference(got: torch.Tensor, want: torch.Tensor, bound: float) -> str | No
 def _reference_node(g: fx.Graph, call: Call) -> fx.Node:
     if call.op == "softmax":
         return g.call_function(torch.softmax, (*call.tensors, call.attributes["dim"]))
+    if call.op in NORMS:
+        return g.call_function(getattr(torch.nn.functional, call.op), _norm_arguments(call))
     a = call.attributes
     return g.call_function(
         _attention_output,

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import multiprocessing
 import sys
@@ -42,6 +43,8 @@ HALVES = ("float16", "bfloat16")
 ARCHS = ("x86-64-v3", "x86-64-v4")
 GPU_ARCHS = ("sm_80", "sm_90")
 LAYOUTS = ("c", "i", "h")
+# A dtype, and which optional tensors are there.
+Variant = tuple[str, tuple[str, ...]]
 # A tensor's data is at least this aligned in some Cases, and at most an element in others.
 ALIGNS = (64, 16, 4)
 PROGRAMS = 200
@@ -128,6 +131,15 @@ def gpu_row_sizes() -> list[tuple[int, int, int]]:
     return [*row_sizes(), *sizes, (2, 524288, 1), (3, 1 << 20, 1), (4096, 1024, 1), (1 << 16, 64, 1)]
 
 
+def norm_sizes() -> list[tuple[int, int]]:
+    """(M, N) for the norms on a CPU."""
+    widths = (1, 2, 3, 7, 8, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 255, 257, 768, 1000, 1023, 1024, 1025, 4095, 4096, 4097,
+              4099)  # fmt: skip
+    sizes = [((1, 2, 3, 5, 31)[i % 5], n) for i, n in enumerate(widths)]
+    sizes += [(5, 16383), (3, 16384), (7, 16385), (3, 50257), (2, 131072), (1021, 64), (1021, 2051)]
+    return [*sizes, (1 << 21, 3), (2, 1 << 21)]
+
+
 @dataclass(frozen=True)
 class House:
     """A house kernel. timed: the Case whose time stands in the Record. threads: of the worker, where `require` asks for
@@ -151,8 +163,17 @@ class House:
         """The file, with the tunables that are not the defaults."""
         return " ".join([self.file, *(f"{k}={v}" for k, v in (self.tunables or {}).items())])
 
-    def dense(self, dtype: str) -> list[Trial]:
-        if self.op == "softmax":
+    @property
+    def affines(self) -> tuple[tuple[str, ...], ...]:
+        """Of a norm, which of weight and bias its pins are for; a call of another Op has no such choice."""
+        return spread.AFFINE.get(self.op, ((),))
+
+    def dense(self, dtype: str, affine: Sequence[str] = ()) -> list[Trial]:
+        if self.op in spread.AFFINE:
+            made = [
+                spread.norm_trial(self.op, dtype, m, n, affine, ALIGNS[i % 3]) for i, (m, n) in enumerate(self.sizes())
+            ]
+        elif self.op == "softmax":
             made = [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
         else:
             made = [
@@ -161,7 +182,9 @@ class House:
             ]
         return [t.on(self.device) for t in made]
 
-    def timed_trial(self, dtype: str) -> Trial:
+    def timed_trial(self, dtype: str, affine: Sequence[str] = ()) -> Trial:
+        if self.op in spread.AFFINE:
+            return spread.norm_trial(self.op, dtype, *self.timed, affine).on(self.device)
         softmax = self.op == "softmax"
         made = spread.softmax_trial(dtype, *self.timed) if softmax else spread.attention_trial(dtype, self.timed)
         return made.on(self.device)
@@ -200,6 +223,8 @@ HOUSE = (
     House("softmax/rows.c", "softmax", row_sizes, (4096, 4096, 1)),
     House("softmax/split.c", "softmax", split_sizes, (1, 131072, 1), threads=8),
     House("softmax/columns.c", "softmax", column_sizes, (64, 1024, 64)),
+    House("norm/layer_rows.c", "layer_norm", norm_sizes, (4096, 4096)),
+    House("norm/rms_rows.c", "rms_norm", norm_sizes, (4096, 4096)),
     House("attention/flash.c", "attention", flash_sizes, Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(2, 4, 70, 16, 4, 131, 16)),
     House("attention/decode.c", "attention", decode_sizes, Sizes(1, 32, 1, 128, 8, 4096, 128), Sizes(2, 4, 3, 16, 4, 131, 16)),
 )  # fmt: skip
@@ -228,6 +253,30 @@ def _gpu_attention(
         timed, at = Sizes(4, 16, 4096, head, 16, 4096, head), Sizes(2, 4, 70, head, 4, 131, head)
     at_programs = at if programs else None
     return House(f"attention/{file}", "attention", sizes, timed, at_programs, tunables={**chosen, "HEAD": head}, dtypes=dtypes)
+
+
+def gpu_norm_sizes() -> list[tuple[int, int]]:
+    """(M, N) for the norms on a GPU: those of a CPU, and rows that fill blocks and the whole chip."""
+    widths = (2047, 2048, 2056, 3072, 8192, 12288, 16384, 16392, 24576, 32760, 32768, 49152, 65544, 131072)
+    sizes = [((1, 3, 133, 7)[i % 4], n) for i, n in enumerate(widths)]
+    return [*norm_sizes(), *sizes, (265, 768), (4096, 1024), (1 << 16, 64), (3, 1 << 20), (5, 1 << 18)]
+
+
+def _gpu_norms(op: str, name: str) -> list[House]:
+    """Each Op's templates; the tunables are those that were fastest on an H200."""
+    rows = [
+        ((65536, 512), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4, "TURNS": 8, "BLOCKS": 4}),
+        ((32768, 2048), {"ROW_THREADS": 128, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 4}),
+        ((8192, 4096), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 2}),
+    ]
+    ragged = [
+        ((65536, 501), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4}), ((8192, 4083), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}),
+        ((4096, 8195), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}),
+    ]  # fmt: skip
+    made = [House(f"norm/{name}_rows.cu", op, gpu_norm_sizes, timed, tunables=chosen) for timed, chosen in rows]
+    made += [House(f"norm/{name}_ragged.cu", op, gpu_norm_sizes, timed, tunables=chosen) for timed, chosen in ragged]
+    made += [House(f"norm/{name}_long.cu", op, gpu_norm_sizes, (256, 1 << 18))]
+    return [*made, House(f"norm/{name}_grid.cu", op, gpu_norm_sizes, (16, 1 << 20), tunables={"HELD": 4, "IN_SHARED": 12})]
 
 
 def _gpu_house() -> tuple[House, ...]:
@@ -265,7 +314,8 @@ def _gpu_house() -> tuple[House, ...]:
             (128, {"BLOCK_N": 160}, False), (256, {"BLOCK_N": 80}, False),
         )
     ]  # fmt: skip
-    return (*rows, *cluster, *others, *attention, *hopper)
+    norms = [*_gpu_norms("layer_norm", "layer"), *_gpu_norms("rms_norm", "rms")]
+    return (*rows, *cluster, *others, *attention, *hopper, *norms)
 
 
 GPU_HOUSE = _gpu_house()
@@ -333,62 +383,69 @@ class Shipping:
             say(f"not for it: {label}: {why}")
         return found
 
-    def compile(self, dtype: str, start: int, n: int) -> None:
+    def compile(self, variant: Variant, start: int, n: int) -> None:
         """Fills the cache of images for some of the Trials. What does not compile is the judge's to tell."""
         chosen = self.about["tunables"] if self.house.tunables is not None else None
-        for t in self._trials(dtype)[start : start + n]:
+        for t in self._trials(variant)[start : start + n]:
             device = devices.of_case(t.case, self.index)
             with contextlib.suppress(KgenError), Judge(self.contract, arch=self.judged_arch, device=device) as j:
                 j.add_case(t.case)
                 j.prepare(self.source, name=self.house.file, tunables=chosen, any_size=True)
 
-    def _trials(self, dtype: str) -> list[Trial]:
-        """All that a dtype is judged on."""
-        programs = [] if self.house.program_at is None else self.house.with_programs(dtype, self.count)
-        return [*self.house.dense(dtype), self.house.timed_trial(dtype), *programs]
+    def variants(self) -> list[Variant]:
+        """What has a pin of its own, or two: with Programs."""
+        return list(itertools.product(self.house.dtypes, self.house.affines))
 
-    def jobs(self, n: int) -> Iterator[tuple[str, int, int]]:
+    def _trials(self, variant: Variant) -> list[Trial]:
+        """All that a variant is judged on."""
+        programs = [] if self.house.program_at is None else self.house.with_programs(variant[0], self.count)
+        return [*self.house.dense(*variant), self.house.timed_trial(*variant), *programs]
+
+    def jobs(self, n: int) -> Iterator[tuple[Variant, int, int]]:
         """The arguments of compile, n Trials at a time."""
-        for dtype in self.house.dtypes:
-            for start in range(0, len(self._trials(dtype)), n):
-                yield dtype, start, n
+        for variant in self.variants():
+            for start in range(0, len(self._trials(variant)), n):
+                yield variant, start, n
 
-    def evidence(self, dtype: str) -> list[Evidence]:
+    def evidence(self, variant: Variant) -> list[Evidence]:
         """What judging finds, without a time: of the plain Cases, and of those with Programs where it takes them."""
-        trials = self.house.dense(dtype)
-        found = [self._judge(trials, dtype)]
+        dtype, affine = variant
+        what = " ".join((dtype, *affine))
+        trials = self.house.dense(dtype, affine)
+        found = [self._judge(trials, what)]
         if len(found[0].skipped) == len(trials):
-            raise KgenError(f"{self.house.name} for {self.arch}, {dtype}: its plan is for none of the sizes")
+            raise KgenError(f"{self.house.name} for {self.arch}, {what}: its plan is for none of the sizes")
         if self.house.program_at is not None:
-            found.append(self._judge(self.house.with_programs(dtype, self.count), f"{dtype} with Programs"))
+            found.append(self._judge(self.house.with_programs(dtype, self.count), f"{what} with Programs"))
         return found
 
-    def time(self, dtype: str) -> dict[str, Any]:
+    def time(self, variant: Variant) -> dict[str, Any]:
         """Judges and times the Case whose time stands in the Record."""
-        trial = self.house.timed_trial(dtype)
-        found = self._judge([trial], f"{dtype}, timed", 21)
+        dtype, affine = variant
+        trial = self.house.timed_trial(dtype, affine)
+        found = self._judge([trial], f"{' '.join((dtype, *affine))}, timed", 21)
         times = {k: v for k, v in found.times[0].items() if k in ("time_ns", "floor_ns")} if found.times else {}
         return {**times, "timed": trial.label}
 
-    def promote(self, evidence: dict[str, list[Evidence]], times: dict[str, dict[str, Any]]) -> int:
-        """Promotes what has been judged and timed with each dtype; the version."""
+    def promote(self, evidence: dict[Variant, list[Evidence]], times: dict[Variant, dict[str, Any]]) -> int:
+        """Promotes what has been judged and timed in each variant; the version."""
         keys, entries, programs = [], [], []
-        for dtype in self.house.dtypes:
-            dense, *rest = evidence[dtype]
-            keys.append(judged_key(self.contract, self.house.dense(dtype), dense.skipped, False))
-            entries.append({**_entry(keys[-1], dense, 0), **times[dtype]})
+        for variant, (dense, *rest) in evidence.items():
+            keys.append(judged_key(self.contract, self.house.dense(*variant), dense.skipped, False))
+            entries.append({**_entry(keys[-1], dense, 0), **times[variant]})
             for found in rest:
-                trials = self.house.with_programs(dtype, self.count)
+                trials = self.house.with_programs(variant[0], self.count)
                 keys.append(judged_key(self.contract, trials, found.skipped, True))
                 entries.append(_entry(keys[-1], found, sum("random" in t.label for t in trials)))
                 programs.append(found.programs)
-        return self._promote(evidence[self.house.dtypes[0]][0].record, entries, keys, _in_all(programs))
+        record = next(iter(evidence.values()))[0].record
+        return self._promote(record, entries, keys, _in_all(programs))
 
     def run(self) -> int:
         """Judges, times and promotes; the version."""
         evidence, times = {}, {}
-        for dtype in self.house.dtypes:
-            evidence[dtype], times[dtype] = self.evidence(dtype), self.time(dtype)
+        for variant in self.variants():
+            evidence[variant], times[variant] = self.evidence(variant), self.time(variant)
         return self.promote(evidence, times)
 
     def _promote(
@@ -442,14 +499,14 @@ def _asked(one: Shipping) -> _Asked:
     return _Asked(houses.index(one.house), one.arch, one.count, one.index)
 
 
-def _compile(asked: _Asked, job: tuple[str, int, int]) -> None:
+def _compile(asked: _Asked, job: tuple[Variant, int, int]) -> None:
     """In a process of its own."""
     asked.shipping().compile(*job)
 
 
-def _evidence(asked: _Asked, dtype: str) -> list[Evidence]:
+def _evidence(asked: _Asked, variant: Variant) -> list[Evidence]:
     """In a process of its own."""
-    return asked.shipping().evidence(dtype)
+    return asked.shipping().evidence(variant)
 
 
 def _together(todo: Sequence[Shipping], jobs: int) -> int:
@@ -467,20 +524,20 @@ def _together(todo: Sequence[Shipping], jobs: int) -> int:
             if done % 16 == 0 or done == len(ahead):
                 print(f"compiled ahead: {done} of {len(ahead)} parts", flush=True)
         waiting = {
-            kind: {d: pool.submit(_evidence, _asked(of[0]), d) for d in of[0].house.dtypes} for kind, of in kinds.items()
+            kind: {v: pool.submit(_evidence, _asked(of[0]), v) for v in of[0].variants()} for kind, of in kinds.items()
         }
-        found: dict[Any, dict[str, list[Evidence]]] = {}
+        found: dict[Any, dict[Variant, list[Evidence]]] = {}
         for kind, futures in waiting.items():
             name = kinds[kind][0].house.name
             try:
-                found[kind] = {d: f.result() for d, f in futures.items()}
+                found[kind] = {v: f.result() for v, f in futures.items()}
                 print(f"{name}: judged", flush=True)
             except KgenError as e:
                 failed += 1
                 print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
     for kind, evidence in found.items():
         try:
-            times = {d: kinds[kind][0].time(d) for d in evidence}
+            times = {v: kinds[kind][0].time(v) for v in evidence}
             for one in kinds[kind]:
                 print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times)}", flush=True)
         except KgenError as e:

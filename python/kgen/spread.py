@@ -131,6 +131,29 @@ def softmax_trial(dtype: str, m: int, n: int, k: int = 1, layout: str = "c", ali
     return Trial(f"softmax {dtype} M={m} N={n} K={k}", case_of("softmax", {"input": x, "dim": 1}))
 
 
+# ---- norms ----
+
+# Which of weight and bias are there; rms_norm has no bias.
+AFFINE = {
+    "layer_norm": (("weight", "bias"), ("weight",), (), ("bias",)),
+    "rms_norm": (("weight",), ()),
+}  # fmt: skip
+
+
+def norm_trial(op: str, dtype: str, m: int, n: int, affine: Sequence[str] = ("weight",), align: int = 64) -> Trial:
+    """layer_norm or rms_norm of M rows of N; a weight is about 1, as trained ones are."""
+    args: dict[str, Any] = {"input": entry(dtype, [m, n], align=align), "normalized_shape": [n]}
+    for name, mean in (("weight", 1.0), ("bias", 0.0))[: 2 if op == "layer_norm" else 1]:
+        args[name] = entry(dtype, [n], align=align, kind="normal", mean=mean, std=0.5) if name in affine else None
+    args["eps"] = 1e-5
+    return Trial(f"{op} {dtype} M={m} N={n} {'+'.join(affine) or 'plain'}", case_of(op, args))
+
+
+def _affine_of(key: Key) -> list[str]:
+    """Which of weight and bias the calls of a pin have."""
+    return [name for name, dtype in zip(("weight", "bias"), key["dtypes"][1:]) if dtype is not None]
+
+
 # ---- attention ----
 
 
@@ -245,8 +268,14 @@ def _softmax_sizes(dims: dict[str, Any]) -> list[tuple[int, int, int]]:
     return small or [min(kept, key=math.prod)]
 
 
+def _norm_sizes(dims: dict[str, Any]) -> list[tuple[int, int]]:
+    wanted = [(1, 1), (3, 17), (7, 1024), (31, 4097), (1021, 64)]
+    made = dict.fromkeys((_inside(dims["M"], m), _inside(dims["N"], n)) for m, n in wanted)
+    return [m for m in made if math.prod(m) <= MOST] or [min(made, key=math.prod)]
+
+
 def _spelled(op: str) -> bool:
-    return op in ("softmax", "attention")
+    return op in ("softmax", "attention", *AFFINE)
 
 
 def exact_trial(key: Key) -> Trial:
@@ -258,6 +287,8 @@ def exact_trial(key: Key) -> Trial:
     dims, dtype, layout = key["dims"], key["dtypes"][0], key["layout"][0]
     if key["op"] == "softmax":
         made = softmax_trial(dtype, dims["M"], dims["N"], dims["K"], layout)
+    elif key["op"] in AFFINE:
+        made = norm_trial(key["op"], dtype, dims["M"], dims["N"], _affine_of(key))
     else:
         made = attention_trial(dtype, Sizes.of(dims), layout=layout)
     return _like(key, made)
@@ -270,6 +301,8 @@ def range_trials(key: Key) -> list[Trial]:
     dims, dtype, layout = key["dims"], key["dtypes"][0], key["layout"][0]
     if key["op"] == "softmax":
         return [_like(key, softmax_trial(dtype, m, n, k, layout)) for m, n, k in _softmax_sizes(dims)]
+    if key["op"] in AFFINE:
+        return [_like(key, norm_trial(key["op"], dtype, m, n, _affine_of(key))) for m, n in _norm_sizes(dims)]
     sizes = _attention_sizes(dims)
     if key.get("program") is None:
         return [_like(key, attention_trial(dtype, at, layout=layout)) for at in sizes]
@@ -279,6 +312,7 @@ def range_trials(key: Key) -> list[Trial]:
 
 # What is timed of a range, as far as it holds them: many rows, columns, one long row.
 _TIMED_SOFTMAX = ((1024, 4096, 1), (64, 1024, 64), (1, 131072, 1))
+_TIMED_NORM = ((4096, 4096), (16, 1 << 22))
 # Prefill and one token of a batch, and the Program that stands for any.
 _TIMED_ATTENTION = (
     {"B": 1, "HQ": 8, "SQ": 1024, "D": 64, "HKV": 8, "SK": 1024, "DV": 64},
@@ -295,6 +329,9 @@ def timing_trials(key: Key) -> list[Trial]:
     if key["op"] == "softmax":
         sizes = [tuple(_inside(dims[n], w) for n, w in zip("MNK", want, strict=True)) for want in _TIMED_SOFTMAX]
         return [_like(key, softmax_trial(dtype, *s, layout)) for s in dict.fromkeys(sizes)]
+    if key["op"] in AFFINE:
+        rows = dict.fromkeys((_inside(dims["M"], m), _inside(dims["N"], n)) for m, n in _TIMED_NORM)
+        return [_like(key, norm_trial(key["op"], dtype, m, n, _affine_of(key))) for m, n in rows]
     found = dict.fromkeys(filter(None, (_sizes_inside(dims, want) for want in _TIMED_ATTENTION)))
     if key.get("program") is None:
         return [_like(key, attention_trial(dtype, at, layout=layout)) for at in found]

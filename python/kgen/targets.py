@@ -28,7 +28,7 @@ from .graphs import (
     lines_of,
     lookup,
 )
-from .recognise import Attention, Match, Operand, Softmax
+from .recognise import Attention, Match, Norm, Operand, Softmax
 
 VERIFY_BYTES = 1 << 31
 
@@ -296,7 +296,13 @@ def case_of(match: Match, values: dict[fx.Node, Any], count: int) -> CaseData:
     if isinstance(d, Softmax):
         x = values[d.input]
         return CaseData({"input": x if x.dtype == d.dtype else x.to(d.dtype), "dim": d.dim}, None, count)
-    args: dict[str, Any] = {
+    if isinstance(d, Norm):
+        weight, bias = (None if n is None else values[n] for n in (d.weight, d.bias))
+        args = {"input": values[d.input], "normalized_shape": list(d.shape), "weight": weight, "bias": bias, "eps": d.eps}
+        if match.op == "rms_norm":
+            del args["bias"]
+        return CaseData(args, None, count)
+    args = {
         "query": view_of(d.query, values), "key": view_of(d.key, values), "value": view_of(d.value, values),
         "scale": d.scale, "enable_gqa": d.enable_gqa,
     }  # fmt: skip
@@ -310,7 +316,9 @@ def case_key(case: CaseData) -> tuple[Any, ...]:
     """Cases with equal keys are one Case: same shapes, layouts, dtypes, attributes and Program."""
 
     def tensor(x: Any) -> Any:
-        return (str(x.dtype), tuple(x.shape), tuple(x.stride())) if isinstance(x, torch.Tensor) else x
+        if isinstance(x, torch.Tensor):
+            return str(x.dtype), tuple(x.shape), tuple(x.stride())
+        return tuple(x) if isinstance(x, list) else x
 
     args = tuple((k, tensor(v)) for k, v in case.args.items())
     if case.program is None:
@@ -397,7 +405,8 @@ class Machine:
             moved = sum(_bytes(t) for t in (*tensors, *captured)) + out
             rate = self.flops_of(q.dtype)
         else:
-            flops, moved, rate = 0.0, 2 * sum(_bytes(t) for t in tensors), self.flops_per_second
+            # The output is as large as the input, which comes first.
+            flops, moved, rate = 0.0, sum(_bytes(t) for t in (tensors[0], *tensors)), self.flops_per_second
         return max(moved / self.bytes_per_second, flops / rate)
 
 

@@ -27,7 +27,7 @@ import torch
 from . import _libkgen, asking as askings, capture, devices, floors, gate, gate_build, registries, sets, targets
 from . import task as tasks
 from ._paths import kernels_dir
-from .commands import key_text
+from .commands import dtypes_text, key_text
 from .errors import BadInput, KgenError, NotATarget
 from .interrupts import Stop, stoppable
 from .judge import Judge
@@ -175,7 +175,7 @@ def short_case(key: dict[str, Any]) -> str:
         if one in dims and dims[one] == dims.get(other):
             dims[both] = dims.pop(one)
             del dims[other]
-    parts = [",".join(dict.fromkeys(_SHORT.get(d, d) for d in key.get("dtypes", []) if d))]
+    parts = [dtypes_text([d and _SHORT.get(d, d) for d in key.get("dtypes", [])])]
     order = sorted(dims, key=lambda n: _ORDER.find(n[0]))
     parts += [f"{name}{'=' if name[-1].isdigit() else ''}{dims[name]}" for name in order if dims[name] != 1]
     parts += [f"{name}={json.dumps(value)}" for name, value in key.get("attrs", {}).items()]

@@ -1,11 +1,12 @@
 /* Runs a CUDA kernel's source on the CPU, so that its results can be checked where there is no GPU.
  *
- * Each CUDA thread is a fiber; the fibers of a cluster take turns, each until it waits for others
- * (barrier, shuffle, warp instruction). Blocks have their shared memory on the heap and tensors
- * their exact size, so that AddressSanitizer sees an access outside. A copy by cp.async happens
- * only when it is waited for, so that a missing wait shows; turns go forwards or backwards
- * (EMULATE_BACKWARDS=1), so that a missing barrier does. What it cannot show: speed, races between
- * instructions, the rounding inside a tensor core, tensor maps and wgmma.
+ * Each CUDA thread is a fiber; the fibers of a cluster (of the whole grid of a cooperative launch)
+ * take turns, each until it waits for others (barrier, shuffle, warp instruction). Blocks have
+ * their shared memory on the heap and tensors their exact size, so that AddressSanitizer sees an
+ * access outside. A copy by cp.async happens only when it is waited for, so that a missing wait
+ * shows; turns go forwards or backwards (EMULATE_BACKWARDS=1), so that a missing barrier does. What
+ * it cannot show: speed, races between instructions, the rounding inside a tensor core, tensor maps
+ * and wgmma.
  *
  * A wait that nobody can end, a warp whose lanes differ in what they do and a shared address
  * outside of everything are errors: one line on stderr, exit code 3. Included before a translation
@@ -98,6 +99,7 @@ struct Fiber {
     unsigned seen = 0;
     const char *waits_for = "";
     unsigned cluster_seen = 0;
+    unsigned released_seen = ~0u;
     struct Copy {
         void *to;
         const void *from;
@@ -156,6 +158,7 @@ inline std::vector<Block> blocks; /* of the cluster at work */
 inline std::vector<Fiber> fibers;
 inline Fiber *self = nullptr;
 inline Barrier cluster_barrier;
+inline unsigned released; /* releases so far, of all blocks */
 inline Fiber home;
 inline const char *call_name = "";
 

@@ -59,6 +59,19 @@ inline void tanh_approx_f32(float &d, float a) {
     d = tanhf(a);
 }
 
+/* ---- loads and stores with a hint ---- */
+
+inline void ld_global_nc_v4_u32(u32 &a, u32 &b, u32 &c, u32 &d, const void *from) {
+    const uint4 v = *static_cast<const uint4 *>(from);
+    a = v.x, b = v.y, c = v.z, d = v.w;
+}
+inline void ld_global_nc_L1_no_allocate_v4_u32(u32 &a, u32 &b, u32 &c, u32 &d, const void *from) {
+    ld_global_nc_v4_u32(a, b, c, d, from);
+}
+inline void st_global_cs_v4_u32(void *to, u32 a, u32 b, u32 c, u32 d) {
+    *static_cast<uint4 *>(to) = uint4{a, b, c, d};
+}
+
 /* ---- clusters ---- */
 
 inline u32 cluster_ctarank() {
@@ -139,6 +152,25 @@ inline void cp_async_wait_group(int left) {
         }
         emu::self->groups.pop_front();
     }
+}
+
+inline void cp_async_wait_all() {
+    cp_async_commit_group();
+    cp_async_wait_group(0);
+}
+
+/* ---- between the blocks of a cooperative grid ---- */
+
+inline void red_release_gpu_global_add_u32(void *at, u32 v) {
+    *static_cast<u32 *>(at) += v;
+    emu::released++;
+}
+/* A loop around it waits for others: it looks again when somebody released something. */
+inline void ld_acquire_gpu_global_u32(u32 &d, const void *at) {
+    if (emu::self->released_seen == emu::released)
+        emu::wait(&emu::released, emu::released, "another block's release");
+    emu::self->released_seen = emu::released;
+    d = *static_cast<const u32 *>(at);
 }
 
 /* ---- matrices ---- */

@@ -7,6 +7,7 @@ has; anything else of CUDA is a compile error that names it."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import struct
@@ -189,14 +190,14 @@ _PACK = {"i32": "<i", "i64": "<q", "f32": "<f", "f64": "<d"}
 
 
 def unit_of(source: str, call: Call, tunables: dict[str, int] | None = None, any_size: bool = True,
-            arch: str = "sm_90") -> dict[str, Any]:  # fmt: skip
+            arch: str = "sm_90", sms: int = SMS) -> dict[str, Any]:  # fmt: skip
     """Unit and bound plan; all tunables have their first value but those given."""
     op = (KERNELS / "ops" / f"{call.op}.json").read_text()
     chosen = None
     if tunables:
         defaults = _libkgen.candidate_check(op, source.encode(), "kernel.cu")["tunables"]
         chosen = {n: tunables.get(n, v[0] if isinstance(v, list) else v) for n, v in defaults.items()}
-    return _libkgen.candidate_unit(op, call.case(), source.encode(), chosen, arch, SMS, SHARED, any_size)
+    return _libkgen.candidate_unit(op, call.case(), source.encode(), chosen, arch, sms, SHARED, any_size)
 
 
 class Program:
@@ -260,8 +261,9 @@ def _argument(job: _Job, arg: dict[str, Any], call: Call, where: dict[str, list[
         job.number(0, where[kind][arg["index"]])
 
 
-def _describe(job: _Job, call: Call, name: str, bound: dict[str, Any]) -> list[Tensor]:
+def _describe(job: _Job, call: Call, name: str, plan: dict[str, Any], bound: dict[str, Any]) -> list[Tensor]:
     """Writes one call; the outputs, to be filled, in order."""
+    cooperative = {x["kernel"] for x in plan["launches"] if x.get("cooperative")}
     where: dict[str, list[int]] = {"tensor": [], "output": [], "workspace": [], "captured": []}
     tensors: list[tuple[bytes, int, bool]] = []
 
@@ -285,8 +287,9 @@ def _describe(job: _Job, call: Call, name: str, bound: dict[str, Any]) -> list[T
         fill = b"\0" if i in bound["zero"] else b"\xff"
         add("output", fill * (t.numel() * t.element_size()), 0, True)
         outputs.append(t)
-    for size in bound["workspace"]:
-        add("workspace", b"\xff" * size, 0, False)
+    spaces = plan.get("workspace", {}).values()
+    for size, space in zip(bound["workspace"], spaces, strict=True):
+        add("workspace", (b"\0" if space.get("zero") else b"\xff") * size, 0, False)
     job.text(name)
     job.number(len(tensors))
     for raw, offset, out in tensors:
@@ -296,10 +299,16 @@ def _describe(job: _Job, call: Call, name: str, bound: dict[str, Any]) -> list[T
     job.number(len(bound["launches"]))
     for launch in bound["launches"]:
         job.text(launch["kernel"])
-        job.number(*launch["grid"], *launch["block"], *launch["cluster"], launch["shared"])
+        # The blocks of a cooperative launch wait for each other, as those of a cluster may.
+        together = launch["grid"] if launch["kernel"] in cooperative else launch["cluster"]
+        job.number(*launch["grid"], *launch["block"], *together, launch["shared"])
         for arg in launch["args"]:
             _argument(job, arg, call, where, core)
     return outputs
+
+
+def plan_of(source: str) -> dict[str, Any]:
+    return json.loads(source[source.index("{") : source.index("*/")])
 
 
 def kernels_of(source: str) -> list[str]:
@@ -307,15 +316,16 @@ def kernels_of(source: str) -> list[str]:
 
 
 def emulate(source: str, calls: list[Call], tunables: dict[str, int] | None = None, any_size: bool = True,
-            backwards: bool = False) -> list[list[Tensor]]:  # fmt: skip
-    """The outputs of each call; those that nothing was written to are NaN. All calls must have one unit."""
+            backwards: bool = False, sms: int = SMS) -> list[list[Tensor]]:  # fmt: skip
+    """The outputs of each call; those that nothing was written to are NaN. All calls must have one unit. sms: how many
+    multiprocessors the plan is told of."""
     job, units, outputs = _Job(), set(), []
     job.number(len(calls))
     for call in calls:
-        bound = unit_of(source, call, tunables, any_size)
+        bound = unit_of(source, call, tunables, any_size, sms=sms)
         units.add(bound["unit"])
         shapes = " ".join("x".join(map(str, v.shape)) for v in call.args.values() if isinstance(v, Tensor))
-        outputs.append(_describe(job, call, f"{call.op} {shapes}", bound))
+        outputs.append(_describe(job, call, f"{call.op} {shapes}", plan_of(source), bound))
     assert len(units) == 1, "these calls have different translation units"
     raw = Program(units.pop(), kernels_of(source)).run(bytes(job.data), backwards)
     at = 0

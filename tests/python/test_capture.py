@@ -365,7 +365,8 @@ def test_the_example_model() -> None:
     made = Capture(from_live(small, (torch.randint(0, 128, (1, 48)),)))
     found = targets.survey(made, own=False)
     by_op = {t.op: t for t in found.targets}
-    assert set(by_op) == {"attention", "softmax"} and not found.left
+    assert set(by_op) == {"attention", "softmax", "layer_norm"} and not found.left
+    assert [c.count for c in by_op["layer_norm"].cases] == [7]
     (case,) = by_op["attention"].cases
     assert case.count == 3 and tuple(case.args["query"].shape) == (1, 4, 48, 16)
     assert case.density == pytest.approx(0.5, abs=0.02)

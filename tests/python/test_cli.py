@@ -46,7 +46,7 @@ GOOD = """
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm = nn.LayerNorm(64)
+        self.norm = nn.GroupNorm(1, 64)
 
     def forward(self, x):
         return torch.softmax(self.norm(x), dim=-1)
@@ -138,7 +138,7 @@ def test_other_words_that_name_no_model(kgen_server: Server, tmp_path: Path) -> 
 
 def test_target_that_matches_nothing(kgen_server: Server, good: Path, tmp_path: Path) -> None:
     done = kgen_server.run("tune", good, "--target", "atention", "--run", tmp_path / "run")
-    refused(done, 2, "--target atention matches nothing", "layer_norm", "softmax")
+    refused(done, 2, "--target atention matches nothing", "group_norm", "softmax")
     assert not (tmp_path / "run").exists()
 
 

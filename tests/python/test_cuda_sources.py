@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +43,19 @@ def attention_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
             yield mod, Call("attention", args, MODS[mod].text, tuple(MODS[mod].captured(64)), MODS[mod].scalars)
 
 
+def norm_calls(op: str) -> Callable[[torch.dtype], Iterator[tuple[str, Call]]]:
+    def calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
+        for m, n in ((64, 4096), (4, 1 << 18)):
+            affine = {name: torch.empty(n, dtype=dtype) for name in ("weight", "bias")[: 2 if op == "layer_norm" else 1]}
+            yield "plain", Call(op, {"input": torch.empty((m, n), dtype=dtype), "normalized_shape": [n], **affine, "eps": 1e-5})
+
+    return calls
+
+
 # Calls of an Op, the likeliest first; a source is compiled for those that its `require` takes.
-CALLS = {"softmax": softmax_calls, "attention": attention_calls}
+CALLS = {
+    "softmax": softmax_calls, "attention": attention_calls, "layer_norm": norm_calls("layer_norm"), "rms_norm": norm_calls("rms_norm"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def records() -> list[tuple[Path, dict[str, Any]]]:
 def only(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """One architecture's Kernels as the only registry: a richer machine serves the poorer one's too."""
     root = tmp_path / "generated"
-    for op in ("softmax", "attention"):
+    for op in ("softmax", "attention", "layer_norm", "rms_norm"):
         (root / op).mkdir(parents=True)
         shutil.copy(SHIPPED / op / "op.json", root / op)
         shutil.copytree(SHIPPED / op / request.param, root / op / request.param)
@@ -69,6 +69,10 @@ def min_arch(house: ship.House) -> str | None:
 def test_every_dtype_has_pins_for_any_length(arch: str) -> None:
     softmax = {(p["key"]["dtypes"][0], p["key"]["dims"]["K"] == 1) for p in pins("softmax", arch)}
     assert softmax == {(d, rows) for d in DTYPES for rows in (True, False)}
+    for op, choices in (("layer_norm", 4), ("rms_norm", 2)):
+        made = [tuple(d is not None for d in p["key"]["dtypes"]) for p in pins(op, arch)]
+        assert len(made) == 3 * choices and len(set(made)) == choices, "weight and bias there or not, in every dtype"
+        assert all(p["key"]["dims"]["N"] == {"min": 1, "max": 1 << 21} for p in pins(op, arch))
     attention = [p["key"] for p in pins("attention", arch)]
     assert {(k["dtypes"][0], k["program"]) for k in attention} == {(d, p) for d in DTYPES for p in (None, "*")}
     for key in attention:
@@ -135,6 +139,22 @@ def test_softmax_of_random_sizes_never_falls_back(only: str, dtype: str) -> None
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_norms_of_random_sizes_never_fall_back(only: str, dtype: str) -> None:
+    torch.manual_seed(SEED)
+    for n in sizes():
+        x, w, b = (torch.randn(s).to(getattr(torch, dtype)) for s in ((2, 3, n), (n,), (n,)))
+        for name, choices in (("layer_norm", ((), (w,), (w, b), (None, b))), ("rms_norm", ((), (w,)))):
+            for affine in choices:
+                check(kgen.why(name, x, [n], *affine), only)
+                wide = [None if t is None else t.double() for t in affine]
+                f = getattr(torch.nn.functional, name)
+                eps = {} if name == "layer_norm" else {"eps": 2.0**-23}
+                want = f(x.double(), [n], *wide, **eps)
+                got = getattr(torch.ops.kgen, name)(x, [n], *affine).double()
+                assert float((got - want).abs().max() / want.abs().max()) < DTYPES[dtype], (SEED, name, n)
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_attention_of_random_sizes_never_falls_back(only: str, dtype: str) -> None:
     rng = random.Random(SEED)
     for n in sizes():
@@ -183,6 +203,8 @@ def test_few_queries_and_few_rows_have_kernels_of_their_own(only: str) -> None:
         assert template(kgen.why("softmax", torch.randn(1, 50257), 1)) == "softmax/split.c"
     assert template(kgen.why("softmax", torch.randn(64, 100), 1)) == "softmax/rows.c"
     assert template(kgen.why("softmax", torch.randn(64, 100, 3), 1)) == "softmax/columns.c"
+    assert template(kgen.why("layer_norm", torch.randn(64, 100), [100])) == "norm/layer_rows.c"
+    assert template(kgen.why("rms_norm", torch.randn(64, 100), [100])) == "norm/rms_rows.c"
 
 
 # ---- how it is made ----

@@ -40,7 +40,7 @@ from torch import nn
 class Model(nn.Module):
     def __init__(self, rest):
         super().__init__()
-        self.norm = nn.LayerNorm(500)
+        self.norm = nn.GroupNorm(1, 500)
         self.rest = rest
 
     def forward(self, x):
@@ -324,7 +324,7 @@ from torch import nn
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm = nn.LayerNorm(64)
+        self.norm = nn.GroupNorm(1, 64)
 
     def forward(self, x):
         return torch.relu(self.norm(x))
@@ -360,12 +360,12 @@ void rows(int64_t begin, int64_t end, const KG_T_input *input, const KG_T_weight
 
 def test_an_op_of_the_models_own_is_judged(kgen_server: Server, tmp_path: Path) -> None:
     """No template is for it, and any kernel can be held against it: the right one passes, and ones that forget a term
-    which an untrained LayerNorm does not show (weight 1, bias 0) do not."""
+    which an untrained norm does not show (weight 1, bias 0) do not."""
     path = tmp_path / "norm.py"
     path.write_text(NORM)
     task = tmp_path / "task"
     made = capture(kgen_server, task, path, "--target", "norm")
-    assert made["op"].startswith("layer_norm_")
+    assert made["op"].startswith("group_norm_")
     files = {"right": LAYER_NORM, "no_weight": LAYER_NORM.replace("* weight[i]", ""),
              "no_bias": LAYER_NORM.replace(" + bias[i]", ""), "no_eps": LAYER_NORM.replace(" + 1e-5", "")}  # fmt: skip
     for name, text in files.items():
@@ -381,7 +381,7 @@ def test_an_op_of_the_models_own_is_judged(kgen_server: Server, tmp_path: Path) 
 
 def test_an_op_without_a_template_is_left_alone_with_its_share(kgen_server: Server, tmp_path: Path) -> None:
     path = tmp_path / "mlp.py"
-    path.write_text(NORM.replace("nn.LayerNorm(64)", "nn.Linear(64, 2048)"))
+    path.write_text(NORM.replace("nn.GroupNorm(1, 64)", "nn.Linear(64, 2048)"))
     done = kgen_server.run("tune", path, "--run", tmp_path / "run", "--json")
     assert done.code == 0, done.err
     rows = {r["op"]: r for r in done.records()[0]["rows"]}
