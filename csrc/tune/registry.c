@@ -315,8 +315,8 @@ int kg_pin_read(const char *path, kg_pin *out, kg_error *err) {
     return KG_OK;
 }
 
-static int pins_of(const char *dir, const char *op, const char *arch, kg_pin_visit visit, void *ctx,
-                   kg_error *err) {
+static int pins_of(const kg_registry *r, const char *dir, const char *op, const char *arch,
+                   kg_pin_visit visit, void *ctx, kg_error *err) {
     char **files = NULL;
     size_t n = 0;
     int rc = kg_is_dir(dir) ? kg_list_dir(dir, &files, &n, err) : KG_OK;
@@ -327,7 +327,8 @@ static int pins_of(const char *dir, const char *op, const char *arch, kg_pin_vis
         int read = !path                      ? kg_fail(&bad, KG_ENOMEM, "path of %s", files[i])
                    : !kg_is_hex(files[i], 32) ? kg_fail(&bad, KG_EFORMAT, "%s is no pin", path)
                                               : kg_pin_read(path, &pin, &bad);
-        if (read == KG_ENOMEM) { /* no fault of the pin's, and who does not see it may undo it */
+        if (read == KG_ENOMEM || (read != KG_OK && r->strict)) {
+            /* Want of memory is no fault of the pin's, and who does not see it may undo it. */
             rc = kg_fail(err, read, "%s", bad.msg);
         } else if (read != KG_OK) {
             kg_log(KG_LOG_WARNING, "pin left out: %s", bad.msg);
@@ -351,7 +352,7 @@ static int pins_of_op(const kg_registry *r, const char *op, kg_pin_visit visit, 
         rc = kg_list_dir(dir, &archs, &n, err);
     for (size_t i = 0; !rc && i < n; i++) {
         char *pins = kg_path_join3(dir, archs[i], "pins");
-        rc = pins ? pins_of(pins, op, archs[i], visit, ctx, err)
+        rc = pins ? pins_of(r, pins, op, archs[i], visit, ctx, err)
                   : kg_fail(err, KG_ENOMEM, "path of pins");
         free(pins);
     }

@@ -42,8 +42,9 @@ int kg_registry_promote(kg_registry *r, const char *op_json, const char *task_di
  * `replaced`. moved counts the pins that changed. */
 int kg_registry_rollback(kg_registry *r, const char *op, const char *version, size_t *moved,
                          kg_error *err);
-/* Removes Candidates that no pin names or has replaced. dry: only lists. report: a JSON list of
- * what was (or would be) removed, with bytes. */
+/* Removes Candidates that no pin names or has replaced; nothing while a pin cannot be read or names
+ * a Kernel that is not there. dry: only lists. report: a JSON list of what was (or would be)
+ * removed, with bytes. */
 int kg_registry_gc(kg_registry *r, bool dry, kg_buf *report, kg_error *err);
 
 /* Derives the index of a registry (100 ms for 1,000 Kernels) and writes it atomically. */

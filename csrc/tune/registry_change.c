@@ -473,6 +473,7 @@ int kg_registry_rollback(kg_registry *r, const char *op, const char *version, si
 }
 
 typedef struct needed {
+    const kg_registry *r;
     char (*ids)[65];
     size_t n, cap;
 } needed;
@@ -491,9 +492,21 @@ static int need(needed *s, const char *id, kg_error *err) {
     return KG_OK;
 }
 
+static bool is_there(const kg_registry *r, const char *id) {
+    for (size_t i = 0; i < r->n; i++)
+        if (!strcmp(r->kernels[i].id, id))
+            return true;
+    return false;
+}
+
 static int need_pin(void *ctx, const char *op, const char *arch, const char *path,
                     const kg_pin *pin, kg_error *err) {
-    (void)op, (void)arch, (void)path;
+    (void)op, (void)arch;
+    if (!is_there(((const needed *)ctx)->r, pin->kernel))
+        return kg_fail(err, KG_ECORRUPT,
+                       "%s names the Kernel %.12s, which is not there or not whole: gc removes "
+                       "nothing until the pin or its Kernel is put right, or the pin removed",
+                       path, pin->kernel);
     int rc = need(ctx, pin->kernel, err);
     if (!rc && pin->replaced && kg_is_hex(pin->replaced, 64))
         rc = need(ctx, pin->replaced, err);
@@ -538,13 +551,16 @@ static int report_removed(kg_json *list, const kg_kernel *k, kg_error *err) {
 
 int kg_registry_gc(kg_registry *r, bool dry, kg_buf *report, kg_error *err) {
     int fd = -1;
-    needed keep = {0};
+    needed keep = {.r = r};
     kg_json *list = kg_json_new_array();
     int rc = list ? lock(r, &fd, err) : kg_fail(err, KG_ENOMEM, "report of gc");
     if (!rc)
         rc = kg_registry_read(r, err);
     if (!rc)
+        r->strict = true; /* a damaged pin's Kernel must not go for it */
+    if (!rc)
         rc = kg_registry_pins(r, NULL, need_pin, &keep, err);
+    r->strict = false;
     for (size_t i = 0; !rc && i < r->n; i++) {
         if (is_needed(&keep, r->kernels[i].id))
             continue;

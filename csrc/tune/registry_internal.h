@@ -13,6 +13,7 @@ typedef struct kg_kernel_entry {
 } kg_kernel_entry;
 
 struct kg_registry {
+    bool strict; /* a pin that cannot be read is an error, not left out */
     char *path;
     kg_kernel_entry *owned; /* parallel to kernels */
     kg_kernel *kernels;
