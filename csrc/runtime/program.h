@@ -33,12 +33,13 @@ int kg_program_check(const kg_program *p, const kg_call *call, kg_error *err);
  *   int kg_mask_range(p, b, h, q0, q1, k0, k1)       over [q0,q1) x [k0,k1): 0 none, 1 all, 2
  * unknown The scalar functions are branch-free, so that a compiler vectorises a loop over kv (or
  * over q, rows included) that calls them; what they read of memory is int, which a float row that
- * the loop writes cannot alias. A row struct has a pointer in it exactly when a look-up's index
- * differs within a row. Any b, h, q, kv of int32 is safe. kg_mask_range is never wrong, exact for
- * comparisons of sums of indices, and sees through look-ups of at most 512 elements. On the CPU,
- * tanh, exp and their kin are kgen's own branch-free float versions (at most 4 ulp); on CUDA the
- * device's, with KG_ROUGH defined the fast ones for some. On CUDA also KG_SCORE_LINE with
- * kg_score_line, KG_SCORE_UNIT, KG_MASK_OF_B and KG_MASK_OF_H (docs/formats.md). */
+ * the loop writes cannot alias. On the CPU a row struct has a pointer in it exactly when a
+ * look-up's index differs within a row. Any b, h, q, kv of int32 is safe. kg_mask_range is never
+ * wrong, exact for comparisons of sums of indices, and sees through look-ups of at most 512
+ * elements. On the CPU, tanh, exp and their kin are kgen's own branch-free float versions (at most
+ * 4 ulp); on CUDA the device's, with KG_ROUGH defined the fast ones for some. On CUDA also
+ * KG_SCORE_LINE with kg_score_line, KG_SCORE_UNIT, KG_MASK_OF_B and KG_MASK_OF_H (docs/formats.md).
+ */
 int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err);
 
 /* Bytes of `struct kg_programs`, and its content for one call (pointers from the call's captured

@@ -54,6 +54,12 @@ static void name_literal(const kg_poperand *a, operand name) {
     }
 }
 
+/* On CUDA the arguments lie in constant memory and are operands as they are: a row that kept a copy
+ * of its own would take registers, and two rows of a thread would load the same element twice. */
+static bool from_arguments(const lower *l) {
+    return l->target == KG_CUDA;
+}
+
 static void name_operand(const lower *l, const kg_poperand *a, operand name) {
     static const char *const inputs[] = {[KG_PK_SCORE] = "score",
                                          [KG_PK_B] = "b",
@@ -66,7 +72,8 @@ static void name_operand(const lower *l, const kg_poperand *a, operand name) {
                  (unsigned)a->index);
         break;
     case KG_PK_SCALAR:
-        snprintf(name, sizeof(operand), l->in_row ? "KG_P(p, s%u)" : "row.s%u", (unsigned)a->index);
+        snprintf(name, sizeof(operand), l->in_row || from_arguments(l) ? "KG_P(p, s%u)" : "row.s%u",
+                 (unsigned)a->index);
         break;
     case KG_PK_LITERAL:
         name_literal(a, name);
@@ -265,6 +272,14 @@ static void emit_table(lower *l, size_t k) {
     kg_buf_printf(l->out, ", %d)", size);
 }
 
+/* Whether a look-up starts at the same element in every row. */
+static bool starts_alike(const lower *l, const kg_pinstr *in) {
+    for (unsigned d = 0; d < in->nargs; d++)
+        if (!kg_operand_varying(&in->arg[d], l->varies))
+            return false;
+    return true;
+}
+
 static void emit_load(lower *l, size_t k) {
     const kg_pinstr *in = &l->s->value[k];
     unsigned t = in->tensor;
@@ -275,14 +290,20 @@ static void emit_load(lower *l, size_t k) {
         kg_buf_puts(l->out, ", 0)");
         return;
     }
-    kg_buf_printf(l->out, "row.l%zu, ", k);
+    if (from_arguments(l) && starts_alike(l, in))
+        emit_table(l, k);
+    else
+        kg_buf_printf(l->out, "row.l%zu", k);
+    kg_buf_puts(l->out, ", ");
+    const char *form = from_arguments(l) ? "%s%s(%s, KG_P(p, t%u_n%u)) * (int)KG_P(p, t%u_s%u)"
+                                         : "%s%s(%s, row.n%u_%u) * row.s%u_%u";
     for (unsigned d = 0; d < in->nargs; d++) {
         operand name;
         if (!kg_operand_varying(&in->arg[d], l->varies))
             continue;
         name_operand(l, &in->arg[d], name);
-        kg_buf_printf(l->out, "%s%s(%s, row.n%u_%u) * row.s%u_%u", first ? "" : " + ",
-                      index_helper(l, &in->arg[d]), name, t, d, t, d);
+        kg_buf_printf(l->out, form, first ? "" : " + ", index_helper(l, &in->arg[d]), name, t, d, t,
+                      d);
         first = false;
     }
     kg_buf_puts(l->out, ")");
@@ -332,16 +353,16 @@ static size_t each_row_member(lower *l, row_each each) {
         bool table = l->varies[i] && in->op == KG_POP_LOAD;
         if (l->kept[i])
             each(l, &(row_member){.kind = ROW_VALUE, .i = i}), n++;
-        if (table)
+        if (table && !(from_arguments(l) && starts_alike(l, in)))
             each(l, &(row_member){.kind = ROW_TABLE, .i = i}), n++;
-        for (unsigned d = 0; table && d < in->nargs; d++)
+        for (unsigned d = 0; table && !from_arguments(l) && d < in->nargs; d++)
             if (kg_operand_varying(&in->arg[d], l->varies) && !size[in->tensor][d]) {
                 size[in->tensor][d] = true;
                 each(l, &(row_member){.kind = ROW_SIZE, .i = in->tensor, .dim = d}), n++;
             }
     }
     for (size_t i = 0; i < l->p->nscalars; i++)
-        if (scalar[i])
+        if (scalar[i] && !from_arguments(l))
             each(l, &(row_member){.kind = ROW_SCALAR, .i = i}), n++;
     return n;
 }

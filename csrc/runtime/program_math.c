@@ -310,17 +310,19 @@ static const char MIN_MAX[] =
     "KG_FN float kg_maxf(float a, float b) { return ((a > b) | (a != a)) ? a : b; }\n";
 
 /* The device's own functions; torch calls these. Beside tensors of half types (KG_ROUGH) those that
- * would cost most are the instructions alone: tanh is then right to 2^-11 of itself, a tenth of
- * what rounding a score to such a type takes away, and a quotient and a root to 2 ulp, but for
- * divisors beyond 2^126 or below 2^-126; no subroutine is called, around which all registers would
- * be saved. */
+ * would cost most are short: tanh is then right to 2e-7 (tanh.approx, to 2^-11 of itself, shows in
+ * the log-sum-exp), a quotient and a root to 2 ulp, but for divisors beyond 2^126 or below 2^-126;
+ * no subroutine is called, around which all registers would be saved. */
 static const char CUDA_ROUGH[] =
     "#ifdef KG_ROUGH\n"
     "KG_FN float kg_divf(float a, float b) {\n"
     "    float r; asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(r) : \"f\"(b)); return a * r;\n"
     "}\n"
     "KG_FN float kg_tanhf(float x) {\n"
-    "    float r; asm(\"tanh.approx.f32 %0, %1;\" : \"=f\"(r) : \"f\"(x)); return r;\n"
+    "    float e, r;\n"
+    "    asm(\"ex2.approx.ftz.f32 %0, %1;\" : \"=f\"(e) : \"f\"(x * 0x1.715476p+1f));\n"
+    "    asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(r) : \"f\"(e + 1.0f));\n"
+    "    return fmaf(-2.0f, r, 1.0f);\n"
     "}\n"
     "KG_FN float kg_sqrtf(float x) {\n"
     "    float r; asm(\"sqrt.approx.f32 %0, %1;\" : \"=f\"(r) : \"f\"(x)); return r;\n"
@@ -340,8 +342,6 @@ static const char CUDA_MATH[] = "KG_FN float kg_expf(float x) { return expf(x); 
                                 "    return (x < 0.0f ? e : 1.0f) / (1.0f + e);\n"
                                 "}\n"
                                 "KG_FN float kg_rsqrtf(float x) { return rsqrtf(x); }\n"
-                                "KG_FN float kg_sinf(float x) { return sinf(x); }\n"
-                                "KG_FN float kg_cosf(float x) { return cosf(x); }\n"
                                 "KG_FN float kg_floorf(float x) { return floorf(x); }\n"
                                 "KG_FN float kg_ceilf(float x) { return ceilf(x); }\n"
                                 "KG_FN float kg_powf(float x, float y) { return powf(x, y); }\n"
@@ -454,13 +454,17 @@ static uint32_t two_over_pi(int shift, int top, int n) {
     return v;
 }
 
-static void emit_trig_table(kg_buf *out) {
-    kg_buf_puts(out, "static const int kg_two_over_pi[384] = {\n");
+/* On CUDA in constant memory: the device library's own sine keeps its table in a variable of the
+ * device, which a Candidate may not have. */
+static void emit_trig(bool cuda, kg_buf *out) {
+    kg_buf_printf(out, "static %s int kg_two_over_pi[384] = {\n",
+                  cuda ? "__constant__ const" : "const");
     for (int e = 0; e < 128; e++)
         kg_buf_printf(out, "    0x%x, 0x%x, 0x%x,\n", (unsigned)two_over_pi(e - 23, 1, 28),
                       (unsigned)two_over_pi(e - 23, -27, 28),
                       (unsigned)two_over_pi(e - 23, -55, 27));
     kg_buf_puts(out, "};\n");
+    kg_buf_puts(out, TRIG);
 }
 
 #define USES(set, NAME) (((set) >> KG_POP_##NAME & 1) != 0)
@@ -486,10 +490,8 @@ static void emit_cpu_math(uint64_t f, kg_buf *out) {
         kg_buf_puts(out, SIGMOIDF);
     if (power)
         kg_buf_puts(out, POWF);
-    if (USES(f, SIN) || USES(f, COS)) {
-        emit_trig_table(out);
-        kg_buf_puts(out, TRIG);
-    }
+    if (USES(f, SIN) || USES(f, COS))
+        emit_trig(false, out);
     if (USES(f, SQRT) || USES(f, RSQRT) || USES(f, FLOOR) || USES(f, CEIL))
         kg_buf_puts(out, ROUNDING);
     if (USES(f, REM) || USES(f, FLOORDIV))
@@ -502,6 +504,8 @@ int kg_program_math(const kg_puses *uses, int target, kg_buf *out) {
     if (cuda && uses->f32 != 0) {
         kg_buf_puts(out, CUDA_ROUGH);
         kg_buf_puts(out, CUDA_MATH);
+        if (USES(uses->f32, SIN) || USES(uses->f32, COS))
+            emit_trig(true, out);
     }
     if (!cuda)
         emit_cpu_math(uses->f32, out);

@@ -310,7 +310,7 @@ def _gpu_house() -> tuple[House, ...]:
     hopper = [
         _gpu_attention("hopper.cu", head, chosen, HALVES, programs=programs)
         for head, chosen, programs in (
-            (64, {"CONSUMERS": 3}, True), (128, {}, True), (256, {"BLOCK_N": 64}, True),
+            (64, {"CONSUMERS": 3, "STAGES": 3}, True), (128, {}, True), (256, {"BLOCK_N": 64}, True),
             (128, {"BLOCK_N": 160}, False), (256, {"BLOCK_N": 80}, False),
         )
     ]  # fmt: skip

@@ -143,8 +143,8 @@ PARTS = {f"{name} {at}".replace(",", "").replace(" ", "-"): row(name, at, must, 
 
 # Width of heads at most, and the tunables of a build for it.
 BUILDS: tuple[tuple[int, dict[str, int]], ...] = (
-    (64, {"HEAD": 64, "CONSUMERS": 3}), (64, {"HEAD": 64, "BLOCK_N": 160}), (128, {}), (128, {"QUICK": 0, "STAGES": 3}),
-    (128, {"BLOCK_N": 80}), (128, {"BLOCK_N": 176, "STAGES": 2}), (256, {"HEAD": 256, "BLOCK_N": 64}),
+    (64, {"HEAD": 64, "CONSUMERS": 3}), (64, {"HEAD": 64, "BLOCK_N": 160}), (128, {}), (128, {"QUICK": 0}),
+    (128, {"BLOCK_N": 80, "STAGES": 3}), (128, {"BLOCK_N": 176}), (256, {"HEAD": 256, "BLOCK_N": 64}),
 )  # fmt: skip
 POINTS_A_PROGRAM = 5
 

@@ -39,6 +39,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __constant__
 #define __CUDA_ARCH__ 900
 
 typedef unsigned short ushort;
