@@ -312,7 +312,7 @@ def range_trials(key: Key) -> list[Trial]:
 
 # What is timed of a range, as far as it holds them: many rows, columns, one long row.
 _TIMED_SOFTMAX = ((1024, 4096, 1), (64, 1024, 64), (1, 131072, 1))
-_TIMED_NORM = ((4096, 4096), (16, 1 << 22))
+_TIMED_NORM = ((1024, 4096), (16, 1 << 18))
 # Prefill and one token of a batch, and the Program that stands for any.
 _TIMED_ATTENTION = (
     {"B": 1, "HQ": 8, "SQ": 1024, "D": 64, "HKV": 8, "SK": 1024, "DV": 64},
