@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "judge"))
 import corpus_tasks  # noqa: E402
 
 from kgen import task as tasks  # noqa: E402
-from kgen.tune import judge_files  # noqa: E402
+from kgen.judge_command import judge_files  # noqa: E402
 from kgen.ui import Progress  # noqa: E402
 
 HONEST = corpus_tasks.HONEST

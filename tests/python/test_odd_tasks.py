@@ -19,7 +19,7 @@ from kgen.capture import Capture, from_live  # noqa: E402
 from kgen.errors import BadInput, EnvironmentLacks, KgenError  # noqa: E402
 from kgen.judge import Judge  # noqa: E402
 from kgen.reference import Reference  # noqa: E402
-from kgen.tune import judge_files  # noqa: E402
+from kgen.judge_command import judge_files  # noqa: E402
 from kgen.ui import Progress  # noqa: E402
 
 ELEMENTS = """/* kgen

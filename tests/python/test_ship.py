@@ -241,3 +241,16 @@ def test_the_command_line_serves_the_shipped_registry(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "kgen", *words], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"attention: attention/v") and str(SHIPPED) in done.stdout
+
+
+def test_sizes_that_the_plan_is_not_for_may_fill_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spread, "_groups", lambda trials: ([t] for t in trials))
+    contract = ship.canonical_contract("softmax").decode()
+    source = (ship.kernels_dir() / "softmax/split.c").read_bytes()
+    short, long = (spread.softmax_trial("float32", 1, n) for n in (7, 32768))
+    for trials in ([short, long], [long, short]):
+        found = spread.judge(contract, source, "split.c", None, trials, threads=8)
+        assert (found.verdict, list(found.skipped), found.cases) == ("pass", [short.label], 1)
+        assert found.record["verdict"] == "pass"
+    none = spread.judge(contract, source, "split.c", None, [short], threads=8)
+    assert none.verdict == "plan_error" and "none of the Cases" in none.message
