@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 JOBS ?= $(shell nproc)
 PYTEST := $(PY) -m pytest -q
+# Tests of one file stay together. Without pytest-xdist one after the other.
+BESIDE = $$($(PY) -c 'import xdist' 2>/dev/null && echo '-n $(JOBS) --dist loadfile')
 
 .PHONY: demo test test-all build lint format bench fuzz wheel clean help ctest
 
@@ -49,12 +51,14 @@ format: $(VENV)/.kgen-test
 
 test: $(VENV)/.kgen-test build ctest lint
 	@cmake --build build --target kgen-conformance -- --no-print-directory -s
-	@$(PYTEST) -m "not slow" tests
+	@$(PYTEST) -m "alone and not slow" tests
+	@$(PYTEST) $(BESIDE) -m "not alone and not slow" tests
 
 test-all: export KGEN_FAULTS = all
 test-all: $(VENV)/.kgen-test build ctest lint
 	@cmake --build build --target kgen-conformance -- --no-print-directory -s
-	@$(PYTEST) tests
+	@$(PYTEST) -m alone tests
+	@$(PYTEST) $(BESIDE) -m "not alone" tests
 
 bench: $(VENV)/.kgen-test build
 	@$(PY) tests/bench/run.py

@@ -35,12 +35,15 @@ def _home(folder: Path, setenv: Callable[[str, str], None]) -> None:
     setenv("XDG_DATA_HOME", str(folder / "xdg-data"))
 
 
-_SESSION_HOME = tempfile.TemporaryDirectory(prefix="kgen-tests-")
-_home(Path(_SESSION_HOME.name), os.environ.__setitem__)
+# Processes that pytest-xdist starts have the home of the one that started them in their environment.
+_SESSION_HOME = None if "PYTEST_XDIST_WORKER" in os.environ else tempfile.TemporaryDirectory(prefix="kgen-tests-")
+if _SESSION_HOME is not None:
+    _home(Path(_SESSION_HOME.name), os.environ.__setitem__)
 
 
 def pytest_unconfigure() -> None:
-    _SESSION_HOME.cleanup()
+    if _SESSION_HOME is not None:
+        _SESSION_HOME.cleanup()
 
 
 def _cuda_reason() -> str | None:
@@ -51,8 +54,19 @@ def _cuda_reason() -> str | None:
     return None
 
 
+# Modules whose tests hold times against each other or against a limit. `make test` runs the others beside each other, and
+# these, with what uses a GPU, one after the other.
+ALONE = {
+    "test_overhead", "test_bench_ratios", "test_import", "test_gate", "test_gate_build", "test_resolution", "test_llm_client",
+}  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     cuda = [item for item in items if item.get_closest_marker("cuda")]
+    for item in items:
+        if item in cuda or item.path.stem in ALONE:
+            item.add_marker(pytest.mark.alone)
     reason = _cuda_reason() if cuda else None
     if reason:
         for item in cuda:

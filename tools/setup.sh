@@ -3,7 +3,7 @@
 # really absent (the apt line is shown before it runs; without root it is only shown, exit code 3), and
 # .venv with a torch (for CUDA where there is a GPU), or with the torch that the present Python already has, offline too.
 # Refuses to touch anything outside .venv except through that one apt line.
-#   tools/setup.sh demo|test     test adds pytest, hypothesis, mcp, matplotlib, clang-format and NVRTC
+#   tools/setup.sh demo|test     test adds pytest, xdist, hypothesis, mcp, matplotlib, clang-format and NVRTC
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -151,11 +151,12 @@ install_python_packages() {
     has_torch "$venv/bin/python" || install_torch
     local wanted=(numpy rich) must=(numpy) absent
     if [ "$goal" = test ]; then
-        wanted+=(pytest hypothesis setuptools mcp matplotlib)
+        wanted+=(pytest xdist hypothesis setuptools mcp matplotlib)
         must+=(pytest hypothesis)
     fi
     absent=$(lacks "${wanted[@]}")
     [ -n "$absent" ] || return 0
+    absent=${absent/xdist/pytest-xdist}  # the module's name is not the package's
     say "installing $absent"
     # shellcheck disable=SC2086
     pip_install $absent && return 0
