@@ -132,6 +132,7 @@ def slow_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return pids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["ahead", "the gate's own process"])
 def test_a_compile_without_end_costs_its_limit(
     where: str, slow_compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_home: Path
