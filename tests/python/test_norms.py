@@ -4,6 +4,7 @@ served by the house kernels and once by torch's own."""
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -346,3 +347,22 @@ def test_calls_do_not_leak(served: bool) -> None:
     calls(120)
     # One output of 64 KB leaked a call would be 15 MB at least.
     assert resident() - before < 4 << 20
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+def test_every_input_set_of_a_task_is_drawn(op: str, tmp_path: Path) -> None:
+    from kgen import sets, spread
+    from kgen.judge import Judge
+    from kgen.mutants import Examiner
+    from kgen.reference import Reference
+    from kgen.task import canonical_contract
+
+    contract = canonical_contract(op).decode()
+    task = spread.norm_trial(op, "float32", 5, 64, ("weight",)).task(json.loads(contract), tmp_path)
+    reference = Reference.open(task)
+    with Judge(contract) as judge:
+        dropped = sets.fill(judge, task, reference, 0, Examiner(reference))
+        assert not {"tiny", "onehot"} & set(dropped), dropped
+        source = (sr.ROOT / "kernels" / "norm" / f"{op.removesuffix('_norm')}_rows.c").read_text()
+        record = judge.run(source)
+        assert record["verdict"] == "pass", record["message"]
