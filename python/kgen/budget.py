@@ -73,11 +73,12 @@ def _chain_slack(drawn: Drawn, outputs: int) -> tuple[tuple[float, float], ...]:
     """Of softmax and attention: their rows of weights are sums of equal terms when the inputs are all alike. The other
     canonical Ops have none."""
     x, key, dim = drawn.args.get("input"), drawn.args.get("key"), drawn.args.get("dim")
-    if not drawn.repeats or not isinstance(x if dim is not None else key, torch.Tensor):
+    summed = key if dim is None else x
+    if not drawn.repeats or not isinstance(summed, torch.Tensor):
         return tuple((0.0, 0.0) for _ in range(outputs))
-    row = key.shape[2] if dim is None else x.shape[dim] if x.ndim else 1
-    x = x if dim is not None else None
-    dtype = (key if x is None else x).dtype
+    at = 2 if dim is None else dim
+    row = summed.shape[at] if summed.ndim else 1
+    dtype = summed.dtype
     off = min(row, CHAIN) / 2 * (2.0**-53 if dtype == torch.float64 else 2.0**-24)
     return tuple((off, 2 * off) for _ in range(outputs))
 

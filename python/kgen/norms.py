@@ -16,12 +16,9 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import ops
+from .ops import _any_autocast, _functorch, _grad_on, _jit_tracing
 
 _PLAIN = (Tensor, Parameter)
-_grad_on = torch.is_grad_enabled
-_functorch = torch._C._are_functorch_transforms_active
-_any_autocast = torch._C._is_any_autocast_enabled
-_jit_tracing = torch._C._is_tracing
 _layer_backend: Callable[..., Any]  # set when the family is defined
 _rms_backend: Callable[..., Any]
 

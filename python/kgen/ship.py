@@ -488,13 +488,12 @@ class _Asked:
     index: int
 
     def shipping(self) -> Shipping:
-        houses = GPU_HOUSE if self.arch in GPU_ARCHS else HOUSE
-        return Shipping(houses[self.house], self.arch, shipped_registry(), self.programs, lambda _: None, self.index)
+        house = (*HOUSE, *GPU_HOUSE)[self.house]
+        return Shipping(house, self.arch, shipped_registry(), self.programs, lambda _: None, self.index)
 
 
 def _asked(one: Shipping) -> _Asked:
-    houses = GPU_HOUSE if one.arch in GPU_ARCHS else HOUSE
-    return _Asked(houses.index(one.house), one.arch, one.count, one.index)
+    return _Asked((*HOUSE, *GPU_HOUSE).index(one.house), one.arch, one.count, one.index)
 
 
 def _compile(asked: _Asked, job: tuple[Variant, int, int]) -> None:
@@ -510,10 +509,9 @@ def _evidence(asked: _Asked, variant: Variant) -> list[Evidence]:
 def _together(todo: Sequence[Shipping], jobs: int) -> int:
     """Ships all: compiles, then judges in so many processes, then times one Case after the other. A house kernel for two
     architectures of GPUs is judged once, on the GPU at hand. How many did not pass."""
-    kinds: dict[tuple[int, bool], list[Shipping]] = {}
+    kinds: dict[tuple[int, str | None], list[Shipping]] = {}
     for one in todo:
-        of_gpu = one.arch in GPU_ARCHS
-        kinds.setdefault((_asked(one).house, of_gpu) if of_gpu else (id(one), of_gpu), []).append(one)
+        kinds.setdefault((_asked(one).house, one.judged_arch), []).append(one)
     failed = 0
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         ahead = [pool.submit(_compile, _asked(of[0]), job) for of in kinds.values() for job in of[0].jobs(8)]
@@ -524,7 +522,7 @@ def _together(todo: Sequence[Shipping], jobs: int) -> int:
         waiting = {
             kind: {v: pool.submit(_evidence, _asked(of[0]), v) for v in of[0].variants()} for kind, of in kinds.items()
         }
-        found: dict[Any, dict[Variant, list[Evidence]]] = {}
+        found: dict[tuple[int, str | None], dict[Variant, list[Evidence]]] = {}
         for kind, futures in waiting.items():
             name = kinds[kind][0].house.name
             try:
