@@ -96,11 +96,23 @@ static const char *set_in_environment(const char *name) {
     return value && *value ? value : NULL;
 }
 
+/* What fails here, the mkdir that follows fails on again and says. */
+static void make_parents(const char *path) {
+    char *copy = strdup(path), *end = copy ? strrchr(copy, '/') : NULL;
+    if (end && end > copy) {
+        *end = '\0';
+        (void)kg_mkdirs(copy, NULL);
+    }
+    free(copy);
+}
+
 /* The folder of the machine's locks, made when absent, for everybody and sticky. A link in its
  * place is refused: whoever put it there would choose where our files come to lie. */
 static int locks_folder(const char **out, kg_error *err) {
     const char *own = set_in_environment("KGEN_LOCKS"), *path = own ? own : MACHINE_LOCKS;
     struct stat st;
+    if (own)
+        make_parents(path);
     if (mkdir(path, 0777) == 0) {
         if (chmod(path, 01777) < 0) /* umask took bits away from what mkdir was given */
             return kg_fail(err, KG_EIO, "chmod %s: %s", path, strerror(errno));
@@ -153,6 +165,8 @@ int kg_lock_device(const char *device, int wait_ms, int *fd, kg_error *err) {
 int kg_lock_device_wait(const char *device, int *fd, kg_error *err) {
     kg_error why = {0};
     int rc = kg_lock_device(device, PATIENCE_MS, fd, &why);
+    if (rc == KG_EBUSY) /* once more: who holds it now, in words that do not speak of giving up */
+        rc = kg_lock_device(device, 0, fd, &why);
     if (rc == KG_EBUSY) {
         kg_log(KG_LOG_WARNING, "another kgen times on this device: %s; waiting for it", why.msg);
         rc = kg_lock_device(device, -1, fd, &why);

@@ -100,8 +100,22 @@ TEST(timing_names_whom_it_waits_for) {
     kg_timing_end();
     snprintf(want, sizeof want, "is held by process %ld (kgen-ctests)", (long)pid);
     CHECK_HAS(heard, want);
-    CHECK_HAS(heard, "waiting for it");
+    CHECK_HAS(heard, "; waiting for it");
+    CHECK_INT(strstr(heard, "gave up") == NULL, 1);
     kg_log_set_sink(NULL, NULL);
+}
+
+/* The folder that KGEN_LOCKS names is made whole, for everybody. */
+TEST(the_folder_of_locks_is_made_with_its_parents) {
+    kg_error err = {0};
+    struct stat st;
+    int fd = -1;
+    setenv("KGEN_LOCKS", test_path("of/a/user/locks"), 1);
+    CHECK_OK(kg_lock_device("cpu", 0, &fd, &err), err);
+    kg_unlock_file(fd);
+    CHECK_INT(stat(test_path("of/a/user/locks"), &st), 0);
+    CHECK_INT(st.st_mode & 07777, 01777);
+    setenv("KGEN_LOCKS", test_path("locks"), 1);
 }
 
 /* What lies in the lock's place may be another user's, or no folder at all. */

@@ -76,6 +76,13 @@ class Browser:
         assert "exceptionDetails" not in got, got
         return got["result"].get("value")
 
+    def until(self, expression: str, wanted: Any, seconds: float = 30) -> None:
+        """Waits for what the page shows only once it was laid out again, which is a frame or more later than what asked for it."""
+        end = time.monotonic() + seconds
+        while (got := self.value(expression)) != wanted:
+            assert time.monotonic() < end, (expression, got)
+            time.sleep(0.02)
+
     def errors(self) -> list[Any]:
         """What the page logged as an error or a warning, and exceptions that nobody caught."""
         self.value("1")
