@@ -54,7 +54,8 @@ typedef struct kg_run_launch {
 typedef struct kg_run {
     uint32_t split, warm, timed;
     bool cold, graph; /* GPU */
-    bool stale, keep; /* CPU */
+    bool stale;       /* CPU */
+    bool keep;
     size_t nclear;
     uint32_t clear[KG_W_MAX_BUFFERS];
     size_t programs_bytes;
