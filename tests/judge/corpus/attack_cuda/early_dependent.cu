@@ -22,7 +22,8 @@ extern "C" __global__ void early_first(const float *input, float *row, int n) {
     const float *x = input + (long long)blockIdx.x * n;
     float top = __int_as_float(0xff800000), sum = 0.0f;
     asm volatile("griddepcontrol.launch_dependents;");
-    __nanosleep(200000);
+    for (long long begin = clock64(); clock64() - begin < 400000;)
+        ;
     for (int i = threadIdx.x; i < n; i += 32)
         top = fmaxf(top, x[i]);
     top = warp_max(top);

@@ -8,7 +8,8 @@ extern "C" __global__ void racing_buckets(const float *x, const long long *at, f
     for (int j = threadIdx.x; j < n; j += 32) {
         volatile float *to = y + at[blockIdx.x] * n + j;
         float held = *to;
-        __nanosleep(100);
+        for (long long begin = clock64(); clock64() - begin < 2000;)
+            ;
         *to = held + x[blockIdx.x * n + j];
     }
 }
