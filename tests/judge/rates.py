@@ -9,7 +9,7 @@ each file that got another verdict than it should. Exit code 1 on one false acce
 the judge itself failed. Judges through what `kgen judge` calls; nothing of a corpus runs outside the judge's sandbox.
 
 With --results each verdict is written down as soon as it is there, and files that have one are not judged again: a run that
-was cut short (by --seconds, too: exit code 3) goes on where it stopped, and shards that share a file add up in it.
+was cut short (by --seconds, too: exit code 4) goes on where it stopped, and shards that share a file add up in it.
 
 A folder of the corpus holds Candidates and one expect.json (tests/judge/corpus/README.md tells the format).
 """
@@ -49,11 +49,28 @@ QUICK_AT_MOST = 40
 # What one call may take: an endless loop costs this much, and no honest Candidate of the corpus comes near it.
 TIMEOUT_MS, QUICK_TIMEOUT_MS = 10_000, 2_000
 # Exit code of a run that --seconds ended before every file had its verdict.
-UNFINISHED = 3
+UNFINISHED = 4
 
 
 class BadCorpus(Exception):
     """A file of the corpus says something that this tool cannot take."""
+
+
+class MissingDevice(Exception):
+    """The device that was asked for is not there, or will not do."""
+
+
+def present(device: str) -> None:
+    """MissingDevice unless kgen can work on it, BadCorpus when it is no device's name."""
+    from kgen import devices
+    from kgen.errors import BadInput, EnvironmentLacks
+
+    try:
+        devices.check(devices.parse(device))
+    except EnvironmentLacks as e:
+        raise MissingDevice(str(e)) from None
+    except BadInput as e:
+        raise BadCorpus(str(e)) from None
 
 
 # The corpus
@@ -241,15 +258,29 @@ def make_task(recipe: Recipe, device: str, quick: bool, folder: Path) -> Path:
 
 def judge_all(entries: Sequence[Entry], args: argparse.Namespace, work: Path) -> Iterator[Outcome]:
     """The outcomes, Task after Task: the oracles of each are made once."""
+    from kgen.errors import KgenError
+
     known = recipes()
     groups: dict[str, list[Entry]] = {}
     for e in entries:
         groups.setdefault(e.task, []).append(e)
+        if e.task not in known:
+            raise BadCorpus(f"{e.path}: task {e.task!r}: there is no such recipe in tasks.json or tasks/")
     for name, group in groups.items():
-        if name not in known:
-            raise BadCorpus(f"{group[0].path}: task {name!r}: there is no such recipe in tasks.json or tasks/")
-        folder = make_task(known[name], args.device, args.quick, work / name)
+        began = time.perf_counter()
+        try:
+            folder = make_task(known[name], args.device, args.quick, work / name)
+        except (KgenError, RuntimeError) as e:  # other Tasks may do better
+            yield from _failed(group, e, began)
+            continue
         yield from _judge_group(known[name], folder, group, args)
+
+
+def _failed(entries: Sequence[Entry], error: Exception, began: float) -> Iterator[Outcome]:
+    """What is no verdict: the judge itself failed."""
+    each = (time.perf_counter() - began) / len(entries)
+    for entry in entries:
+        yield outcome(entry, "error", f"{type(error).__name__}: {error}", each)
 
 
 def _judge_group(recipe: Recipe, folder: Path, group: list[Entry], args: argparse.Namespace) -> Iterator[Outcome]:
@@ -268,14 +299,16 @@ def _judge_group(recipe: Recipe, folder: Path, group: list[Entry], args: argpars
         records = judge_files(
             task, files, recipe.tunables, True, Progress(quiet=True), device, ahead=args.jobs, **limits
         )
-        began = time.perf_counter()
+        began, opened = time.perf_counter(), False
         try:
             for record in records:
+                opened = True
                 entry = left.pop(0)
                 yield outcome(entry, record["verdict"], record["message"], time.perf_counter() - began)
                 began = time.perf_counter()
-        except KgenError as e:  # the judge's own failure; the rest gets a new one
-            yield outcome(left.pop(0), "error", str(e), time.perf_counter() - began)
+        except (KgenError, RuntimeError) as e:  # the judge's own failure; the rest gets a new one, if there is one to get
+            failed, left = (left[:1], left[1:]) if opened else (left, [])
+            yield from _failed(failed, e, began)
 
 
 def kind_of(entry: Entry, got: str) -> str:
@@ -479,6 +512,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     left: list[Entry] = []
     try:
+        present(args.device)
         entries = choose(args)
         entries = shard(entries, args.shard) if args.shard else entries
         outcomes = read_results(args.results, entries) if args.results else []
@@ -495,9 +529,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print(f"{o.folder}/{o.file:<28} {o.got:<16} {o.kind:<14} {o.seconds:.2f} s", flush=True)
                 if time.perf_counter() - began > args.seconds:
                     break
-    except BadCorpus as e:
+    except (BadCorpus, MissingDevice) as e:
         print(f"rates: {e}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(e, BadCorpus) else 3
     s = {**summary(outcomes), "seconds": round(time.perf_counter() - began, 1), "quick": args.quick}
     print_summary(s, outcomes)
     missing = len(entries) - len(outcomes)

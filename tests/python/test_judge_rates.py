@@ -172,6 +172,42 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, fresh_home: Path, caps
     assert found["false_accepts"]["of"] == 2 and found["table"]["reject"]["reject"] == 2
 
 
+def test_a_judge_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Task that cannot be made, a judge that never opens, and one that fails at its second file."""
+    import kgen.judge_command as command
+    from kgen.errors import BadInput, KgenError
+
+    def make(recipe: rates.Recipe, device: str, quick: bool, folder: Path) -> Path:
+        if recipe.name == "adamw":
+            raise BadInput("no such model")
+        return folder
+
+    def judge(task: Path, files: list[Path], *args: object, **more: object) -> object:
+        if task.name == "gelu":
+            raise RuntimeError("the device is lost")
+        for path in files:
+            if path.stem == "b":
+                raise KgenError("out of memory")
+            yield {"verdict": "policy", "message": ""}
+
+    monkeypatch.setattr(rates, "make_task", make)
+    monkeypatch.setattr(command, "judge_files", judge)
+    monkeypatch.setattr("kgen.task.read", lambda folder: folder)
+    entries = [entry(n, t) for t in ("adamw", "gelu", "matmul") for n in "abc"]
+    got = list(rates.judge_all(entries, rates.parse([]), tmp_path))
+    assert [o.got for o in got] == ["error"] * 6 + ["policy", "error", "policy"]
+    assert "no such model" in got[0].message and "the device is lost" in got[3].message and "out of memory" in got[7].message
+    assert not rates.passed(rates.summary(got))
+
+
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rates.main(["--device", "gpu"]) == 2 and "give cpu, cuda or cuda:N" in capsys.readouterr().err
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert rates.main(["--device", "cuda"]) == 3 and "rates: --device cuda:0: " in capsys.readouterr().err
+
+
 def run(tmp_path: Path, *args: str) -> dict:
     out = tmp_path / "rates.json"
     code = rates.main([*args, "--json", str(out)])
