@@ -140,6 +140,9 @@ static bool may_be(const kg_judge *j, const elsewhere *e) {
 
 int kg_bench_elsewhere(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err) {
     int rc = KG_OK;
+    /* A worker for a GPU takes longer to start than a search gives most of its Candidates. */
+    if (b->j->device->target == KG_CUDA && !b->cand->request->all_sets)
+        return KG_OK;
     for (size_t i = 0; rc == KG_OK && *ok && i < sizeof places / sizeof *places; i++)
         if (may_be(b->j, &places[i]))
             rc = try_place(b, &places[i], image, ok, err);
