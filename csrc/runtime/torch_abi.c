@@ -52,6 +52,10 @@ static void *open_library(const char *given, const char *name) {
     return lib;
 }
 
+void *kg_torch_library(const char *name) {
+    return open_library(NULL, name);
+}
+
 static int find_symbols(void *cpu, void *cuda, kg_torch *table, kg_error *err) {
     static const struct {
         const char *name;
