@@ -379,6 +379,13 @@ int kg_worker_load_kernels(kg_worker *w, const void *image, size_t bytes, const 
                       : kg_fail(err, KG_EFORMAT, "the worker's answer is malformed");
 }
 
+int kg_worker_scrub(kg_worker *w, const void *image, size_t n, kg_error *err) {
+    kg_reader in;
+    begin(w, KG_W_SCRUB);
+    int rc = load(w, image, n, &in, err);
+    return rc == KG_OK ? well_formed(&in, err) : rc;
+}
+
 static void put_arg(kg_buf *out, const kg_run_arg *a) {
     kg_put_u8(out, a->kind);
     if (a->kind == KG_WA_BUFFER || a->kind == KG_WA_MAP)

@@ -42,6 +42,10 @@ enum kg_wire {
      * a second each. */
     KG_W_RATES = 5,
     KG_W_PING = 6,
+    /* A GPU's, after LOAD: one descriptor, of an image with kg_check_scrub(u32 words, u32 pattern).
+     * From then on each call finds the shared memory of every multiprocessor filled, but in a RUN
+     * with KEEP. FAILED: it is as it was before. */
+    KG_W_SCRUB = 7,
 
     KG_W_OK = 64,
     KG_W_FAILED = 65, /* u32 minus the status, str message */

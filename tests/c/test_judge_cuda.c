@@ -151,6 +151,9 @@ TEST_WITHIN(judge_cuda_times_cold_and_warm, 120) {
     const kg_json *kernel = kg_json_at(kg_json_get(device, "kernels"), 0);
     CHECK_OK(kg_json_int(kg_json_get(kernel, "registers"), "registers", &registers, &err), err);
     CHECK_INT(registers, 32); /* the stand-in's */
+    bool scrubbed = false;
+    CHECK_OK(kg_json_bool(kg_json_get(device, "scrubbed"), "scrubbed", &scrubbed, &err), err);
+    CHECK(scrubbed);
     const char *source = "", *arch = "";
     CHECK_OK(kg_json_str(kg_json_get(record, "source"), "source", &source, &err), err);
     CHECK_STR(source, "kernel.cu");
@@ -248,6 +251,9 @@ TEST_WITHIN(judge_cuda_launches_as_the_plan_says, 120) {
     kg_buf_free(&text);
     expect_log(log, "cluster 1,1,1 shared 0 cooperative device 1\n");
     expect_log(log, "kg_check_compare_float32");
+    /* All shared memory of every multiprocessor is filled between calls. */
+    expect_log(log,
+               "kg_check_scrub grid 132,1,1 block 1024,1,1 cluster 1,1,1 shared 232448 device 1\n");
     unlink(log);
     kg_judge_close(r.judge);
 }
@@ -368,7 +374,11 @@ TEST_WITHIN(worker_cuda_refuses_what_comes_out_of_order, 60) {
     CHECK_ERR(kg_worker_load_kernels(w, image, sizeof image, &narrow, 1, &use, &err), err,
               KG_EFORMAT, "parameter 1 has 4 bytes");
     const kg_kernel_ask right = {.name = "x", .nargs = 2, .arg_bytes = {8, 4}, .threads = 128};
+    CHECK_ERR(kg_worker_scrub(w, image, sizeof image, &err), err, KG_EINVAL,
+              "SCRUB comes out of order");
     CHECK_OK(kg_worker_load_kernels(w, image, sizeof image, &right, 1, &use, &err), err);
+    CHECK_ERR(kg_worker_scrub(w, "KGFAKE", 6, &err), err, KG_EUNSUPPORTED, "CUDA_ERROR_");
+    CHECK_ERR(kg_worker_scrub(w, image, sizeof image, &err), err, KG_ENOTFOUND, "kg_check_scrub");
     CHECK_UINT(use.blocks, 16);
     run->nlaunches = 1;
     run->launches[0] = (kg_run_launch){.grid = {1, 1, 1},
