@@ -42,13 +42,15 @@ VERDICTS = (
 
 @dataclass
 class Mixed:
-    """counts: verdicts. wrong: those that are not the ones that they must be. Growth is over all but the first WARM. overtime:
-    the most that a Candidate which hangs took beyond its limit, compile included, in s."""
+    """counts: verdicts. wrong: those that are not the ones that they must be; late: those that did not end in time and should
+    have, as on a machine that is busy otherwise. Growth is over all but the first WARM. overtime: the most that a Candidate which
+    hangs took beyond its limit, compile included, in s."""
 
     judged: int = 0
     seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
     memory_mb: float = 0.0
     descriptors: int = 0
     workers: int = 0
@@ -119,7 +121,7 @@ def measure(n: int) -> Mixed:
                 found.overtime = max(found.overtime, time.perf_counter() - began - LIMIT_MS / 1000)
             found.counts[record["verdict"]] += 1
             if record["verdict"] != verdict(name):
-                found.wrong.append(f"{i} {name}: {record['verdict']}: {record['message']}")
+                (found.late if record["verdict"] == "timeout" else found.wrong).append(f"{i} {name}: {record['verdict']}: {record['message']}")
             if i + 1 == min(WARM, n // 2):
                 before = resident_mb(), descriptors()
         found.memory_mb, found.descriptors = resident_mb() - before[0], descriptors() - before[1]
@@ -131,4 +133,4 @@ if __name__ == "__main__":
     one = measure(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
     print(f"{one.judged} Candidates in {one.seconds:.0f} s, {one.judged / one.seconds:.2f} a second: {dict(one.counts)}")
     print(f"grown: {one.memory_mb:.1f} MB, {one.descriptors} descriptors; {one.workers} workers left; {one.overtime:.2f} s overtime")
-    print("\n".join(one.wrong) or "each has its verdict")
+    print("\n".join(one.wrong + one.late) or "each has its verdict")

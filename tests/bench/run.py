@@ -218,7 +218,8 @@ def bench_endurance(b: Bench) -> Iterator[Row]:
 
 def bench_mixed(b: Bench) -> Iterator[Row]:
     found = mixed.measure(250 if b.quick else 1000)
-    yield Row("mixed Candidates with another verdict than theirs", len(found.wrong), "", 0.0, note="; ".join(found.wrong[:3]))
+    wrong = found.wrong + found.late
+    yield Row("mixed Candidates with another verdict than theirs", len(wrong), "", 0.0, note="; ".join(wrong[:3]))
     yield Row("memory grown over mixed Candidates", max(0.0, found.memory_mb), "MB", 4.0)
     yield Row("descriptors grown over mixed Candidates", found.descriptors, "", 0.0)
     yield Row("workers left by mixed Candidates", found.workers, "", 0.0)
