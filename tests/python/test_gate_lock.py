@@ -95,7 +95,7 @@ LOCKED = "which the gate's process may not with a Candidate in it"
     ("does", "call"),
     [
         ("int s = socket(AF_INET, SOCK_STREAM, 0); (void)s;", "(socket)"),
-        ("char *v[] = {(char *)\"/bin/true\", 0}; execve(v[0], v, 0);", "(execve)"),
+        pytest.param("char *v[] = {(char *)\"/bin/true\", 0}; execve(v[0], v, 0);", "(execve)", marks=pytest.mark.slow),
         ("kill(getppid(), SIGKILL);", "(kill)"),
     ],
 )  # fmt: skip
@@ -118,13 +118,13 @@ def test_no_file_is_written(dishonest: object, tmp_path: Path, early: bool) -> N
     ("does", "reason"),
     [
         ('for (int f = 3; f < 64; f++) write(f, "{}\\n", 3);', "sent an answer that is not to this request"),
-        ('for (int f = 3; f < 64; f++) write(f, "[1]\\n", 4);', "sent what is no answer"),
+        pytest.param('for (int f = 3; f < 64; f++) write(f, "[1]\\n", 4);', "sent what is no answer", marks=pytest.mark.slow),
         (
             "static char x[1 << 16]; memset(x, 'x', sizeof x); for (int f = 3; f < 64; f++) while (write(f, x, sizeof x) > 0) {}",
             "an answer of more than 1048576 bytes",
         ),
         ("_exit(0);", "ended with exit code 0"),
-        ("raise(SIGABRT);", "killed by signal 6 (SIGABRT)"),
+        pytest.param("raise(SIGABRT);", "killed by signal 6 (SIGABRT)", marks=pytest.mark.slow),
         ("for (int f = 3; f < 64; f++) close(f);", "the gate's process"),
     ],
 )
