@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "worker/cuda_state.h"
-#include "worker/sandbox.h"
+#include "sys/sandbox.h"
 
 enum { PROBE_BYTES = 1 << 20, FLUSH_OF_L2 = 3, FAULT_EXIT = 3 };
 

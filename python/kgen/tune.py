@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, asking as askings, capture, devices, floors, gate, gate_build, registries, sanitizer, sets, targets
+from . import _libkgen, asking as askings, capture, devices, floors, gate, gate_build, protections, registries, sanitizer, sets, targets
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import dtypes_text, key_text
@@ -63,6 +63,7 @@ class Options:
     limits: askings.Budget = askings.Budget()
     capture_only: bool = False  # the Tasks, and no search
     baselines: float = gate_build.TOTAL  # seconds that the baselines of an Op may compile
+    unsafe_cpu: bool = False  # a model's Candidates for a CPU run also where the kernel cannot lock them up
     sanitize: bool = True  # compute-sanitizer over what passed the gate on a GPU, where it is installed
     whole: bool = False  # the whole model as one Op, where it can be one, whatever is in it
     # What a Run must not be resumed without (runs.ASKED).
@@ -208,6 +209,8 @@ class OpTuner:
         """where: the devices that judge, each by a worker of its own; the gate is at the first."""
         self.job, self.run, self.registry = job, run, registry
         self.where, self.device = list(where), where[0]
+        if options.asking is not None and self.device.type == "cpu" and not options.unsafe_cpu:
+            protections.require()
         self.options, self.progress, self.stop = options, progress, stop
         self.searched = 0.0  # seconds of the budget that the search took, in earlier lives of the Run too
         self.patience = gate_build.Patience(min(gate_build.EACH, options.baselines), options.baselines)
@@ -672,6 +675,7 @@ def read_options(args: argparse.Namespace) -> Options:
         patterns=tuple(args.target or ()),
         train={"train": True, "eval": False, None: None}[args.mode],
         promote=not getattr(args, "no_promote", False),
+        unsafe_cpu=bool(getattr(args, "unsafe_cpu", None)),
         registry=Path(args.registry) if getattr(args, "registry", None) else None,
         run_dir=Path(args.run) if getattr(args, "run", None) else None,
         resume=getattr(args, "resume", False),
