@@ -39,7 +39,6 @@ from kgen import (
     oracle,
     program,
     reference,
-    sanitizer,
     sets,
     ship,
     spread,
@@ -580,7 +579,6 @@ def test_a_wrong_set_is_caught_on_the_device(tmp_path: Path) -> None:
 
 
 # doctor
-
 GPU = cuda_packages.Gpu(0, "NVIDIA H200", "sm_90", 141 << 30)
 DRIVER = cuda_packages.Driver("580.65", (13, 0), (GPU,))
 NVRTC = cuda_packages.Nvrtc("/x/libnvrtc.so.13", (13, 0), "/x/include")
@@ -591,14 +589,13 @@ def doctor(monkeypatch: pytest.MonkeyPatch, driver: Any, nvrtc: Any) -> dict[str
     monkeypatch.setattr(cuda_packages, "nvrtc", lambda: nvrtc)
     monkeypatch.setattr(doctor_cuda, "_free", lambda gpu: "140.0 GiB of 141.0 GiB free")
     monkeypatch.setattr(doctor_cuda, "compile_times", lambda arch: (0.052, 0.0001))
-    monkeypatch.setattr(sanitizer, "find", lambda: Path("/x/bin/compute-sanitizer"))
+    monkeypatch.setenv("KGEN_SANITIZER", "/x/bin/compute-sanitizer")
     return {f.name: f for f in doctor_cuda.findings()}
 
 
 def test_doctor_on_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor(monkeypatch, DRIVER, NVRTC)
     assert list(found) == ["CUDA driver", "cuda:0", "torch's CUDA", "NVRTC", "CUDA headers", "compute-sanitizer", "CUDA compile"]
-    assert found["compute-sanitizer"].found == "/x/bin/compute-sanitizer"
     assert found["CUDA driver"].found == "580.65, runs CUDA 13.0" and found["CUDA driver"].ok
     assert found["cuda:0"].found == "NVIDIA H200, sm_90, 140.0 GiB of 141.0 GiB free"
     assert found["NVRTC"].found == "13.0, /x/libnvrtc.so.13" and found["CUDA headers"].found == "/x/include"
@@ -622,12 +619,6 @@ def test_doctor_on_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch) ->
 def test_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, driver: Any, nvrtc: Any, name: str, todo: str) -> None:
     finding = doctor(monkeypatch, driver, nvrtc)[name]
     assert not finding.ok and todo in finding.todo, finding
-
-
-def test_doctor_without_a_sanitizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sanitizer, "find", lambda: None)
-    finding = doctor_cuda._sanitizer()
-    assert not finding.ok and not finding.needed and "KGEN_SANITIZER" in finding.todo
 
 
 def test_a_compile_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
