@@ -166,7 +166,7 @@ class GateError(KgenError):
     """The gate's other process failed, which says nothing about the Kernel's speed."""
 
 
-def _environment(registry: Path, cache: Path | None, gpu: bool, cpus: int) -> dict[str, str]:
+def environment(registry: Path, cache: Path | None, gpu: bool, cpus: int) -> dict[str, str]:
     """Of the other process: kgen as a user's process has it, but with the Candidate's registry first."""
     env = dict(os.environ, KGEN_REGISTRY=str(registry), KGEN_POLICY="arch")
     env.pop("KGEN_DISABLE", None)
@@ -206,7 +206,7 @@ class _Child:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kgen.gate_child", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(), memory),
-            env=_environment(registry, cache, job["device"] == "cuda", cpus or len(os.sched_getaffinity(0))),
+            env=environment(registry, cache, job["device"] == "cuda", cpus or len(os.sched_getaffinity(0))),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("KGEN_LOG") else self.said,

@@ -164,13 +164,13 @@ def test_a_broken_lock_is_no_pass(built: tuple[Path, str], monkeypatch: pytest.M
     """Where the lock cannot be closed the Kernel is not loaded: torch serves the call, and that is the reason."""
     folder, id_ = built
     monkeypatch.setattr(gate, "_measure_baselines", lambda gate, result: [])
-    environment = gate._environment
+    environment = gate.environment
     script = folder / "sitecustomize.py"
     script.write_text(
         "import ctypes, kgen._libkgen as k\n"
         "k.gate_lock = lambda socket: ctypes.cast(k.lib().kgen_gate_on_load, ctypes.c_void_p).value\n"  # never armed
     )
-    monkeypatch.setattr(gate, "_environment", lambda *a: {**(e := environment(*a)), "PYTHONPATH": f"{folder}:{e['PYTHONPATH']}"})
+    monkeypatch.setattr(gate, "environment", lambda *a: {**(e := environment(*a)), "PYTHONPATH": f"{folder}:{e['PYTHONPATH']}"})
     with at_gate(folder / "generated", cache=folder / "cache") as g:
         result = gate.run(g, id_, min_speedup=0.001)
     assert not result.passed and "served by" in result.reason and "locking the gate's process" in result.reason, result
