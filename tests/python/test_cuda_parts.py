@@ -595,7 +595,7 @@ def doctor(monkeypatch: pytest.MonkeyPatch, driver: Any, nvrtc: Any) -> dict[str
 
 def test_doctor_on_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor(monkeypatch, DRIVER, NVRTC)
-    assert list(found) == ["CUDA driver", "cuda:0", "torch's CUDA", "NVRTC", "CUDA headers", "CUDA compile"]
+    assert list(found) == ["CUDA driver", "cuda:0", "torch's CUDA", "NVRTC", "CUDA headers", "compute-sanitizer", "CUDA compile"]
     assert found["CUDA driver"].found == "580.65, runs CUDA 13.0" and found["CUDA driver"].ok
     assert found["cuda:0"].found == "NVIDIA H200, sm_90, 140.0 GiB of 141.0 GiB free"
     assert found["NVRTC"].found == "13.0, /x/libnvrtc.so.13" and found["CUDA headers"].found == "/x/include"
