@@ -3,6 +3,7 @@ interpreter, and (for traced functions) torch in eager mode."""
 
 from __future__ import annotations
 
+import math
 import random
 import re
 
@@ -139,7 +140,7 @@ def test_range_is_sound_for_every_operation() -> None:
     for op in ("add", "sub", "mul", "min", "max", "div", "floordiv", "rem", "pow"):
         floats = ["cast float32 %0", "cast float32 %1", f"{op} float32 %2 %3"]
         texts += [_ranged(floats, f"{c} bool %4 {v}") for c, v in (("ge", "0.0"), ("lt", "2.5"), ("eq", "1.0"), ("ne", "-3.0"))]
-    for op in ("tanh", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "sigmoid", "floor", "ceil", "neg", "abs"):
+    for op in ("tanh", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "sigmoid", "floor", "ceil", "neg", "abs", "erf"):
         floats = ["sub int32 %0 %1", "cast float32 %2", "mul float32 %3 0.25", f"{op} float32 %4"]
         texts += [_ranged(floats, f"{c} bool %5 {v}") for c, v in (("gt", "0.5"), ("le", "-0.25"), ("ne", "1.0"))]
     casts = ["sub int32 %0 %1", "cast float32 %2", "mul float32 %3 0.3"]
@@ -398,6 +399,7 @@ def _floats(n: int) -> np.ndarray:
 _EXACT = {
     "tanh": np.tanh, "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2, "sqrt": np.sqrt,
     "rsqrt": lambda x: 1 / np.sqrt(x), "sin": np.sin, "cos": np.cos, "floor": np.floor, "ceil": np.ceil,
+    "erf": np.vectorize(math.erf, otypes=[float]),
     "sigmoid": lambda x: np.where(x < 0, np.exp(x) / (1 + np.exp(x)), 1 / (1 + np.exp(-x))),
 }
 
