@@ -16,7 +16,8 @@ int kg_shim_impl(const char *key, const char *name, kg_torch_boxed fn, kg_error 
 /* The canonical ops; each once. */
 int kg_shim_softmax(kg_error *err);
 int kg_shim_attention(kg_error *err);
-int kg_shim_norm(kg_error *err); /* layer_norm and rms_norm */
+int kg_shim_norm(kg_error *err);   /* layer_norm and rms_norm */
+int kg_shim_linear(kg_error *err); /* linear and matmul */
 
 /* Defines an indexed Op that is not canonical, with kernels from the pool of trampolines. KG_OK
  * when it is defined already; KG_EOVERFLOW when the pool is used up. */

@@ -423,8 +423,11 @@ def _look_up(table: Tensor, index: Sequence[Tensor], dtype: torch.dtype) -> Tens
     for i, n in zip(index, table.shape):
         i = i.long()
         at.append(torch.where(i < 0, i + n, i).clamp(0, n - 1))
-    x = table[tuple(at)] if at else table
-    kind = LOAD_TYPE[table.dtype]
+    return _as_loaded(table[tuple(at)] if at else table, dtype)
+
+
+def _as_loaded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    kind = LOAD_TYPE[x.dtype]
     return x.to(dtype) if kind == F32 else x.to(torch.int32) if kind == I32 else x
 
 
@@ -449,10 +452,11 @@ def evaluate(
     captured: Sequence[Tensor],
     scalars: Sequence[float],
     dtype: torch.dtype,
+    elements: tuple[str, ...] = (),
 ) -> Tensor:
     """A section's result over inputs that broadcast: "b", "h", "q", "kv" (int32) and, for the score section,
     "score" (dtype); of an epilogue "b", "m", "n" (int32) and "acc" (dtype). float32 of the Program is computed in dtype: float64 for an oracle. Differentiable in score,
-    acc and the captured tensors."""
+    acc and the captured tensors. elements: a look-up by just these indices is the tensor as it is, which broadcasts."""
     device = next(iter(inputs.values())).device
     torch_type = {F32: dtype, I32: torch.int32, BOOL: torch.bool}
 
@@ -472,7 +476,9 @@ def evaluate(
         return constant(literal_value(token), literal_type(token) or BOOL)
 
     for op, kind, *args in section.values:
-        if op == "load":
+        if op == "load" and len(args) > 1 and tuple(args[1:]) == elements:
+            values.append(_as_loaded(captured[int(args[0][1:])], dtype))
+        elif op == "load":
             values.append(_look_up(captured[int(args[0][1:])], [operand(a) for a in args[1:]], dtype))
         else:
             values.append(_apply(op, kind, [operand(a) for a in args], dtype))
