@@ -136,14 +136,23 @@ def _with_epilogue(
         if t.dim() > y.dim() or any(n not in (1, m) for n, m in zip(reversed(t.shape), reversed(y.shape))):
             raise BadInput(f"captured tensor {i}, of shape {tuple(t.shape)}, does not broadcast to the output's shape "
                            f"{tuple(y.shape)}")
-    known = _known().get(text)
-    if known is not None and not scalars and all(t.dtype == y.dtype for t in captured):
-        return known(y, *captured)
-    program = parse(text)
+    return epilogue_of(text, index)(y, captured, scalars)
+
+
+def epilogue_of(text: str, index: tuple[str, ...]) -> Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]:
+    """A Program's epilogue as a function of a product, the captured tensors and the scalars, in plain torch: as people write
+    it where that is known, else in fp32 operation by operation."""
+    program, known = parse(text), _known().get(text)
     if program.epilogue is None:
         raise BadInput("the program has no epilogue section")
-    dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
-    return _apply_program(program, y.to(dtype), captured, scalars, index).to(y.dtype)
+
+    def apply(y: Tensor, captured: Sequence[Tensor], scalars: Sequence[float]) -> Tensor:
+        if known is not None and all(t.dtype == y.dtype for t in captured):
+            return known(y, *captured)
+        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
+        return _apply_program(program, y.to(dtype), captured, scalars, index).to(y.dtype)
+
+    return apply
 
 
 def _apply_program(program: Program, y: Tensor, captured: Sequence[Tensor], scalars: Sequence[float],

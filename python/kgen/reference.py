@@ -21,6 +21,7 @@ from . import task as tasks
 from .errors import BadInput, EnvironmentLacks
 from .capture import as_call, blame, execute_file, move
 from .graphs import op_name, quiet
+from .distributions import PRODUCTS
 from .recognise import NORMS
 from .own import state_name
 from .rewrite import Wide, copy_module
@@ -77,7 +78,10 @@ def draw(
     args: dict[str, Any] = {}
     for i, (name, value) in enumerate(case["args"].items()):
         drawn = isinstance(value, dict)
-        args[name] = _tensor(task, value, _generator(seed, i, device), distribution, case) if drawn else value
+        own = distributions.of_argument(case["op"], name, distribution)
+        args[name] = _tensor(task, value, _generator(seed, i, device), own, case) if drawn else value
+        if drawn and distribution == "shadowed":
+            distributions.shadow(args[name], name)
     program = case.get("program") or {}
     captured = tuple(
         _tensor(task, entry, _generator(seed, 1000 + i, device), "captured", case)
@@ -101,7 +105,7 @@ class _Row:
 
     @staticmethod
     def of(case: dict[str, Any], ndim: int) -> _Row:
-        if case["op"] not in distributions.SPECIAL:
+        if case["op"] in PRODUCTS or case["op"] not in distributions.SPECIAL:
             return _Row()
         dim = case["args"].get("dim", -1)
         return _Row(dim % ndim if ndim else -1, distributions.STEEP)
@@ -398,6 +402,8 @@ def _canonical(task: Task) -> Reference:
     function = torch_function(task.contract["reference"]["call"], task.folder)
 
     def run(d: Drawn) -> tuple[torch.Tensor, ...]:
+        if task.op in PRODUCTS:
+            return (oracle.epilogue(function(*d.args.values()), d.captured, d.scalars, d.program),)
         return _tuple(function(**d.args))
 
     def wide(d: Drawn) -> tuple[tuple[torch.Tensor, ...], set[str]]:
@@ -407,7 +413,11 @@ def _canonical(task: Task) -> Reference:
             a = d.args
             made = oracle.norm(task.op, a["input"], a["normalized_shape"], a["weight"], a.get("bias"), a["eps"])
             return (made,), set()
-        return _tuple(function(**{k: _widened(v) for k, v in d.args.items()})), set()
+        widened = {k: _widened(v) for k, v in d.args.items()}
+        if task.op in PRODUCTS:
+            captured = [_widened(t) for t in d.captured]
+            return (oracle.product(task.op, widened, captured, d.scalars, d.program),), set()
+        return _tuple(function(**widened)), set()
 
     return Reference(task, run, wide)
 
