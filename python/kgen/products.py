@@ -216,6 +216,41 @@ def matmul_with(input: Tensor, other: Tensor, captured: Sequence[Tensor], scalar
     return _with_epilogue(torch.matmul(input, other), captured, scalars, program, INDEX["matmul"])
 
 
+# ---- calls of the contracts ----
+
+
+def _as(t: Tensor, shape: Sequence[int]) -> Tensor:
+    """A view where that goes; the front makes none where it does not, and torch serves the call."""
+    try:
+        return t.view(*shape)
+    except RuntimeError:
+        return t.reshape(*shape)
+
+
+def contract_call(op: str, operands: Sequence[Any], captured: Sequence[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
+    """The arguments of the contract, by name, and the captured tensors in its output's dims, as the fronts make them
+    (csrc/runtime/shim_linear.c)."""
+    if op == "linear":
+        x, weight, bias = operands
+        out = (*x.shape[:-1], weight.shape[0])
+        flat: tuple[int, ...] = (x.numel() // max(1, x.shape[-1]), weight.shape[0])
+        args = {"input": _as(x, (flat[0], x.shape[-1])), "weight": weight, "bias": bias}
+    else:
+        x, y = operands
+        out = tuple(torch.matmul(x.to("meta"), y.to("meta")).shape)
+        x = x.unsqueeze(0) if x.dim() == 1 else x
+        y = y.unsqueeze(1) if y.dim() == 1 else y
+        if y.dim() == 2:
+            x, y = _as(x, (1, x.numel() // max(1, x.shape[-1]), x.shape[-1])), y.unsqueeze(0)
+        else:
+            batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+            x = _as(x.expand(*batch, *x.shape[-2:]), (batch.numel(), *x.shape[-2:]))
+            y = _as(y.expand(*batch, *y.shape[-2:]), (batch.numel(), *y.shape[-2:]))
+        flat = (x.shape[0], x.shape[1], y.shape[2])
+        args = {"input": x, "other": y}
+    return args, [t if t.dim() == 0 else _as(t.expand(out), flat) for t in captured]
+
+
 # ---- gradients with an epilogue ----
 
 

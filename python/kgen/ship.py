@@ -239,7 +239,9 @@ HOUSE = (
     House("norm/rms_rows.c", "rms_norm", norm_sizes, (4096, 4096)),
     House("attention/flash.c", "attention", flash_sizes, Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(2, 4, 70, 16, 4, 131, 16)),
     House("attention/decode.c", "attention", decode_sizes, Sizes(1, 32, 1, 128, 8, 4096, 128), Sizes(2, 4, 3, 16, 4, 131, 16)),
-    House("matmul/linear_few.c", "linear", epilogues.few_sizes, Product(1, 1, 2048, 2048), Product(1, 5, 67, 100)),
+    House(
+        "matmul/linear_few.c", "linear", epilogues.few_sizes, Product(1, 1, 2048, 2048), Product(1, 5, 67, 100), dtypes=("float32",)
+    ),
 )  # fmt: skip
 
 
