@@ -1,6 +1,6 @@
-/* Programs: traced score_mod, mask_mod and epilogue functions as canonical SSA text (docs/formats.md,
- * "Program"), and their lowering to C for the holes of a kernel. Libc only; immutable after
- * parsing. */
+/* Programs: traced score_mod, mask_mod and epilogue functions as canonical SSA text
+ * (docs/formats.md, "Program"), and their lowering to C for the holes of a kernel. Libc only;
+ * immutable after parsing. */
 #ifndef KG_RUNTIME_PROGRAM_H
 #define KG_RUNTIME_PROGRAM_H
 

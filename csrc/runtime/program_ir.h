@@ -111,7 +111,8 @@ struct kg_program {
     int32_t dtype[KG_MAX_CAPTURED], rank[KG_MAX_CAPTURED];
     uint8_t scalar[KG_MAX_SCALARS];  /* kg_ptype */
     uint8_t spread[KG_MAX_CAPTURED]; /* bit d: some look-up's index in dim d differs within a row */
-    bool epilogue; /* `score` is an epilogue: its KG_PK_SCORE is acc, Q its row m, KV its column n */
+    bool
+        epilogue; /* `score` is an epilogue: its KG_PK_SCORE is acc, Q its row m, KV its column n */
     kg_psection score, mask;
 };
 

@@ -230,9 +230,8 @@ static int sample(const kg_class *c, const kg_call *call, const kg_tensor *outs,
     if (here)
         return attention ? kg_sample_attention(op, call, outs, err)
                          : kg_sample_product(op, call, outs, err);
-    return attention
-               ? kg_sample_attention_device(op, call, outs, copy_from_device, ctx, err)
-               : kg_sample_product_device(op, call, outs, copy_from_device, ctx, err);
+    return attention ? kg_sample_attention_device(op, call, outs, copy_from_device, ctx, err)
+                     : kg_sample_product_device(op, call, outs, copy_from_device, ctx, err);
 }
 
 /* The first call with a Program that the Kernel was not judged on. A wrong result never leaves. */

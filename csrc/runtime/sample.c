@@ -65,7 +65,8 @@ static int score(const rows *r, int64_t b, int64_t h, int64_t q, int64_t kv, dou
     bool keep = true;
     int rc = KG_OK;
     for (int64_t d = 0; d < r->q->size[3]; d++)
-        dot += kg_sample_load(r->q, from + d * r->q->stride[3]) * kg_sample_load(r->k, to + d * r->k->stride[3]);
+        dot += kg_sample_load(r->q, from + d * r->q->stride[3]) *
+               kg_sample_load(r->k, to + d * r->k->stride[3]);
     *out = dot * r->scale;
     if (p != NULL && kg_program_has(p, "SCORE"))
         rc = kg_program_score(p, r->call, *out, b, h, q, kv, out, err);
@@ -251,10 +252,12 @@ static int64_t head_span(const kg_tensor *t, int64_t n) {
 
 static int fetch_head(device_sample *s, kg_mirror *m, int64_t b, int64_t h, kg_error *err) {
     int64_t first = place(m->of, b, h, 0);
-    return kg_mirror_fetch(m, s->copy, s->ctx, first, first + head_span(m->of, m->of->size[2]), err);
+    return kg_mirror_fetch(m, s->copy, s->ctx, first, first + head_span(m->of, m->of->size[2]),
+                           err);
 }
 
-static int fetch_row(device_sample *s, kg_mirror *m, int64_t b, int64_t h, int64_t q, kg_error *err) {
+static int fetch_row(device_sample *s, kg_mirror *m, int64_t b, int64_t h, int64_t q,
+                     kg_error *err) {
     int64_t first = place(m->of, b, h, q);
     return kg_mirror_fetch(m, s->copy, s->ctx, first, first + head_span(m->of, 1), err);
 }

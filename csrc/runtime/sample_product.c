@@ -1,7 +1,7 @@
-/* Compares a linear or a matmul with an epilogue that its Kernel was not judged on: some elements of
- * some rows, computed here in double precision, with the Program interpreted. What rounding of the
- * sum can do behind the epilogue is allowed, and the output's own rounding; it finds a Program that
- * was lowered or applied wrongly, not the last bits. */
+/* Compares a linear or a matmul with an epilogue that its Kernel was not judged on: some elements
+ * of some rows, computed here in double precision, with the Program interpreted. What rounding of
+ * the sum can do behind the epilogue is allowed, and the output's own rounding; it finds a Program
+ * that was lowered or applied wrongly, not the last bits. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,10 +41,7 @@ static void swap_last(kg_tensor *t) {
 }
 
 static sums sums_of(const kg_op *op, const kg_call *call, const kg_tensor *out) {
-    sums s = {.call = call,
-              .x = call->args[INPUT].u.t,
-              .y = call->args[SECOND].u.t,
-              .out = *out};
+    sums s = {.call = call, .x = call->args[INPUT].u.t, .y = call->args[SECOND].u.t, .out = *out};
     bool linear = strcmp(op->name, "linear") == 0;
     as_three(&s.x);
     as_three(&s.y);
@@ -85,7 +82,8 @@ static int check_element(const sums *s, int64_t b, int64_t m, int64_t n, kg_erro
     double off = sum_rounding(s->call) * size;
     for (int i = 0; i < 3; i++) {
         want[i] = acc + (double)(i - 1) * off;
-        int rc = p != NULL ? kg_program_epilogue(p, s->call, want[i], b, m, n, &want[i], err) : KG_OK;
+        int rc =
+            p != NULL ? kg_program_epilogue(p, s->call, want[i], b, m, n, &want[i], err) : KG_OK;
         if (rc != KG_OK)
             return rc;
     }
@@ -153,7 +151,8 @@ static int fetch(device_sums *d, const sums *s, kg_error *err) {
     for (size_t i = 0; i < s->call->ncaptured; i++)
         whole += kg_mirror_extent(&s->call->captured[i]);
     if (whole > KG_SAMPLE_COPIED)
-        return kg_fail(err, KG_EUNSUPPORTED, "what to compare would take more than %d MiB of copies",
+        return kg_fail(err, KG_EUNSUPPORTED,
+                       "what to compare would take more than %d MiB of copies",
                        KG_SAMPLE_COPIED >> 20);
     int rc = kg_mirror_open(&d->x, &s->x, err);
     if (rc == KG_OK)

@@ -14,9 +14,9 @@
 #define ALIGN_CPU_OUTPUT 64
 #define ALIGN_CUDA_OUTPUT 256
 
-const char *const kg_constant_names[] = {"NUM_SMS", "MAX_SHARED", "NUM_THREADS", "ARCH",
-                                         "HAS_AMX", "HAS_SCORE",  "HAS_MASK",    "HAS_EPILOGUE",
-                                         NULL};
+const char *const kg_constant_names[] = {"NUM_SMS",  "MAX_SHARED",   "NUM_THREADS",
+                                         "ARCH",     "HAS_AMX",      "HAS_SCORE",
+                                         "HAS_MASK", "HAS_EPILOGUE", NULL};
 
 static bool same(const char *a, const char *b) {
     return strcmp(a, b) == 0;

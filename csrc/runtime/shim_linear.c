@@ -1,8 +1,8 @@
 /* Serves kgen::linear and kgen::matmul (torch's own, by name and schema) and, with a Program as
  * epilogue, kgen::linear_mod and kgen::matmul_mod. A call of the contract is made of views alone:
  * leading dims become M, batch dims B, a transposed operand keeps its strides. What cannot be said
- * so (dims that do not fold, other ranks and dtypes, nothing to compute) goes to torch, whose result
- * or error the user then sees. */
+ * so (dims that do not fold, other ranks and dtypes, nothing to compute) goes to torch, whose
+ * result or error the user then sees. */
 #include "runtime/shim.h"
 
 #include <string.h>
@@ -80,8 +80,8 @@ static int see_linear(product *p, kg_error *err) {
     if (given.ndim < 1 || w->ndim != 2 || w->dtype != given.dtype ||
         given.size[given.ndim - 1] != w->size[1])
         return KG_ENOTFOUND;
-    if (bias->present && (bias->u.t.ndim != 1 || bias->u.t.size[0] != w->size[0] ||
-                          bias->u.t.dtype != given.dtype))
+    if (bias->present &&
+        (bias->u.t.ndim != 1 || bias->u.t.size[0] != w->size[0] || bias->u.t.dtype != given.dtype))
         return KG_ENOTFOUND;
     const int32_t last = given.ndim - 1;
     int64_t m, step = given.size[last];
@@ -172,8 +172,7 @@ static int see_matmul(product *p, kg_error *err) {
     if (y->ndim > 2 || !fold_rows(p, x, &given)) {
         const kg_tensor *const both[2] = {&given, y};
         const int64_t *const of[2] = {strides[0], strides[1]};
-        if (!broadcast(p, both, strides) ||
-            !fold(p->shown, p->nbatch, of, 2, &nbatch, steps))
+        if (!broadcast(p, both, strides) || !fold(p->shown, p->nbatch, of, 2, &nbatch, steps))
             return KG_ENOTFOUND;
         p->nrows = 1;
         p->shown[p->nbatch] = given.size[given.ndim - 2];

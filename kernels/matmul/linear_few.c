@@ -16,7 +16,7 @@
  *
  * Traffic: N * K weights, once. Floor: that over the rate of a read.
  *
- * Refuses more than 16 rows, where packing pays (linear_tiles.c), and rows that are not contiguous. */
+ * Refuses more than 16 rows, where packing the weights pays, and rows that are not contiguous. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -16,7 +16,8 @@ from torch import Tensor
 from .products import INDEX
 from .program import canonical, dtype_name
 from .programs import Extent, _Draw
-from .trace import Traced, trace_epilogue
+from .trace import Traced
+from .trace_epilogues import trace_epilogue
 
 Key = dict[str, Any]
 Program = tuple[str, Sequence[Tensor], Sequence[float]]

@@ -185,7 +185,7 @@ def _canonical(y: Tensor, captured: Sequence[Tensor], ranks: Sequence[int],
 @lru_cache(maxsize=1)
 def _known() -> dict[str, Callable[..., Tensor]]:
     """The Programs that torch says in fewer operations than its interpreter, by text: what people write after a linear."""
-    from .trace import trace_epilogue
+    from .trace_epilogues import trace_epilogue
 
     acts: list[Callable[..., Any]] = [torch.relu, F.gelu, lambda y: F.gelu(y, approximate="tanh"), F.silu, torch.tanh,
                                       torch.sigmoid]
@@ -394,7 +394,7 @@ def define_matmul() -> None:
 
 def _traced(op: str, epilogue: Callable[..., Any], captures: Sequence[Tensor],
             device: torch.device) -> tuple[str, list[Tensor], list[float]]:
-    from .trace import trace_epilogue, trace_epilogue_compiled
+    from .trace_epilogues import trace_epilogue, trace_epilogue_compiled
 
     if torch.compiler.is_dynamo_compiling():
         return trace_epilogue_compiled(epilogue, captures, INDEX[op], device)

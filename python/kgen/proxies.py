@@ -554,14 +554,6 @@ def leaky_relu(rec: Recorder, input: Any, negative_slope: Any = 0.01, inplace: b
     return where(rec, compare(rec, "gt", x, 0.0), x, mul(rec, x, negative_slope))
 
 
-def relu6(rec: Recorder, input: Any, inplace: bool = False) -> Proxy:
-    return clamp(rec, input, 0, 6)
-
-
-def hardtanh(rec: Recorder, input: Any, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> Proxy:
-    return clamp(rec, input, min_val, max_val)
-
-
 def square(rec: Recorder, input: Any) -> Any:
     return power_by_number(rec, to_kind(rec, input, None), 2)
 
@@ -737,7 +729,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": absolute, "absolute": absolute, "where": where, "masked_fill": masked_fill,
     "minimum": minimum, "maximum": maximum, "min": minimum, "max": maximum,
     "clamp": clamp, "clip": clamp, "clamp_min": clamp_min, "clamp_max": clamp_max, "relu": relu, "silu": silu,
-    "gelu": gelu, "leaky_relu": leaky_relu, "relu6": relu6, "hardtanh": hardtanh,
+    "gelu": gelu, "leaky_relu": leaky_relu,
     "square": square, "reciprocal": reciprocal, "sign": sign, "isnan": isnan, "isinf": isinf,
     "isfinite": isfinite, "log1p": log1p, "expm1": expm1, "log10": log10, "round": round_even, "sgn": sign,
     "embedding": embedding, "lerp": lerp, "tan": tan, "trunc": trunc, "fix": trunc,

@@ -17,13 +17,13 @@ from .graphs import bind, op_name, shape_of
 from .indexing import is_inactive_dropout
 from .products import INDEX
 from .program import LOAD_TYPE, MAX_TENSORS
-from .proxies import FUNCTIONS, Proxy, TraceError
+from .proxies import FUNCTIONS, Proxy, TraceError, to_kind
 from .recognise import FLOATS, Found, Match, Product, contraction
-from .trace import _canonical, _Elements, dtype_name, to_kind
+from .trace_epilogues import Elements, canonical_epilogue
 
 # Of torch's elementwise operations those that a Program says as torch does, by their aten names.
 ELEMENTWISE = frozenset((
-    "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "hardtanh", "relu6", "exp", "sqrt", "rsqrt", "erf", "abs", "neg",
+    "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "exp", "sqrt", "rsqrt", "erf", "abs", "neg",
     "square", "reciprocal", "clamp", "clamp_min", "clamp_max", "minimum", "maximum", "add", "sub", "rsub", "mul", "div", "pow",
     "where",
 ))  # fmt: skip
@@ -133,7 +133,7 @@ def _shorter(product: fx.Node, part: list[fx.Node]) -> list[fx.Node]:
 def _program(op: str, product: fx.Node, part: list[fx.Node]) -> tuple[str, tuple[fx.Node, ...], tuple[float, ...]] | None:
     """The part as a Program: text, captured nodes, scalars. None when it says nothing, or a Program cannot say it."""
     stand_ins: dict[fx.Node, torch.Tensor] = {}
-    rec = _Elements([], [], torch.device("cpu"), INDEX[op])
+    rec = Elements([], [], torch.device("cpu"), INDEX[op])
     env: dict[fx.Node, Any] = {product: Proxy(rec, "acc", "float32")}
 
     def operand(x: Any) -> Any:
@@ -152,8 +152,7 @@ def _program(op: str, product: fx.Node, part: list[fx.Node]) -> tuple[str, tuple
             function: Callable[..., Any] = FUNCTIONS.get(op_name(node), FUNCTIONS["clone"])
             env[node] = args[0] if is_inactive_dropout(node) else function(rec, *args, **kwargs)
         result = to_kind(rec, env[part[-1]], "float32").token
-        described = [(dtype_name(t.dtype), len(rec.index) if t.dim() else 0) for t in rec.tensors]
-        form = _canonical(None, None, described, (), (rec.raw, result))
+        form = canonical_epilogue(rec, result)
     except (TraceError, TypeError, ValueError):
         return None
     if not form.text or len(form.tensors) > MAX_TENSORS:

@@ -18,7 +18,7 @@ from torch.library import opcheck
 import kgen
 from kgen import graphs, recognise, rewrite
 from kgen.errors import BadInput
-from kgen.trace import trace_epilogue
+from kgen.trace_epilogues import trace_epilogue
 
 ops = torch.ops.kgen
 pytestmark = pytest.mark.usefixtures("nothing_shipped")
