@@ -26,18 +26,14 @@
 /* Who waits for a device says so after this long: most waits are shorter than a Candidate's run. */
 #define PATIENCE_MS 1000
 
-static int fail_busy(int fd, const char *path, int wait_ms, kg_error *err) {
+static int fail_busy(int fd, const char *path, kg_error *err) {
     char text[48] = "";
     ssize_t n = pread(fd, text, sizeof text - 1, 0);
     text[n > 0 ? n : 0] = '\0';
     for (char *c = text; *c; c++) /* anybody may write a lock of the machine */
         if (*c < ' ' || *c > '~')
             *c = '\0';
-    const char *who = *text ? text : "unknown";
-    if (wait_ms == 0)
-        return kg_fail(err, KG_EBUSY, "%s is held by process %s", path, who);
-    return kg_fail(err, KG_EBUSY, "%s is held by process %s; gave up after %d ms", path, who,
-                   wait_ms);
+    return kg_fail(err, KG_EBUSY, "%s is held by process %s", path, *text ? text : "unknown");
 }
 
 /* Polled, not blocked in flock: a wish to stop must end the wait in whichever thread it is. */
@@ -48,7 +44,7 @@ static int take_lock(int fd, const char *path, int wait_ms, kg_error *err) {
         if (errno != EWOULDBLOCK && errno != EINTR)
             return kg_fail(err, KG_EIO, "flock %s: %s", path, strerror(errno));
         if (wait_ms >= 0 && waited >= wait_ms)
-            return fail_busy(fd, path, wait_ms, err);
+            return fail_busy(fd, path, err);
         if (kg_stop_wanted())
             return kg_fail(err, KG_EINTR, "interrupted while waiting for %s", path);
         nanosleep(&(struct timespec){.tv_nsec = RETRY_MS * 1000000L}, NULL);
@@ -81,7 +77,11 @@ int kg_lock_file(const char *path, int wait_ms, int *fd, kg_error *err) {
     if (opened < 0)
         return kg_fail(err, errno == ENOENT ? KG_ENOTFOUND : KG_EIO, "open the lock %s: %s", path,
                        strerror(errno));
-    return lock_opened(opened, path, wait_ms, fd, err);
+    kg_error e;
+    int rc = lock_opened(opened, path, wait_ms, fd, &e);
+    if (rc == KG_EBUSY && wait_ms > 0)
+        return kg_fail(err, rc, "%.400s; gave up after %d ms", e.msg, wait_ms);
+    return rc == KG_OK ? rc : kg_fail(err, rc, "%s", e.msg);
 }
 
 void kg_unlock_file(int fd) {
@@ -165,8 +165,6 @@ int kg_lock_device(const char *device, int wait_ms, int *fd, kg_error *err) {
 int kg_lock_device_wait(const char *device, int *fd, kg_error *err) {
     kg_error why = {0};
     int rc = kg_lock_device(device, PATIENCE_MS, fd, &why);
-    if (rc == KG_EBUSY) /* once more: who holds it now, in words that do not speak of giving up */
-        rc = kg_lock_device(device, 0, fd, &why);
     if (rc == KG_EBUSY) {
         kg_log(KG_LOG_WARNING, "another kgen times on this device: %s; waiting for it", why.msg);
         rc = kg_lock_device(device, -1, fd, &why);

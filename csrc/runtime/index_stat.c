@@ -6,7 +6,11 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -104,14 +108,67 @@ static uint64_t scan_op(int registry, const char *op, uint64_t salt) {
     return sum;
 }
 
+/* ---- several threads ---- */
+
+/* System calls on different folders do not wait for each other, so a large registry is looked at by
+ * several threads; below this many Ops a thread costs more than it spares. */
+#define OPS_A_THREAD 12
+#define MAX_THREADS 4
+
+typedef struct ops {
+    int registry;
+    uint64_t salt;
+    char (*names)[NAME_MAX + 1];
+    size_t n, capacity;
+    atomic_size_t taken;
+    _Atomic uint64_t sum;
+} ops;
+
+static bool add_name(ops *o, const char *name) {
+    if (o->n == o->capacity) {
+        size_t capacity = o->capacity > 0 ? 2 * o->capacity : 64;
+        void *grown = realloc(o->names, capacity * sizeof(*o->names));
+        if (grown == NULL)
+            return false;
+        o->names = grown;
+        o->capacity = capacity;
+    }
+    snprintf(o->names[o->n++], sizeof(*o->names), "%s", name);
+    return true;
+}
+
+static void *scan_ops(void *ctx) {
+    ops *o = ctx;
+    uint64_t sum = 0;
+    for (size_t i; (i = atomic_fetch_add(&o->taken, 1)) < o->n;)
+        sum += scan_op(o->registry, o->names[i], o->salt);
+    atomic_fetch_add(&o->sum, sum);
+    return NULL;
+}
+
+static void scan_together(ops *o) {
+    pthread_t threads[MAX_THREADS - 1];
+    size_t n = 0;
+    while (n < MAX_THREADS - 1 && (n + 1) * OPS_A_THREAD < o->n &&
+           pthread_create(&threads[n], NULL, scan_ops, o) == 0)
+        n++;
+    scan_ops(o);
+    for (size_t i = 0; i < n; i++)
+        pthread_join(threads[i], NULL);
+}
+
 uint64_t kg_registry_fingerprint(const char *registry) {
     folder f;
-    uint64_t here = enter(&f, AT_FDCWD, registry, 0), sum = here;
-    if (here == 0)
+    ops o = {.salt = enter(&f, AT_FDCWD, registry, 0)};
+    if (o.salt == 0)
         return 0;
+    o.registry = f.fd;
     for (const struct entry *e; (e = next(&f)) != NULL;)
-        if (e->type != DT_REG)
-            sum += scan_op(f.fd, e->name, here);
+        if (e->type != DT_REG && !add_name(&o, e->name))
+            o.sum += scan_op(f.fd, e->name, o.salt);
+    scan_together(&o);
     close(f.fd);
+    free(o.names);
+    uint64_t sum = o.salt + o.sum;
     return sum != 0 ? sum : 1;
 }

@@ -155,26 +155,54 @@ static int softmax_reference(StableIValue *stack, kg_error *err) {
     return rc;
 }
 
-static int softmax_body(StableIValue *stack, kg_error *err) {
+/* The Kernel's output; KG_ENOTFOUND and KG_EUNSUPPORTED: the reference has to do it. */
+static int softmax_kernel(AtenTensorHandle input, int64_t dim, void **out, kg_error *err) {
     kg_call call;
-    void *out[KG_MAX_OUTPUTS];
-    AtenTensorHandle input = kg_slot_tensor(stack[0]);
+    void *outputs[KG_MAX_OUTPUTS];
     call.nargs = 2;
     call.ncaptured = 0;
     call.nscalars = 0;
     call.program = NULL;
     call.skip_outputs = 0;
     int rc = kg_shim_tensor(input, &call.args[0], &call, err);
-    if (rc == KG_OK) {
-        call.args[1].present = true;
-        call.args[1].u.i = (int64_t)stack[1];
-        rc = kg_rt_run(softmax_op, &call, out, err);
-    }
-    if (rc == KG_ENOTFOUND || rc == KG_EUNSUPPORTED)
+    if (rc != KG_OK)
+        return rc;
+    call.args[1].present = true;
+    call.args[1].u.i = dim;
+    rc = kg_rt_run(softmax_op, &call, outputs, err);
+    if (rc == KG_OK)
+        *out = outputs[0];
+    return rc;
+}
+
+static bool reference_serves(int rc) {
+    return rc == KG_ENOTFOUND || rc == KG_EUNSUPPORTED;
+}
+
+int kg_shim_softmax_call(AtenTensorHandle input, int64_t dim, void **out, kg_error *err) {
+    int rc = softmax_kernel(input, dim, out, err);
+    if (!reference_serves(rc))
+        return rc;
+    AtenTensorHandle own = NULL;
+    rc = kg_tensor_share(input, &own, err);
+    if (rc != KG_OK)
+        return rc;
+    StableIValue stack[2] = {kg_tensor_slot(own), (StableIValue)dim};
+    rc = softmax_reference(stack, err);
+    if (rc == KG_OK)
+        *out = kg_slot_tensor(stack[0]);
+    return rc;
+}
+
+static int softmax_body(StableIValue *stack, kg_error *err) {
+    AtenTensorHandle input = kg_slot_tensor(stack[0]);
+    void *out = NULL;
+    int rc = softmax_kernel(input, (int64_t)stack[1], &out, err);
+    if (reference_serves(rc))
         return softmax_reference(stack, err);
     kg_tensor_drop(input);
     if (rc == KG_OK)
-        stack[0] = kg_tensor_slot(out[0]);
+        stack[0] = kg_tensor_slot(out);
     return rc;
 }
 

@@ -19,6 +19,10 @@ int kg_shim_attention(kg_error *err);
 int kg_shim_norm(kg_error *err);   /* layer_norm and rms_norm */
 int kg_shim_linear(kg_error *err); /* linear and matmul */
 
+/* What the kernel of kgen::_softmax does, without its stack: input stays the caller's, *out is a
+ * new AtenTensorHandle. */
+int kg_shim_softmax_call(AtenTensorHandle input, int64_t dim, void **out, kg_error *err);
+
 /* Defines an indexed Op that is not canonical, with kernels from the pool of trampolines. KG_OK
  * when it is defined already; KG_EOVERFLOW when the pool is used up. */
 int kg_shim_own_op(const char *name, kg_error *err);

@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <limits.h>
+#include <link.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,35 +22,33 @@ static void set_function(void *slot, void *symbol) {
     memcpy(slot, &symbol, sizeof(symbol));
 }
 
-static void *open_loaded(const char *path) {
-    return dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+typedef struct wanted {
+    const char *name;
+    char path[PATH_MAX];
+} wanted;
+
+static int is_wanted(struct dl_phdr_info *info, size_t size, void *ctx) {
+    wanted *w = ctx;
+    const char *slash = info->dlpi_name != NULL ? strrchr(info->dlpi_name, '/') : NULL;
+    (void)size;
+    return slash != NULL && strncmp(slash + 1, w->name, strlen(w->name)) == 0 &&
+           snprintf(w->path, PATH_MAX, "%s", info->dlpi_name) < PATH_MAX;
 }
 
-/* The path of the first loaded library whose file name starts with `name`. */
-static bool find_mapped(const char *name, char path[PATH_MAX]) {
-    FILE *maps = fopen("/proc/self/maps", "re");
-    char line[PATH_MAX + 128];
-    bool found = false;
-    while (maps != NULL && !found && fgets(line, sizeof(line), maps) != NULL) {
-        char *start = strchr(line, '/'), *file = strrchr(line, '/');
-        if (start == NULL || strncmp(file + 1, name, strlen(name)) != 0)
-            continue;
-        start[strcspn(start, "\n")] = '\0';
-        found = snprintf(path, PATH_MAX, "%s", start) < PATH_MAX;
-    }
-    if (maps != NULL)
-        fclose(maps);
-    return found;
+/* The first loaded library whose file name starts with `name`. Asked of the loader by its path: by
+ * name alone it would search the disk for what is not loaded. */
+static void *open_loaded(const char *name) {
+    wanted w = {.name = name};
+    return dl_iterate_phdr(is_wanted, &w) != 0 ? dlopen(w.path, RTLD_NOW | RTLD_NOLOAD) : NULL;
 }
 
 static void *open_library(const char *given, const char *name) {
-    char path[PATH_MAX];
-    void *lib = given != NULL ? open_loaded(given) : NULL;
-    if (lib == NULL)
-        lib = open_loaded(name);
-    if (lib == NULL && find_mapped(name, path))
-        lib = open_loaded(path);
-    return lib;
+    void *lib = given != NULL ? dlopen(given, RTLD_NOW | RTLD_NOLOAD) : NULL;
+    return lib != NULL ? lib : open_loaded(name);
+}
+
+void *kg_torch_library(const char *name) {
+    return open_library(NULL, name);
 }
 
 static int find_symbols(void *cpu, void *cuda, kg_torch *table, kg_error *err) {

@@ -105,6 +105,9 @@ extern kg_torch kg_th;
  * a symbol by its name. Once; later calls return KG_OK. */
 int kg_torch_load(const char *libtorch_cpu, kg_error *err);
 
+/* A library of torch's that this process has loaded, for dlsym; NULL when it has none. */
+void *kg_torch_library(const char *name);
+
 /* torch's code for a kg_dtype and back; -1 for what has no number here. */
 int32_t kg_torch_dtype(int dtype);
 int kg_torch_dtype_of(int32_t code);

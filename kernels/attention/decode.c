@@ -7,6 +7,7 @@
   "holes": ["SCORE", "MASK"],
   "launches": [
     {"kernel": "attention_part", "range": "B * HKV * SPLIT",
+     "grain": "ceil_div(32768, max(1, HQ / HKV * SQ * ceil_div(SK, SPLIT) * (D + DV)))",
      "args": ["query", "key", "value", "output", "lse", "partial", "programs",
               {"i64": "HQ"}, {"i64": "HKV"}, {"i64": "SQ"}, {"i64": "SK"}, {"i64": "D"}, {"i64": "DV"},
               {"i64": "query.stride(0)"}, {"i64": "query.stride(1)"}, {"i64": "query.stride(2)"},

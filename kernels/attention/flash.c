@@ -5,6 +5,7 @@
   "require": "query.dtype != float64 && D <= 256 && DV <= 256 && (query.stride(3) == 1 || D == 1) && (key.stride(3) == 1 || D == 1) && (value.stride(3) == 1 || DV == 1) && BLOCK_M % (NR * (ARCH >= 4 ? 16 : ARCH == 3 ? 8 : 4)) == 0 && MR * NR <= (ARCH >= 4 ? 24 : 12) && MR * NR >= 8 && (NR > 1 || BLOCK_M == 16) && BLOCK_M + BLOCK_N <= 192",
   "holes": ["SCORE", "MASK"],
   "launches": [{"kernel": "attention_flash", "range": "B * HQ * ceil_div(SQ, BLOCK_M)",
+    "grain": "ceil_div(32768, max(1, BLOCK_M * SK * (D + DV)))",
     "args": ["query", "key", "value", "output", "lse", "programs",
              {"i64": "HQ"}, {"i64": "HKV"}, {"i64": "SQ"}, {"i64": "SK"}, {"i64": "D"}, {"i64": "DV"},
              {"i64": "query.stride(0)"}, {"i64": "query.stride(1)"}, {"i64": "query.stride(2)"},

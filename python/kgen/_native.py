@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import functools
 import json
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,10 +98,16 @@ def _libtorch() -> bytes | None:
     return os.fsencode(path) if os.path.exists(path) else None
 
 
+_OURS = (os.path.dirname(__file__) + os.sep, torch.__path__[0] + os.sep)
+
+
 @_Sink
 def _warn(level: int, message: bytes) -> None:
-    # Above this are ctypes' frame-less call, torch.ops' __call__ and then the caller.
-    warnings.warn(f"kgen: {message.decode('utf-8', 'replace')}", stacklevel=3)
+    # Whose call it is about: the first frame above this one that is neither torch's nor kgen's.
+    frame, depth = sys._getframe(1) if hasattr(sys, "_getframe") else None, 2
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(f"kgen: {message.decode('utf-8', 'replace')}", stacklevel=depth)
 
 
 def start() -> None:
@@ -189,6 +198,57 @@ def counters() -> dict[str, int]:
     out = (ctypes.c_uint64 * 4)()
     _lib.kgen_rt_count(out)
     return dict(zip(("served", "fallbacks", "resolved", "classes"), out, strict=True))
+
+
+class _Eager:
+    """The functions that take Python's objects; ctypes holds the GIL while they run."""
+
+    def __init__(self) -> None:
+        lib = ctypes.PyDLL(_lib._name)
+        c, p, u = ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64
+        error = [ctypes.c_char_p, ctypes.c_size_t]
+        self.learn, self.open, self.admit = lib.kgen_rt_eager_learn, lib.kgen_rt_eager_open, lib.kgen_rt_eager_admit
+        self.softmax = lib.kgen_rt_eager_softmax
+        self.learn.argtypes = [p, ctypes.c_size_t, u, u, u, u, c, *error]
+        self.open.argtypes = [p, p, *error]
+        self.admit.argtypes = [p, u, *error]
+        self.softmax.argtypes, self.softmax.restype = [ctypes.py_object], ctypes.py_object
+
+
+@functools.cache
+def _eager() -> _Eager:
+    return _Eager()
+
+
+def _eager_call(function: Any, *args: Any) -> None:
+    err = ctypes.create_string_buffer(_ERR)
+    if function(*args, err, _ERR) != 0:
+        raise LookupError(err.value.decode("utf-8", "replace"))
+
+
+def eager_learn(tensor: int, size: int, impl: int, keys: int, included: int, excluded: int, plain: bool) -> None:
+    """LookupError: the quick way stays shut, and why."""
+    _eager_call(_eager().learn, tensor, size, impl, keys, included, excluded, plain)
+
+
+def eager_open(tensor_type: int, forward_ad: int) -> None:
+    """The same."""
+    _eager_call(_eager().open, tensor_type, forward_ad)
+
+
+def eager_admit(tensor: int, keys: int) -> None:
+    """LookupError: such tensors cannot go the quick way, and why."""
+    _eager_call(_eager().admit, tensor, keys)
+
+
+def eager_softmax(otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    return _eager().softmax(otherwise)
+
+
+def say(message: str) -> None:
+    """For those who set KGEN_LOG."""
+    if os.environ.get("KGEN_LOG") in ("info", "debug"):
+        print(f"kgen: {message}", file=sys.stderr)
 
 
 def version() -> str:

@@ -25,7 +25,7 @@ _rms_backend: Callable[..., Any]
 
 def _quick(input: Tensor) -> bool:
     """Whether nothing but gradients may come between a call and the backend, with gradients on."""
-    return forward_ad._current_level < 0 and not _functorch() and (input.is_cpu or not _any_autocast())
+    return not _functorch() and (input.is_cpu or not _any_autocast())
 
 
 class LayerNormPacket(torch._ops.OpOverloadPacket):
@@ -34,6 +34,8 @@ class LayerNormPacket(torch._ops.OpOverloadPacket):
     ) -> Any:
         plain = type(input) is Tensor and (weight is None or type(weight) in _PLAIN)
         if plain and (bias is None or type(bias) in _PLAIN) and not _jit_tracing():
+            if forward_ad._current_level >= 0:
+                return ops._op("_layer_norm_train")(input, normalized_shape, weight, bias, eps)
             if not _grad_on():
                 return _layer_backend(input, normalized_shape, weight, bias, eps)
             if _quick(input):
@@ -45,6 +47,8 @@ class LayerNormPacket(torch._ops.OpOverloadPacket):
 class RmsNormPacket(torch._ops.OpOverloadPacket):
     def __call__(self, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Any:
         if type(input) is Tensor and (weight is None or type(weight) in _PLAIN) and not _jit_tracing():
+            if forward_ad._current_level >= 0:
+                return ops._op("_rms_norm_train")(input, normalized_shape, weight, eps)
             if not _grad_on():
                 return _rms_backend(input, normalized_shape, weight, eps)
             if _quick(input):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _native
+from . import _native, eager
 
 _lock = threading.RLock()
 _defined: set[str] = set()
@@ -62,8 +62,10 @@ def _define_family(name: str) -> None:
 def packet(found: Any) -> Any:
     """torch.ops.kgen.<name> as it is handed out: the canonical Ops get a quicker way in from eager code."""
     quick = _PACKETS.get(found.__name__)
-    if quick is not None:
+    if quick is not None and type(found) is not quick:
         found.__class__ = quick
+        if quick is _SoftmaxPacket:
+            found._in_c()
     return found
 
 
@@ -162,7 +164,7 @@ def recording() -> Iterator[None]:
 # boxed Python kernel are each a trip through the dispatcher. Calls of plain tensors from eager code skip them and do
 # what they would have done. Everything else (subclasses and fake tensors, torch.func, dual numbers, autocast,
 # torch.jit.trace, and torch.compile, which never gets here) takes the whole way, and so does
-# torch.ops.kgen.<name>.default.
+# torch.ops.kgen.<name>.default. Dual numbers keep their tangents under no_grad too, so they go to the op that knows them.
 
 _grad_on = torch.is_grad_enabled
 _functorch = torch._C._are_functorch_transforms_active
@@ -183,17 +185,35 @@ def _boxed(name: str) -> Any:
 
 
 class _SoftmaxPacket(torch._ops.OpOverloadPacket):
-    def __call__(self, input: Any, dim: Any) -> Any:
+    def _call(self, input: Any, dim: Any) -> Any:
         if type(input) is Tensor and not _function_mode() and not _jit_tracing():
+            if forward_ad._current_level >= 0:
+                return _op("_softmax_train")(input, dim)
             if not _grad_on():
                 return _boxed_call(_softmax_backend, input, dim)
             # Autocast leaves a CPU's softmax alone.
-            quick = forward_ad._current_level < 0 and not _functorch()
-            if quick and (input.is_cpu or not _any_autocast()):
+            if not _functorch() and (input.is_cpu or not _any_autocast()):
                 if input.requires_grad:
                     return _softmax_apply(dim, input)
                 return _boxed_call(_softmax_backend, input, dim)
         return self._op(input, dim)
+
+    __call__ = _call
+
+    def _in_c(self) -> None:
+        """Calls that want no gradient go the way of eager.py from now on, and those that it leaves alone go as before."""
+        otherwise, admitted = self._call, {"cpu"}
+
+        def call(input: Any, dim: Any) -> Any:
+            # Once for each kind of device: a GPU's tensors were not there to learn from.
+            if type(input) is Tensor and not _grad_on() and input.device.type not in admitted and not _functorch():
+                admitted.add(input.device.type)
+                eager.admit(input)
+            return otherwise(input, dim)
+
+        quick = eager.softmax(call)
+        if quick is not None:
+            type(self).__call__ = quick  # type: ignore[assignment, method-assign]
 
 
 class _AttentionPacket(torch._ops.OpOverloadPacket):
@@ -213,10 +233,11 @@ class _AttentionPacket(torch._ops.OpOverloadPacket):
         plain = plain and (attn_mask is None or (type(attn_mask) is Tensor and not is_causal))
         if plain and not _function_mode() and not _jit_tracing():
             args = (query, key, value, attn_mask, is_causal, scale, enable_gqa)
+            if forward_ad._current_level >= 0:
+                return _op("_attention_train")(*args)
             if not _grad_on():
                 return _boxed_call(_attention_backend, *args)
-            quick = forward_ad._current_level < 0 and not _functorch() and not _any_autocast()
-            if quick and query.dtype in _ATTENTION_DTYPES and query.dim() == 4:
+            if not _functorch() and not _any_autocast() and query.dtype in _ATTENTION_DTYPES and query.dim() == 4:
                 found = _differentiable_attention(*args)
                 return found if found is not None else _boxed_call(_attention_backend, *args)
         return self._op(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)

@@ -522,6 +522,11 @@ def _evidence(asked: _Asked, variant: Variant) -> list[Evidence]:
     return asked.shipping().evidence(variant)
 
 
+def _one_core() -> None:
+    """There is a process for each core: torch's own threads would only be in each other's way."""
+    torch.set_num_threads(1)
+
+
 def _together(todo: Sequence[Shipping], jobs: int) -> int:
     """Ships all: compiles, then judges in so many processes, then times one Case after the other. A house kernel for two
     architectures of GPUs is judged once, on the GPU at hand. How many did not pass."""
@@ -529,7 +534,7 @@ def _together(todo: Sequence[Shipping], jobs: int) -> int:
     for one in todo:
         kinds.setdefault((_asked(one).house, one.judged_arch), []).append(one)
     failed = 0
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _one_core) as pool:
         ahead = [pool.submit(_compile, _asked(of[0]), job) for of in kinds.values() for job in of[0].jobs(8)]
         for done, future in enumerate(as_completed(ahead), 1):
             future.exception()  # what does not compile is the judge's to tell

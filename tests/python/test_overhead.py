@@ -1,8 +1,7 @@
 """What a served call costs beside torch's own, measured interleaved in one process, among a thousand Kernels.
 
 The numbers to hold on a quiet machine are 0.6 us over torch.softmax, no more than SDPA, and 4 us with gradients on;
-here with twice the margin, on the median of paired rounds. Where Python is slow, calling any op as torch.ops.NAMESPACE.OP
-costs more than 0.6 us over the same op of torch's own module; there softmax is held to twice that.
+here with twice the margin, on the median of paired rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from test_import import thousand  # noqa: F401 - a fixture
 
 import kgen
 
-ops, aten = torch.ops.kgen, torch.ops.aten
+ops = torch.ops.kgen
 ROUNDS, CALLS = 61, 300
 
 
@@ -58,9 +57,8 @@ def test_softmax_without_gradients(loaded: None, mode: str) -> None:
     assert kgen.why("softmax", x, 1).fallbacks == 0
     with MODES[mode]():
         over, _ = paired(lambda: ops.softmax(x, 1), lambda: torch.softmax(x, 1))
-        least, _ = paired(lambda: aten.neg(x), lambda: torch.neg(x))
-    print(f"softmax {over:.2f} us over, torch.ops.aten.neg {least:.2f} us over torch.neg")
-    assert over < max(1.2, 2 * least), f"{over:.2f} us over torch.softmax; neg's own is {least:.2f}"
+    print(f"softmax {over:.2f} us over")
+    assert over < 1.2, f"{over:.2f} us over torch.softmax"
 
 
 @pytest.mark.parametrize("mode", sorted(MODES))
