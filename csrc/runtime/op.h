@@ -67,7 +67,7 @@ typedef struct kg_op {
     kg_op_dim dims[KG_MAX_DIMS];
     kg_op_check checks[KG_MAX_DIMS];
     kg_op_output outputs[KG_MAX_OUTPUTS];
-    char *holes[4];     /* "SCORE", "MASK" */
+    char *holes[4];     /* "SCORE", "MASK", "EPILOGUE" */
     kg_expr *flops;     /* NULL: not stated; the floor is bytes alone */
     kg_expr *reduction; /* elements summed into one output; sets the tolerance. NULL: 1 */
     char hash[65];      /* SHA-256 of the canonical op.json */

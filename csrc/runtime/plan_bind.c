@@ -69,6 +69,9 @@ static int check_device(const kg_plan *p, const kg_constants *c, const kg_call *
 
 /* A Program that the source has no place for would be left out silently. */
 static int check_holes(const kg_plan *p, const kg_op *op, const kg_call *call, kg_error *err) {
+    int rc = call->program != NULL ? kg_program_fits(call->program, op, err) : KG_OK;
+    if (rc < 0)
+        return rc;
     for (size_t i = 0; i < op->nholes && call->program != NULL; i++) {
         bool has = !kg_program_has(call->program, op->holes[i]);
         for (size_t k = 0; k < p->nholes; k++)

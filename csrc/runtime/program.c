@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/hash.h"
+#include "runtime/op.h"
 
 static const struct {
     const char *name;
@@ -243,18 +244,13 @@ static int parse_scalar(parser *ps, token t, kg_poperand *out) {
     return KG_OK;
 }
 
-static bool parse_input(token t, bool with_score, kg_poperand *out) {
-    static const struct {
-        const char *name;
-        uint8_t kind, type;
-    } in[] = {{"score", KG_PK_SCORE, KG_PT_F32},
-              {"b", KG_PK_B, KG_PT_I32},
-              {"h", KG_PK_H, KG_PT_I32},
-              {"q", KG_PK_Q, KG_PT_I32},
-              {"kv", KG_PK_KV, KG_PT_I32}};
-    for (size_t i = with_score ? 0 : 1; i < sizeof in / sizeof *in; i++)
-        if (is(t, in[i].name)) {
-            *out = (kg_poperand){.kind = in[i].kind, .type = in[i].type};
+static bool parse_input(const kg_program *p, const kg_psection *s, token t, kg_poperand *out) {
+    static const uint8_t kinds[] = {KG_PK_SCORE, KG_PK_B, KG_PK_H, KG_PK_Q, KG_PK_KV};
+    static const char *const names[2][5] = {{"score", "b", "h", "q", "kv"},
+                                            {"acc", "b", NULL, "m", "n"}};
+    for (size_t i = s == &p->score ? 0 : 1; i < sizeof kinds; i++)
+        if (names[p->epilogue][i] != NULL && is(t, names[p->epilogue][i])) {
+            *out = (kg_poperand){.kind = kinds[i], .type = i == 0 ? KG_PT_F32 : KG_PT_I32};
             return true;
         }
     return false;
@@ -273,10 +269,10 @@ static int parse_operand(parser *ps, const kg_psection *s, token t, kg_poperand 
         return FAIL(ps, "an operand is missing");
     if (t.s[0] == '%')
         return parse_value(ps, s, t, out);
-    if (parse_input(t, s == &ps->p->score, out))
+    if (parse_input(ps->p, s, t, out))
         return KG_OK;
     if (is(t, "score"))
-        return FAIL(ps, "score is not there in the mask section");
+        return FAIL(ps, "score is there in the score section alone");
     if (t.s[0] == 's')
         return parse_scalar(ps, t, out);
     if (is(t, "true") || is(t, "false")) {
@@ -497,13 +493,14 @@ static int parse_header(parser *ps) {
 static int parse_sections(parser *ps, token word) {
     kg_program *p = ps->p;
     int rc = KG_OK;
-    if (!ps->done && is(word, "score")) {
+    p->epilogue = !ps->done && is(word, "epilogue");
+    if (!ps->done && (p->epilogue || is(word, "score"))) {
         rc = end_of_line(ps);
         if (rc == KG_OK)
             rc = parse_section(ps, &p->score, KG_PT_F32);
         word = rc == KG_OK ? next_word(ps) : word;
     }
-    if (rc == KG_OK && !ps->done && is(word, "mask")) {
+    if (rc == KG_OK && !ps->done && !p->epilogue && is(word, "mask")) {
         rc = end_of_line(ps);
         if (rc == KG_OK)
             rc = parse_section(ps, &p->mask, KG_PT_BOOL);
@@ -513,11 +510,11 @@ static int parse_sections(parser *ps, token word) {
         return rc;
     if (!ps->done)
         return FAIL(ps, "found '%s'; what may follow here is %s", show(ps, word),
-                    p->mask.present    ? "nothing"
-                    : p->score.present ? "'mask'"
-                                       : "'tensor', 'scalar', 'score' or 'mask'");
+                    p->mask.present || p->epilogue ? "nothing"
+                    : p->score.present             ? "'mask'"
+                                       : "'tensor', 'scalar', 'score', 'mask' or 'epilogue'");
     if (!p->score.present && !p->mask.present)
-        return FAIL(ps, "there is neither a score nor a mask section");
+        return FAIL(ps, "there is neither a score, a mask nor an epilogue section");
     if (ps->tensors_used < p->ntensors)
         return FAIL(ps, "t%zu is never used: it must be left out", ps->tensors_used);
     if (ps->scalars_used < p->nscalars)
@@ -600,8 +597,21 @@ const char *kg_program_hash(const kg_program *p) {
 bool kg_program_has(const kg_program *p, const char *hole) {
     if (p == NULL)
         return false;
-    return (strcmp(hole, "SCORE") == 0 && p->score.present) ||
+    return (strcmp(hole, p->epilogue ? "EPILOGUE" : "SCORE") == 0 && p->score.present) ||
            (strcmp(hole, "MASK") == 0 && p->mask.present);
+}
+
+int kg_program_fits(const kg_program *p, const kg_op *op, kg_error *err) {
+    static const char *const holes[] = {"SCORE", "MASK", "EPILOGUE"};
+    for (size_t i = 0; i < sizeof holes / sizeof *holes; i++) {
+        bool there = !kg_program_has(p, holes[i]);
+        for (size_t k = 0; k < op->nholes; k++)
+            there = there || strcmp(op->holes[k], holes[i]) == 0;
+        if (!there)
+            return kg_fail(err, KG_EINVAL, "%s has no hole %s, and the Program has such a section",
+                           op->name, holes[i]);
+    }
+    return KG_OK;
 }
 
 size_t kg_program_captured(const kg_program *p, int32_t *dtypes, int32_t *ranks) {

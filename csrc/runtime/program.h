@@ -1,6 +1,6 @@
-/* Programs: traced score_mod and mask_mod functions as canonical SSA text (docs/formats.md,
- * "Program"), and their lowering to C for the holes of a kernel. Libc only; immutable after
- * parsing. */
+/* Programs: traced score_mod, mask_mod and epilogue functions as canonical SSA text
+ * (docs/formats.md, "Program"), and their lowering to C for the holes of a kernel. Libc only;
+ * immutable after parsing. */
 #ifndef KG_RUNTIME_PROGRAM_H
 #define KG_RUNTIME_PROGRAM_H
 
@@ -8,6 +8,7 @@
 #include "runtime/types.h"
 
 typedef struct kg_program kg_program;
+struct kg_op;
 
 /* Checks grammar, types and limits; the error names line and what was expected. */
 int kg_program_parse(const char *text, size_t n, kg_program **out, kg_error *err);
@@ -15,7 +16,9 @@ void kg_program_free(kg_program *p);
 const char *kg_program_text(const kg_program *p); /* canonical */
 const char *
 kg_program_hash(const kg_program *p); /* 32 hex digits of XXH3-128 of the canonical text */
-bool kg_program_has(const kg_program *p, const char *hole); /* "SCORE", "MASK" */
+bool kg_program_has(const kg_program *p, const char *hole); /* SCORE, MASK, EPILOGUE */
+/* Whether the Op has a hole for each of its sections; the error names the one that has none. */
+int kg_program_fits(const kg_program *p, const struct kg_op *op, kg_error *err);
 size_t kg_program_captured(const kg_program *p, int32_t *dtypes,
                            int32_t *ranks); /* count; arrays may be NULL */
 size_t kg_program_scalars(const kg_program *p);
@@ -41,6 +44,10 @@ int kg_program_check(const kg_program *p, const kg_call *call, kg_error *err);
  * KG_SCORE_LINE with kg_score_line, KG_SCORE_UNIT, KG_MASK_OF_B and KG_MASK_OF_H (docs/formats.md).
  */
 int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err);
+/* The same for the hole EPILOGUE: struct kg_programs, KG_PROGRAMS, KG_HAS_EPILOGUE, struct
+ * kg_epilogue_row, kg_epilogue_row(p, b, m) with what does not depend on n or acc, and float
+ * kg_epilogue(p, row, acc, b, m, n), which is acc when p is NULL. */
+int kg_program_lower_epilogue(const kg_program *p, int target, kg_buf *out, kg_error *err);
 
 /* Bytes of `struct kg_programs`, and its content for one call (pointers from the call's captured
  * tensors). */
@@ -50,6 +57,8 @@ int kg_program_args(const kg_program *p, const kg_call *call, void *bytes, size_
 /* Evaluates on the host in double precision: the judge's and the tests' own reference. */
 int kg_program_score(const kg_program *p, const kg_call *call, double score, int64_t b, int64_t h,
                      int64_t q, int64_t kv, double *out, kg_error *err);
+int kg_program_epilogue(const kg_program *p, const kg_call *call, double acc, int64_t b, int64_t m,
+                        int64_t n, double *out, kg_error *err);
 int kg_program_mask(const kg_program *p, const kg_call *call, int64_t b, int64_t h, int64_t q,
                     int64_t kv, bool *out, kg_error *err);
 

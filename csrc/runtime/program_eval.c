@@ -283,6 +283,8 @@ static double float_function(kg_pop op, double a) {
         return cos(a);
     case KG_POP_SIGMOID:
         return a < 0.0 ? exp(a) / (1.0 + exp(a)) : 1.0 / (1.0 + exp(-a));
+    case KG_POP_ERF:
+        return erf(a);
     case KG_POP_FLOOR:
         return floor(a);
     default: /* CEIL */
@@ -467,18 +469,30 @@ static pvalue run(evaluation *e, const kg_psection *s) {
     return operand_value(e, &s->result);
 }
 
-int kg_program_score(const kg_program *p, const kg_call *call, double score, int64_t b, int64_t h,
-                     int64_t q, int64_t kv, double *out, kg_error *err) {
+static int map(const kg_program *p, const kg_call *call, double value, const int64_t at[4],
+               double *out, kg_error *err) {
     evaluation e;
-    if (!p->score.present) {
-        *out = score;
-        return KG_OK;
-    }
-    int rc = start(&e, p, call, (const int64_t[4]){b, h, q, kv}, err);
+    int rc = start(&e, p, call, at, err);
     if (rc != KG_OK)
         return rc;
-    e.score = score;
+    e.score = value;
     *out = run(&e, &p->score).f;
+    return KG_OK;
+}
+
+int kg_program_score(const kg_program *p, const kg_call *call, double score, int64_t b, int64_t h,
+                     int64_t q, int64_t kv, double *out, kg_error *err) {
+    if (kg_program_has(p, "SCORE"))
+        return map(p, call, score, (const int64_t[4]){b, h, q, kv}, out, err);
+    *out = score;
+    return KG_OK;
+}
+
+int kg_program_epilogue(const kg_program *p, const kg_call *call, double acc, int64_t b, int64_t m,
+                        int64_t n, double *out, kg_error *err) {
+    if (kg_program_has(p, "EPILOGUE"))
+        return map(p, call, acc, (const int64_t[4]){b, 0, m, n}, out, err);
+    *out = acc;
     return KG_OK;
 }
 

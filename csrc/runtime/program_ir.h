@@ -44,6 +44,7 @@ typedef enum kg_pclass { KG_PC_SAME, KG_PC_COMPARE, KG_PC_WHERE, KG_PC_CAST, KG_
     X(FLOOR, "floor", SAME, 1, KG_PS_F)                                                            \
     X(CEIL, "ceil", SAME, 1, KG_PS_F)                                                              \
     X(POW, "pow", SAME, 2, KG_PS_F)                                                                \
+    X(ERF, "erf", SAME, 1, KG_PS_F)                                                                \
     X(EQ, "eq", COMPARE, 2, KG_PS_F | KG_PS_I | KG_PS_B)                                           \
     X(NE, "ne", COMPARE, 2, KG_PS_F | KG_PS_I | KG_PS_B)                                           \
     X(LT, "lt", COMPARE, 2, KG_PS_F | KG_PS_I)                                                     \
@@ -110,6 +111,8 @@ struct kg_program {
     int32_t dtype[KG_MAX_CAPTURED], rank[KG_MAX_CAPTURED];
     uint8_t scalar[KG_MAX_SCALARS];  /* kg_ptype */
     uint8_t spread[KG_MAX_CAPTURED]; /* bit d: some look-up's index in dim d differs within a row */
+    bool
+        epilogue; /* `score` is an epilogue: its KG_PK_SCORE is acc, Q its row m, KV its column n */
     kg_psection score, mask;
 };
 

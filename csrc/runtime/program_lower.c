@@ -12,6 +12,7 @@ typedef struct lower {
     const kg_psection *s;
     kg_buf *out;
     int target;
+    bool epilogue;                          /* no h in the functions' parameters */
     bool in_row;                            /* which of the two functions is being written */
     uint8_t varies[KG_PROGRAM_MAX_VALUES];  /* within a row */
     uint8_t kept[KG_PROGRAM_MAX_VALUES];    /* same along the row, and used where it varies */
@@ -204,6 +205,7 @@ static const char *const F32_FORM[KG_POP_COUNT] = {
     [KG_POP_SIN] = "kg_sinf($0)",
     [KG_POP_COS] = "kg_cosf($0)",
     [KG_POP_SIGMOID] = "kg_sigmoidf($0)",
+    [KG_POP_ERF] = "kg_erff($0)",
     [KG_POP_FLOOR] = "kg_floorf($0)",
     [KG_POP_CEIL] = "kg_ceilf($0)",
     [KG_POP_POW] = "kg_powf($0, $1)",
@@ -410,9 +412,9 @@ static void emit_row(lower *l, const char *name) {
     if (each_row_member(l, emit_member) == 0)
         kg_buf_puts(l->out, "    int none;\n");
     kg_buf_printf(l->out,
-                  "};\nKG_FN struct kg_%s_row kg_%s_row(KG_ARGS p, int b, int h, int q) {\n"
-                  "    (void)p, (void)b, (void)h, (void)q;\n",
-                  name, name);
+                  "};\nKG_FN struct kg_%s_row kg_%s_row(KG_ARGS p, int b%s, int q) {\n"
+                  "    (void)p, (void)b%s, (void)q;\n",
+                  name, name, l->epilogue ? "" : ", int h", l->epilogue ? "" : ", (void)h");
     l->in_row = true;
     for (size_t i = 0; i < l->s->n; i++)
         if (!l->varies[i])
@@ -440,6 +442,10 @@ static const char SCORE_HEAD[] =
     "KG_FN float kg_score(KG_ARGS p, struct kg_score_row row, float score, int b, int h, int q,"
     " int kv) {\n"
     "    (void)p, (void)row, (void)score, (void)b, (void)h, (void)q, (void)kv;\n";
+static const char EPILOGUE_HEAD[] =
+    "KG_FN float kg_epilogue(KG_ARGS p, struct kg_epilogue_row row, float score, int b, int q,"
+    " int kv) {\n"
+    "    (void)p, (void)row, (void)score, (void)b, (void)q, (void)kv;\n";
 static const char MASK_HEAD[] =
     "KG_FN int kg_mask(KG_ARGS p, struct kg_mask_row row, int b, int h, int q, int kv) {\n"
     "    (void)p, (void)row, (void)b, (void)h, (void)q, (void)kv;\n";
@@ -602,8 +608,6 @@ static void emit_prelude(const kg_program *p, int target, kg_buf *out) {
                                        : "#define KG_PROGRAMS const struct kg_programs *\n"
                                          "#define KG_ARGS KG_PROGRAMS\n"
                                          "#define KG_P(p, field) ((p)->field)\n");
-    kg_buf_printf(out, "#define KG_HAS_SCORE %d\n#define KG_HAS_MASK %d\n",
-                  kg_program_has(p, "SCORE"), kg_program_has(p, "MASK"));
 }
 
 static const kg_psection IDENTITY = {.result = {.kind = KG_PK_SCORE, .type = KG_PT_F32}};
@@ -617,6 +621,8 @@ int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err
     lower l = {.p = p != NULL ? p : &none, .out = out, .target = target};
     kg_buf_printf(out, "/* Program %s */\n", p != NULL ? p->hash : "none");
     emit_prelude(p, target, out);
+    kg_buf_printf(out, "#define KG_HAS_SCORE %d\n#define KG_HAS_MASK %d\n",
+                  kg_program_has(p, "SCORE"), kg_program_has(p, "MASK"));
     const kg_psection *mask = kg_program_has(p, "MASK") ? &p->mask : &ALWAYS;
     emit_section(&l, kg_program_has(p, "SCORE") ? &p->score : &IDENTITY, "score", SCORE_HEAD);
     if (target == KG_CUDA) {
@@ -626,5 +632,18 @@ int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err
     }
     emit_section(&l, mask, "mask", MASK_HEAD);
     kg_program_range(p, out);
+    return kg_buf_check(out, "a lowered Program", err);
+}
+
+int kg_program_lower_epilogue(const kg_program *p, int target, kg_buf *out, kg_error *err) {
+    if (target != KG_CPU && target != KG_CUDA)
+        return kg_fail(err, KG_EINVAL, "lowering a Program: %d is no target", target);
+    static const kg_program none;
+    bool has = kg_program_has(p, "EPILOGUE");
+    lower l = {.p = has ? p : &none, .out = out, .target = target, .epilogue = true};
+    kg_buf_printf(out, "/* Program %s */\n", has ? p->hash : "none");
+    emit_prelude(has ? p : NULL, target, out);
+    kg_buf_printf(out, "#define KG_HAS_EPILOGUE %d\n", has);
+    emit_section(&l, has ? &p->score : &IDENTITY, "epilogue", EPILOGUE_HEAD);
     return kg_buf_check(out, "a lowered Program", err);
 }

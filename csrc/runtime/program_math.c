@@ -134,6 +134,28 @@ static const char SIGMOIDF[] = "KG_FN float kg_sigmoidf(float x) {\n"
                                "    return (x < 0.0f ? e : 1.0f) / (1.0f + e);\n"
                                "}\n";
 
+/* x (1 + Q(x^2)) up to 1; beyond, 1 - exp(R(|x|)), and from 4 on 1. For both targets. */
+static const char ERFF[] = "KG_FN float kg_erff(float x) {\n"
+                           "    float a = kg_as_f32(kg_as_i32(x) & 0x7fffffff), s = x * x;\n"
+                           "    float q = 0x1.496a30p-14f;\n"
+                           "    q = q * s - 0x1.a3f700p-11f;\n"
+                           "    q = q * s + 0x1.5405b2p-8f;\n"
+                           "    q = q * s - 0x1.b7f90ep-6f;\n"
+                           "    q = q * s + 0x1.ce2cf8p-4f;\n"
+                           "    q = q * s - 0x1.81273ep-2f;\n"
+                           "    q = q * s + 0x1.06eba8p-3f;\n"
+                           "    float t = a > 4.0f ? 4.0f : a;\n"
+                           "    float r = 0x1.b9bfdcp-13f;\n"
+                           "    r = r * t - 0x1.a1b802p-9f;\n"
+                           "    r = r * t + 0x1.75879ep-6f;\n"
+                           "    r = r * t - 0x1.ae8e3cp-4f;\n"
+                           "    r = r * t - 0x1.458bb4p-1f;\n"
+                           "    r = r * t - 0x1.20e412p+0f;\n"
+                           "    float y = 1.0f - kg_expf(r * t);\n"
+                           "    y = kg_as_f32(kg_as_i32(y) | (kg_as_i32(x) & (-2147483647 - 1)));\n"
+                           "    return a > 1.0f ? y : x + x * q;\n"
+                           "}\n";
+
 static const char ROUNDING[] =
     "KG_FN float kg_sqrtf(float x) { return __builtin_sqrtf(x); }\n"
     "KG_FN float kg_rsqrtf(float x) { return 1.0f / __builtin_sqrtf(x); }\n"
@@ -471,7 +493,7 @@ static void emit_trig(bool cuda, kg_buf *out) {
 
 static void emit_cpu_math(uint64_t f, kg_buf *out) {
     bool power = USES(f, POW), sigmoid = USES(f, SIGMOID);
-    bool exponent = USES(f, EXP) || sigmoid;
+    bool exponent = USES(f, EXP) || sigmoid || USES(f, ERF);
     if (exponent || power || USES(f, EXP2))
         kg_buf_puts(out, POW2I);
     if (exponent)
@@ -488,6 +510,8 @@ static void emit_cpu_math(uint64_t f, kg_buf *out) {
         kg_buf_puts(out, LOG2F);
     if (sigmoid)
         kg_buf_puts(out, SIGMOIDF);
+    if (USES(f, ERF))
+        kg_buf_puts(out, ERFF);
     if (power)
         kg_buf_puts(out, POWF);
     if (USES(f, SIN) || USES(f, COS))
@@ -504,6 +528,8 @@ int kg_program_math(const kg_puses *uses, int target, kg_buf *out) {
     if (cuda && uses->f32 != 0) {
         kg_buf_puts(out, CUDA_ROUGH);
         kg_buf_puts(out, CUDA_MATH);
+        if (USES(uses->f32, ERF))
+            kg_buf_puts(out, ERFF);
         if (USES(uses->f32, SIN) || USES(uses->f32, COS))
             emit_trig(true, out);
     }

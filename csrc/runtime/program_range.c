@@ -319,6 +319,7 @@ static const char *const F32_RANGE[KG_POP_COUNT] = {
     [KG_POP_SIN] = "kg_fr_turn($0)",
     [KG_POP_COS] = "kg_fr_turn($0)",
     [KG_POP_SIGMOID] = RISING("kg_sigmoidf"),
+    [KG_POP_ERF] = RISING("kg_erff"),
     [KG_POP_FLOOR] = "kg_fr_floor($0)",
     [KG_POP_CEIL] = "kg_fr_ceil($0)",
     [KG_POP_POW] = "kg_fr_any()",

@@ -47,6 +47,19 @@ static const struct {
      4,
      1,
      {KG_ARG_TENSOR, KG_ARG_INT_LIST, KG_ARG_TENSOR_OPT, KG_ARG_FLOAT_OPT}},
+    {"linear",
+     "linear(Tensor input, Tensor weight, Tensor? bias, Tensor[] captured, float[] scalars, str "
+     "program) -> Tensor",
+     6,
+     1,
+     {KG_ARG_TENSOR, KG_ARG_TENSOR, KG_ARG_TENSOR_OPT, KG_ARG_TENSOR_LIST, KG_ARG_FLOAT_LIST,
+      KG_ARG_STR}},
+    {"matmul",
+     "matmul(Tensor input, Tensor other, Tensor[] captured, float[] scalars, str program) -> "
+     "Tensor",
+     5,
+     1,
+     {KG_ARG_TENSOR, KG_ARG_TENSOR, KG_ARG_TENSOR_LIST, KG_ARG_FLOAT_LIST, KG_ARG_STR}},
 };
 
 static pthread_mutex_t ops_lock = PTHREAD_MUTEX_INITIALIZER;

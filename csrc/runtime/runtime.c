@@ -222,11 +222,16 @@ static int copy_from_device(void *ctx, void *to, const void *from, size_t n, kg_
 }
 
 static int sample(const kg_class *c, const kg_call *call, const kg_tensor *outs, kg_error *err) {
+    const kg_op *op = c->block->op;
+    bool here = kg_launcher_of(call->device)->read == NULL;
+    bool attention = strcmp(op->name, "attention") == 0;
     void *ctx;
     memcpy(&ctx, &call, sizeof(ctx));
-    return kg_launcher_of(call->device)->read == NULL
-               ? kg_sample_attention(c->block->op, call, outs, err)
-               : kg_sample_attention_device(c->block->op, call, outs, copy_from_device, ctx, err);
+    if (here)
+        return attention ? kg_sample_attention(op, call, outs, err)
+                         : kg_sample_product(op, call, outs, err);
+    return attention ? kg_sample_attention_device(op, call, outs, copy_from_device, ctx, err)
+                     : kg_sample_product_device(op, call, outs, copy_from_device, ctx, err);
 }
 
 /* The first call with a Program that the Kernel was not judged on. A wrong result never leaves. */

@@ -2,7 +2,7 @@
  * double precision one by one, with the Program interpreted. It samples ends and middles of the
  * rows, where tiles begin and end, and is no judge: it finds a Program that was lowered or applied
  * wrongly, not the last bits. */
-#include "runtime/sample.h"
+#include "runtime/sample_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@
 
 enum { QUERY, KEY, VALUE, SCALE = 6, GQA = 7 };
 enum { OUTPUT, LSE };
-enum { MAX_COPIED = 512 << 20, FEWEST_ROWS = 4 };
+enum { FEWEST_ROWS = 4 };
 
 typedef struct rows {
     const kg_op *op;
@@ -32,7 +32,7 @@ static double half_bits(uint16_t h) {
     return (h & 0x8000) != 0 ? -m : m;
 }
 
-static double load(const kg_tensor *t, int64_t at) {
+double kg_sample_load(const kg_tensor *t, int64_t at) {
     const char *p = (const char *)t->data + at * (int64_t)kg_dtype_size(t->dtype);
     uint32_t wide;
     uint16_t half;
@@ -65,7 +65,8 @@ static int score(const rows *r, int64_t b, int64_t h, int64_t q, int64_t kv, dou
     bool keep = true;
     int rc = KG_OK;
     for (int64_t d = 0; d < r->q->size[3]; d++)
-        dot += load(r->q, from + d * r->q->stride[3]) * load(r->k, to + d * r->k->stride[3]);
+        dot += kg_sample_load(r->q, from + d * r->q->stride[3]) *
+               kg_sample_load(r->k, to + d * r->k->stride[3]);
     *out = dot * r->scale;
     if (p != NULL && kg_program_has(p, "SCORE"))
         rc = kg_program_score(p, r->call, *out, b, h, q, kv, out, err);
@@ -105,11 +106,11 @@ static double row_error(const rows *r, int64_t b, int64_t h, int64_t q) {
     for (int64_t d = 0; d < r->v->size[3]; d++) {
         double want = 0, size = 0;
         for (int64_t kv = 0; kv < r->k->size[2]; kv++) {
-            double x = load(r->v, place(r->v, b, h / r->group, kv) + d * r->v->stride[3]);
+            double x = kg_sample_load(r->v, place(r->v, b, h / r->group, kv) + d * r->v->stride[3]);
             want += r->weights[kv] != 0 ? r->weights[kv] * x : 0;
             size += r->weights[kv] != 0 ? fabs(r->weights[kv] * x) : 0;
         }
-        double got = load(out, place(out, b, h, q) + d * out->stride[3]);
+        double got = kg_sample_load(out, place(out, b, h, q) + d * out->stride[3]);
         if (isnan(want) && isnan(got))
             continue;
         error += (got - want) * (got - want);
@@ -131,7 +132,7 @@ static int check_row(const rows *r, int64_t b, int64_t h, int64_t q, kg_error *e
                        (long long)b, (long long)h, (long long)q, error, r->tolerance);
     if (out->data == NULL)
         return KG_OK;
-    double got = load(out, b * out->stride[0] + h * out->stride[1] + q * out->stride[2]);
+    double got = kg_sample_load(out, b * out->stride[0] + h * out->stride[1] + q * out->stride[2]);
     if (got == lse || (isnan(got) && isnan(lse)) ||
         fabs(got - lse) <= r->tolerance * (1 + fabs(lse)))
         return KG_OK;
@@ -139,9 +140,7 @@ static int check_row(const rows *r, int64_t b, int64_t h, int64_t q, kg_error *e
                    (long long)b, (long long)h, (long long)q, got, lse);
 }
 
-/* Row i of n samples over total rows: both ends, and between them steps that share no factor with
- * tile sizes. */
-static int64_t pick(int64_t i, int64_t n, int64_t total) {
+int64_t kg_sample_pick(int64_t i, int64_t n, int64_t total) {
     if (total <= n)
         return i;
     if (i < 2 || i >= n - 2)
@@ -162,7 +161,7 @@ static int64_t total_rows(const rows *r) {
 
 /* Row i of n as batch, head and position. */
 static void row_at(const rows *r, int64_t i, int64_t n, int64_t *b, int64_t *h, int64_t *q) {
-    int64_t heads = r->q->size[1], length = r->q->size[2], at = pick(i, n, total_rows(r));
+    int64_t heads = r->q->size[1], length = r->q->size[2], at = kg_sample_pick(i, n, total_rows(r));
     *b = at / (heads * length);
     *h = at / length % heads;
     *q = at % length;
@@ -209,47 +208,41 @@ int kg_sample_attention(const kg_op *op, const kg_call *call, const kg_tensor *o
 
 /* ---- tensors of a device ---- */
 
-/* A mirror is address space as large as the tensor; pages come with what is copied. */
-typedef struct mirror {
-    const kg_tensor *of;
-    size_t bytes; /* mapped; 0: none */
-    kg_tensor view;
-} mirror;
-
 typedef struct device_sample {
     kg_sample_copy copy;
     void *ctx;
-    mirror q, k, v, out, lse, captured[KG_MAX_CAPTURED];
+    kg_mirror q, k, v, out, lse, captured[KG_MAX_CAPTURED];
 } device_sample;
 
-static size_t extent(const kg_tensor *t) {
+size_t kg_mirror_extent(const kg_tensor *t) {
     int64_t last = 0;
     for (int32_t i = 0; i < t->ndim; i++)
         last += t->size[i] > 0 ? (t->size[i] - 1) * t->stride[i] : 0;
     return (size_t)(last + 1) * kg_dtype_size(t->dtype);
 }
 
-static int mirror_open(mirror *m, const kg_tensor *t, kg_error *err) {
-    size_t bytes = extent(t);
+int kg_mirror_open(kg_mirror *m, const kg_tensor *t, kg_error *err) {
+    size_t bytes = kg_mirror_extent(t);
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                    -1, 0);
     if (p == MAP_FAILED)
         return kg_fail(err, KG_ENOMEM, "no address space for a copy of %zu bytes", bytes);
-    *m = (mirror){.of = t, .bytes = bytes, .view = *t};
+    *m = (kg_mirror){.of = t, .bytes = bytes, .view = *t};
     m->view.data = p;
     return KG_OK;
 }
 
-static void mirror_close(mirror *m) {
+void kg_mirror_close(kg_mirror *m) {
     if (m->bytes > 0)
         munmap(m->view.data, m->bytes);
     m->bytes = 0;
 }
 
-static int mirror_fetch(device_sample *s, mirror *m, int64_t first, int64_t last, kg_error *err) {
+int kg_mirror_fetch(kg_mirror *m, kg_sample_copy copy, void *ctx, int64_t first, int64_t last,
+                    kg_error *err) {
     size_t item = kg_dtype_size(m->of->dtype);
     size_t at = (size_t)first * item, n = (size_t)(last - first + 1) * item;
-    return s->copy(s->ctx, (char *)m->view.data + at, (const char *)m->of->data + at, n, err);
+    return copy(ctx, (char *)m->view.data + at, (const char *)m->of->data + at, n, err);
 }
 
 /* Elements from the first to the last of a head's rows [0, n) of t. */
@@ -257,14 +250,16 @@ static int64_t head_span(const kg_tensor *t, int64_t n) {
     return (n - 1) * t->stride[2] + (t->size[3] - 1) * t->stride[3];
 }
 
-static int fetch_head(device_sample *s, mirror *m, int64_t b, int64_t h, kg_error *err) {
+static int fetch_head(device_sample *s, kg_mirror *m, int64_t b, int64_t h, kg_error *err) {
     int64_t first = place(m->of, b, h, 0);
-    return mirror_fetch(s, m, first, first + head_span(m->of, m->of->size[2]), err);
+    return kg_mirror_fetch(m, s->copy, s->ctx, first, first + head_span(m->of, m->of->size[2]),
+                           err);
 }
 
-static int fetch_row(device_sample *s, mirror *m, int64_t b, int64_t h, int64_t q, kg_error *err) {
+static int fetch_row(device_sample *s, kg_mirror *m, int64_t b, int64_t h, int64_t q,
+                     kg_error *err) {
     int64_t first = place(m->of, b, h, q);
-    return mirror_fetch(s, m, first, first + head_span(m->of, 1), err);
+    return kg_mirror_fetch(m, s->copy, s->ctx, first, first + head_span(m->of, 1), err);
 }
 
 static int fetch(device_sample *s, const rows *r, int64_t n, kg_error *err) {
@@ -285,25 +280,25 @@ static int fetch(device_sample *s, const rows *r, int64_t n, kg_error *err) {
             rc = fetch_row(s, &s->out, b, h, q, err);
         if (rc == KG_OK && s->lse.bytes > 0) {
             int64_t at = place(s->lse.of, b, h, q);
-            rc = mirror_fetch(s, &s->lse, at, at, err);
+            rc = kg_mirror_fetch(&s->lse, s->copy, s->ctx, at, at, err);
         }
     }
     return rc;
 }
 
 static int open_mirrors(device_sample *s, const rows *r, kg_error *err) {
-    int rc = mirror_open(&s->q, r->q, err);
+    int rc = kg_mirror_open(&s->q, r->q, err);
     if (rc == KG_OK)
-        rc = mirror_open(&s->k, r->k, err);
+        rc = kg_mirror_open(&s->k, r->k, err);
     if (rc == KG_OK)
-        rc = mirror_open(&s->v, r->v, err);
+        rc = kg_mirror_open(&s->v, r->v, err);
     if (rc == KG_OK)
-        rc = mirror_open(&s->out, &r->outs[OUTPUT], err);
+        rc = kg_mirror_open(&s->out, &r->outs[OUTPUT], err);
     if (rc == KG_OK && r->outs[LSE].data != NULL)
-        rc = mirror_open(&s->lse, &r->outs[LSE], err);
+        rc = kg_mirror_open(&s->lse, &r->outs[LSE], err);
     for (size_t i = 0; rc == KG_OK && i < r->call->ncaptured; i++) {
-        mirror *m = &s->captured[i];
-        rc = mirror_open(m, &r->call->captured[i], err);
+        kg_mirror *m = &s->captured[i];
+        rc = kg_mirror_open(m, &r->call->captured[i], err);
         if (rc == KG_OK)
             rc = s->copy(s->ctx, m->view.data, m->of->data, m->bytes, err);
     }
@@ -311,11 +306,11 @@ static int open_mirrors(device_sample *s, const rows *r, kg_error *err) {
 }
 
 static void close_mirrors(device_sample *s) {
-    mirror *const all[] = {&s->q, &s->k, &s->v, &s->out, &s->lse};
+    kg_mirror *const all[] = {&s->q, &s->k, &s->v, &s->out, &s->lse};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-        mirror_close(all[i]);
+        kg_mirror_close(all[i]);
     for (size_t i = 0; i < KG_MAX_CAPTURED; i++)
-        mirror_close(&s->captured[i]);
+        kg_mirror_close(&s->captured[i]);
 }
 
 /* Rows whose keys and values, each in a head of its own at worst, stay within the limit. */
@@ -323,8 +318,8 @@ static int affordable_rows(const rows *r, int64_t *n, kg_error *err) {
     size_t item = kg_dtype_size(r->k->dtype), fixed = 0;
     size_t head = (size_t)(head_span(r->k, r->k->size[2]) + head_span(r->v, r->v->size[2])) * item;
     for (size_t i = 0; i < r->call->ncaptured; i++)
-        fixed += extent(&r->call->captured[i]);
-    size_t left = fixed < MAX_COPIED ? MAX_COPIED - fixed : 0;
+        fixed += kg_mirror_extent(&r->call->captured[i]);
+    size_t left = fixed < KG_SAMPLE_COPIED ? KG_SAMPLE_COPIED - fixed : 0;
     int64_t total = total_rows(r), fit = (int64_t)(left / (head > 0 ? head : 1));
     *n = total < KG_SAMPLE_ROWS ? total : KG_SAMPLE_ROWS;
     *n = fit < *n ? fit : *n;
@@ -332,7 +327,7 @@ static int affordable_rows(const rows *r, int64_t *n, kg_error *err) {
         return KG_OK;
     return kg_fail(err, KG_EUNSUPPORTED,
                    "the rows to compare would take more than %zu MiB of copies",
-                   (size_t)MAX_COPIED >> 20);
+                   (size_t)KG_SAMPLE_COPIED >> 20);
 }
 
 int kg_sample_attention_device(const kg_op *op, const kg_call *call, const kg_tensor *outs,

@@ -1,5 +1,4 @@
-/* The check of an instantiated Program: attention's outputs against an fp64 reference of some query
- * rows alone. */
+/* The check of an instantiated Program: outputs against an fp64 reference of some rows alone. */
 #ifndef KG_RUNTIME_SAMPLE_H
 #define KG_RUNTIME_SAMPLE_H
 
@@ -17,5 +16,10 @@ int kg_sample_attention(const kg_op *op, const kg_call *call, const kg_tensor *o
 typedef int (*kg_sample_copy)(void *ctx, void *to, const void *from, size_t n, kg_error *err);
 int kg_sample_attention_device(const kg_op *op, const kg_call *call, const kg_tensor *outs,
                                kg_sample_copy copy, void *ctx, kg_error *err);
+
+/* The same of linear and matmul, in some columns of the rows. */
+int kg_sample_product(const kg_op *op, const kg_call *call, const kg_tensor *out, kg_error *err);
+int kg_sample_product_device(const kg_op *op, const kg_call *call, const kg_tensor *out,
+                             kg_sample_copy copy, void *ctx, kg_error *err);
 
 #endif

@@ -14,8 +14,9 @@
 #define ALIGN_CPU_OUTPUT 64
 #define ALIGN_CUDA_OUTPUT 256
 
-const char *const kg_constant_names[] = {"NUM_SMS", "MAX_SHARED", "NUM_THREADS", "ARCH",
-                                         "HAS_AMX", "HAS_SCORE",  "HAS_MASK",    NULL};
+const char *const kg_constant_names[] = {"NUM_SMS",  "MAX_SHARED",   "NUM_THREADS",
+                                         "ARCH",     "HAS_AMX",      "HAS_SCORE",
+                                         "HAS_MASK", "HAS_EPILOGUE", NULL};
 
 static bool same(const char *a, const char *b) {
     return strcmp(a, b) == 0;
@@ -36,9 +37,11 @@ static bool constant(const kg_scope *s, const char *name, int64_t *out) {
     else if (same(name, "HAS_AMX"))
         *out = c->has_amx;
     else if (same(name, "HAS_SCORE"))
-        *out = s->call->program != NULL && kg_program_has(s->call->program, "SCORE");
+        *out = kg_program_has(s->call->program, "SCORE");
     else if (same(name, "HAS_MASK"))
-        *out = s->call->program != NULL && kg_program_has(s->call->program, "MASK");
+        *out = kg_program_has(s->call->program, "MASK");
+    else if (same(name, "HAS_EPILOGUE"))
+        *out = kg_program_has(s->call->program, "EPILOGUE");
     else
         return false;
     return true;

@@ -16,7 +16,8 @@ int kg_shim_impl(const char *key, const char *name, kg_torch_boxed fn, kg_error 
 /* The canonical ops; each once. */
 int kg_shim_softmax(kg_error *err);
 int kg_shim_attention(kg_error *err);
-int kg_shim_norm(kg_error *err); /* layer_norm and rms_norm */
+int kg_shim_norm(kg_error *err);   /* layer_norm and rms_norm */
+int kg_shim_linear(kg_error *err); /* linear and matmul */
 
 /* What the kernel of kgen::_softmax does, without its stack: input stays the caller's, *out is a
  * new AtenTensorHandle. */

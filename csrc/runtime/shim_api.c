@@ -107,6 +107,8 @@ int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err
             rc = kg_shim_attention(&e);
         if (rc == KG_OK)
             rc = kg_shim_norm(&e);
+        if (rc == KG_OK)
+            rc = kg_shim_linear(&e);
         started = rc == KG_OK;
     }
     pthread_mutex_unlock(&lock);

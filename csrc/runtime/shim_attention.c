@@ -295,6 +295,8 @@ static int mod_serve(mod_call *m, void *out[KG_MAX_OUTPUTS], kg_error *err) {
     int rc = mod_captured(m, err);
     if (rc == KG_OK && m->text_size > 0) {
         rc = kg_rt_program(m->text, m->text_size, &c->program, err);
+        if (rc == KG_OK && kg_program_has(c->program, "EPILOGUE"))
+            rc = kg_fail(err, KG_EINVAL, "attention_mod: the program is an epilogue");
         if (rc == KG_OK)
             rc = kg_program_check(c->program, c, err);
         c->args[PROGRAM].present = true;

@@ -260,6 +260,16 @@ static bool takes_halves(const source *s) {
     return false;
 }
 
+/* What the holes call. */
+static int put_programs(const source *s, kg_error *err) {
+    const kg_plan *p = s->p;
+    if (p->nholes == 0)
+        return KG_OK;
+    return strcmp(p->holes[0], "EPILOGUE") == 0
+               ? kg_program_lower_epilogue(s->call->program, p->target, s->out, err)
+               : kg_program_lower(s->call->program, p->target, s->out, err);
+}
+
 int kg_source_build(const kg_plan *p, const kg_op *op, const kg_tuning *t, const kg_call *call,
                     const kg_dims *exact, const char *text, size_t n, const char *name, kg_buf *out,
                     kg_error *err) {
@@ -273,7 +283,7 @@ int kg_source_build(const kg_plan *p, const kg_op *op, const kg_tuning *t, const
     if (p->target == KG_CUDA && p->nholes > 0 && takes_halves(&s))
         kg_buf_puts(out, "#define KG_ROUGH 1\n");
     /* Before the tunables: their macros must not reach kgen's own code. */
-    if (p->nholes > 0 && (rc = kg_program_lower(call->program, p->target, out, err)) < 0)
+    if ((rc = put_programs(&s, err)) < 0)
         return rc;
     put_types(&s);
     rc = put_numbers(&s, t, exact, err);

@@ -54,6 +54,8 @@ typedef void (*kg_torch_range)(int64_t, int64_t, void *);
     X(1, AOTITorchError, torch_get_mutable_data_ptr, (AtenTensorHandle, void **))                  \
     X(1, AOTITorchError, aoti_torch_empty_strided,                                                 \
       (int64_t, const int64_t *, const int64_t *, int32_t, int32_t, int32_t, AtenTensorHandle *))  \
+    X(1, AOTITorchError, aoti_torch__reinterpret_tensor,                                           \
+      (AtenTensorHandle, int64_t, const int64_t *, const int64_t *, int64_t, AtenTensorHandle *))  \
     X(1, int32_t, aoti_torch_dtype_float32, (void))                                                \
     X(1, int32_t, aoti_torch_dtype_float64, (void))                                                \
     X(1, int32_t, aoti_torch_dtype_float16, (void))                                                \

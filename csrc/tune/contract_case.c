@@ -269,7 +269,8 @@ static int read_program(reader *r, const kg_json *root) {
         rc = kg_need(j, "program", "text", &text, r->err);
     if (rc == KG_OK)
         rc = kg_json_str(text, "program.text", &s, r->err);
-    if (rc == KG_OK && (rc = kg_program_parse(s, strlen(s), &r->c->program, r->err)) < 0)
+    if (rc == KG_OK && ((rc = kg_program_parse(s, strlen(s), &r->c->program, r->err)) < 0 ||
+                        (rc = kg_program_fits(r->c->program, r->op, r->err)) < 0))
         kg_fail_prefix(r->err, rc, "program.text");
     if (rc == KG_OK)
         rc = read_captured(r, j);

@@ -389,9 +389,10 @@ static int read_holes(kg_op *op, const kg_json *j, kg_error *err) {
         if (rc < 0)
             break;
         const char *hole = op->holes[op->nholes++];
-        if (strcmp(hole, "SCORE") != 0 && strcmp(hole, "MASK") != 0)
-            return kg_fail(err, KG_EFORMAT, "%s is \"%.40s\"; holes are SCORE and MASK", at.text,
-                           hole);
+        if (strcmp(hole, "SCORE") != 0 && strcmp(hole, "MASK") != 0 &&
+            strcmp(hole, "EPILOGUE") != 0)
+            return kg_fail(err, KG_EFORMAT, "%s is \"%.40s\"; holes are SCORE, MASK and EPILOGUE",
+                           at.text, hole);
         if (i == 1 && strcmp(hole, op->holes[0]) == 0)
             return kg_fail(err, KG_EFORMAT, "%s names %s twice", at.text, hole);
     }

@@ -62,6 +62,13 @@ size_t kg_prompt_tokens(size_t bytes) {
 
 /* --- reading --- */
 
+/* The text on the functions that holes call; NULL for an Op without any. */
+static const char *holes_of(const kg_op *op) {
+    if (op->nholes == 0)
+        return NULL;
+    return strcmp(op->holes[0], "EPILOGUE") == 0 ? "epilogue.md" : "holes.md";
+}
+
 /* Appends a file; one that may be absent is no error then. */
 static int read_into(const char *dir, const char *name, bool needed, kg_buf *out, kg_error *err) {
     char *path = kg_path_join(dir, name);
@@ -74,7 +81,7 @@ static int read_into(const char *dir, const char *name, bool needed, kg_buf *out
 
 static int read_system(kg_prompt *p, const kg_prompt_task *t, kg_error *err) {
     const char *names[] = {"role.md", "plan.md", t->target == KG_CUDA ? "cuda.md" : "cpu.md",
-                           t->op->nholes ? "holes.md" : NULL, "answer.md"};
+                           holes_of(t->op), "answer.md"};
     int rc = KG_OK;
     for (size_t i = 0; !rc && i < sizeof names / sizeof *names; i++) {
         if (!names[i])

@@ -308,11 +308,21 @@ def _outputs(found: Any) -> list[Tensor]:
     return list(found) if isinstance(found, (tuple, list)) else [found]
 
 
+def _product(call: dict[str, Any], inputs: list[Tensor]) -> Tensor:
+    from . import products
+
+    *operands, captured, scalars, _ = _restore(call["args"], inputs)
+    plain = products.linear_with if call["op"] == "linear" else products.matmul_with
+    return plain(*operands, captured, scalars, call["program"])
+
+
 def serve(call: dict[str, Any], inputs: list[Tensor]) -> list[Tensor]:
     """A fallback under way: the op's outputs, none of which may be an input."""
     if call["op"] == "attention":
         query, key, value, captured, scalars, _, scale, gqa = _restore(call["args"], inputs)
         return list(attention(query, key, value, captured, scalars, call["program"], scale, bool(gqa)))
+    if call["op"] in ("linear", "matmul"):
+        return [_product(call, inputs)]
     found = _outputs(_reference_for(call["op"], inputs)(*_restore(call["args"], inputs)))
     return [t.clone() if any(t is i for i in inputs) else t for t in found]
 

@@ -99,6 +99,24 @@ def _norm(case: dict[str, Any]) -> list[Baseline]:
     return [Baseline("eager", lambda: of(call)), *_compiled(case, lambda mode: of(_fresh_compile(call, mode)))]
 
 
+def _product(case: dict[str, Any]) -> list[Baseline]:
+    """F.linear or torch.matmul, and behind it the Program in torch's operations."""
+    from .products import INDEX, epilogue_of
+
+    program_, function = case.get("program"), F.linear if case["op"] == "linear" else torch.matmul
+    names, scalars = list(case["args"]), tuple(program_["scalars"]) if program_ else ()
+    after = epilogue_of(program_["text"], INDEX[case["op"]]) if program_ else None
+
+    def call(operands: Sequence[Tensor | None], captured: Sequence[Tensor]) -> Tensor:
+        y = function(*operands)
+        return y if after is None else after(y, captured, scalars)
+
+    def of(f: Callable[..., Tensor]) -> Callable[[Inputs], Outputs]:
+        return lambda x: (f([x.args[n] for n in names], list(x.captured)),)
+
+    return [Baseline("eager", lambda: of(call)), *_compiled(case, lambda mode: of(_fresh_compile(call, mode)))]
+
+
 @dataclass(frozen=True)
 class Attention:
     """The attributes of an attention Case. score = query key^T * scale, then the Program."""
@@ -355,6 +373,8 @@ def of(
         return _softmax(case)
     if case["op"] in ("layer_norm", "rms_norm"):
         return _norm(case)
+    if case["op"] in ("linear", "matmul"):
+        return _product(case)
     if case["op"] == "attention":
         return _attention(case)
     if reference is None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .compare import ANY
+from .distributions import PRODUCTS
 
 if TYPE_CHECKING:
     from .reference import Drawn, Reference
@@ -47,7 +48,7 @@ def settle(
 ) -> tuple[Tensors, tuple[tuple[float, float], ...]]:
     """The oracle with ANY where rounding decides, and the slack of each output by norm and by its worst element."""
     if not reference.reduction:
-        return outputs, _chain_slack(drawn, len(outputs))
+        return outputs, _chain_slack(reference.task.op, drawn, len(outputs))
     floats = [x for x in drawn.args.values() if isinstance(x, torch.Tensor) and x.dtype.is_floating_point]
     size = sum(x.numel() for x in floats) + sum(o.numel() for o in outputs)
     none = tuple((0.0, 0.0) for _ in outputs)
@@ -91,10 +92,12 @@ def _apart(reference: Reference, drawn: Drawn, outputs: Tensors, roundings: floa
     return found
 
 
-def _chain_slack(drawn: Drawn, outputs: int) -> tuple[tuple[float, float], ...]:
-    """Of softmax and attention: their rows of weights are sums of equal terms when the inputs are all alike. The other
-    canonical Ops have none."""
+def _chain_slack(op: str, drawn: Drawn, outputs: int) -> tuple[tuple[float, float], ...]:
+    """Of softmax and attention: their rows of weights are sums of equal terms when the inputs are all alike, as those of a
+    product are. The norms have none."""
     x, key, dim = drawn.args.get("input"), drawn.args.get("key"), drawn.args.get("dim")
+    if op in PRODUCTS:
+        dim = -1
     summed = key if dim is None else x
     if not drawn.repeats or not isinstance(summed, torch.Tensor):
         return tuple((0.0, 0.0) for _ in range(outputs))

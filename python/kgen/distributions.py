@@ -18,7 +18,9 @@ DISTRIBUTIONS = ("captured", "normal", "uniform", "offset", "heavy", "tiny", "on
 # only some Cases have any.
 SHUFFLED = "shuffled"
 # What is for canonical Ops alone, whose contract says what comes of -inf, +inf and NaN: what torch gives.
-SPECIAL = {"softmax": ("masked", "specials")}
+# Of products: inputs whose large elements meet weights of zero, so that the small ones alone are felt.
+PRODUCTS = ("linear", "matmul")
+SPECIAL = {"softmax": ("masked", "specials"), **dict.fromkeys(PRODUCTS, ("shadowed", "specials"))}
 # Those whose oracle may hold NaN and Inf; torch must have them in the same places.
 NONFINITE = ("specials",)
 ALL = (*DISTRIBUTIONS, *dict.fromkeys(n for names in SPECIAL.values() for n in names))
@@ -31,6 +33,22 @@ STEEP, GENTLE = 100.0, 1.5
 def names_for(op: str) -> tuple[str, ...]:
     """The distributions that Candidates of an Op are judged on, the captured one first."""
     return DISTRIBUTIONS + SPECIAL.get(op, ())
+
+
+def of_argument(op: str, name: str, distribution: str) -> str:
+    """The distribution of one argument. NaN and infinities in one factor of a product leave something to compare."""
+    apart = op in PRODUCTS and (distribution == "shadowed" or (distribution in NONFINITE and name != "input"))
+    return "normal" if apart else distribution
+
+
+def shadow(x: Tensor, name: str) -> None:
+    """In place: every seventh element along the summed dim is huge in the input and zero in what it meets. A scheme that
+    scales a row by its largest element loses all others, and they are all that the result is made of."""
+    if name not in ("input", "weight", "other") or x.ndim < 2:
+        return
+    along = x if name == "other" else x.mT
+    part = along[..., 3::7, :]
+    part.mul_(min(1e18, torch.finfo(x.dtype).max / 8) if name == "input" else 0.0)
 
 
 def floats(

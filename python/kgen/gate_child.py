@@ -43,6 +43,13 @@ def served(case: dict[str, Any], names: list[str]) -> Call:
         call, shape, eps = getattr(torch.ops.kgen, op), list(args["normalized_shape"]), args["eps"]
         affine = ("weight", "bias")[: 2 if op == "layer_norm" else 1]
         return lambda x: (call(x.args["input"], shape, *(x.args[n] for n in affine), eps),)
+    if op in ("linear", "matmul"):
+        operands, p = list(args), case.get("program")
+        if p is None:
+            plain = getattr(torch.ops.kgen, op)
+            return lambda x: (plain(*(x.args[n] for n in operands)),)
+        mod, its = getattr(torch.ops.kgen, f"{op}_mod"), [float(s) for s in p["scalars"]]
+        return lambda x: (mod(*(x.args[n] for n in operands), list(x.captured), its, p["text"]),)
     if op == "attention":
         a = baselines.Attention.of(case)
         extra = {"scale": a.scale, "enable_gqa": a.enable_gqa}

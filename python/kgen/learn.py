@@ -63,7 +63,8 @@ class PatchReport:
             lines.append(
                 "kgen.patch: the model is looked at when it is first called"
                 if self.lazy
-                else "kgen.patch: found nothing to replace: no attention, softmax, layer_norm or rms_norm in the model's graph"
+                else "kgen.patch: found nothing to replace: no attention, softmax, layer_norm, rms_norm or product with an "
+                "epilogue in the model's graph"
             )
         return "\n".join(lines)
 
@@ -125,12 +126,31 @@ class Learner:
             found = recognise.find(unit.graph)
             for miss in found.misses:
                 self.report.left.append(NotReplaced(targets.join(unit.path, miss.path), miss.op, miss.reason))
-            for match in found.matches:
+            for match in self._worth(unit, found.matches):
                 wanted.setdefault(targets.join(unit.path, match.path), set()).add(match.op)
         for path, reason in failed:
             if not any(not path or p == path or p.startswith(path + ".") for p in wanted):
                 self.report.left.append(NotReplaced(path, "everything", reason))
         return wanted
+
+    def _worth(self, unit: targets.Unit, matches: list[Match]) -> list[Match]:
+        """All but the products that no Kernel serves. They stay torch's also with `fallback`, where they would only be slower;
+        most of a model's products are such, and each would cost an export to find out."""
+        products = [m for m in matches if m.op in recognise.PRODUCTS]
+        if not products:
+            return matches
+        values = targets.record(self.capture, unit, products)
+        left, known = set(), dict[str, tuple[str, bool]]()
+        for match in products:
+            key = targets.subgraph_key(rewrite.original(match)[0], match)
+            if key not in known:
+                known[key] = served(match, values)
+            by, kernel = known[key]
+            if not kernel:
+                left.add(match)
+                reason = f"no Kernel serves it ({by})"
+                self.report.left.append(NotReplaced(targets.join(unit.path, match.path), match.op, reason))
+        return [m for m in matches if m not in left]
 
     def _prefetch(self, waiting: list[str]) -> list[str]:
         """Takes the inputs of the next parts from one run of the model; returns the paths after those."""
@@ -217,7 +237,8 @@ class Learner:
         found = recognise.find(graph)
         reasons = [m.reason for m in found.misses]
         accepted = self._accepted(unit, found.matches, reasons)
-        if not ops <= {m.op for m, _ in accepted}:
+        got = {m.op for m, _ in accepted}
+        if not ops - set(recognise.PRODUCTS) <= got or not got:
             raise NotATarget(reasons[0] if reasons else "its own graph shows nothing to replace")
         matches = [m for m, _ in accepted]
         assumed = {n for m in matches if isinstance(m.detail, Attention) for n in m.detail.assumed}
@@ -244,7 +265,7 @@ class Learner:
 
     def _check(self, match: Match, values: dict[fx.Node, Any]) -> tuple[str | None, str]:
         by, kernel = served(match, values)
-        if not kernel and not self.fallback:
+        if not kernel and (not self.fallback or match.op in recognise.PRODUCTS):
             return f"no Kernel serves it ({by})", by
         return targets.check(match, values), by
 

@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from . import devices
+from .distributions import PRODUCTS
 from .graphs import bind, op_name
 from .program import parse
 
@@ -155,6 +156,8 @@ def of(reference: Reference) -> Iterator[Mutant]:
         yield from _of_graph(reference)
     elif reference.task.op == "attention":
         yield from _of_attention(reference)
+    elif reference.task.op in PRODUCTS:
+        yield from _of_product(reference)
     elif reference.task.op == "softmax":
         yield Mutant("softmax without the last element of a row", lambda d: _short_softmax(reference, d))
 
@@ -183,6 +186,51 @@ def _of_attention(reference: Reference) -> Iterator[Mutant]:
     for section in ("score", "mask"):
         if any(getattr(parse(t), section) is not None for t in texts):
             yield Mutant(f"attention without the Program's {section}", without(section))
+
+
+def _of_product(reference: Reference) -> Iterator[Mutant]:
+    op, cases = reference.task.op, reference.task.cases
+
+    def shorter(d: Drawn) -> Tensors:
+        return reference.wide(replace(d, args={**d.args, "input": _without_last(d.args["input"], -1)}))[0]
+
+    yield Mutant(f"{op} without the last element of its sum", shorter)
+    if any(c["args"].get("bias") is not None for c in cases):
+        yield Mutant(f"{op} without the bias", lambda d: reference.wide(replace(d, args={**d.args, "bias": None}))[0])
+    for part in dict.fromkeys(line for c in cases if c.get("program") for line in _terms(c["program"]["text"])):
+        yield Mutant(f"{op} without the epilogue's {part}", lambda d, part=part: reference.wide(_less(d, part))[0])
+    if any(c.get("program") for c in cases):
+        yield Mutant(f"{op} without the epilogue", lambda d: reference.wide(replace(d, program=None))[0])
+
+
+def _terms(program: str) -> list[str]:
+    """The lines of an epilogue that map one float to another."""
+    lines = [line for line in program.splitlines() if line.startswith("%")]
+    return [line for line in lines if " float32 " in line and line.split()[2] not in ("load", "cast", "where")]
+
+
+def _less(d: Drawn, line: str) -> Drawn:
+    """A value of the epilogue is its own first operand; a Program that has no such line has no such mutant."""
+    text = d.program or ""
+    if f"{line}\n" not in text:
+        raise ValueError("no such term")
+    name, _, _, _, first, *_ = line.split()
+    kept = "\n".join(x for x in text.splitlines() if x != line) + "\n"
+    return replace(d, program=_renamed(kept, name, first))
+
+
+def _renamed(program: str, name: str, by: str) -> str:
+    """The Program with an operand in place of a value that is gone; later values move up by one."""
+    gone, made = int(name[1:]), []
+
+    def moved(word: str) -> str:
+        if not (word.startswith("%") and word[1:].isdigit()):
+            return word
+        return by if word == name else f"%{int(word[1:]) - (int(word[1:]) > gone)}"
+
+    for line in program.splitlines():
+        made.append(" ".join(moved(w) for w in line.split(" ")))
+    return "\n".join(made) + "\n"
 
 
 def _without_section(program: str | None, section: str) -> str | None:

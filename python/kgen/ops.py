@@ -30,6 +30,8 @@ _ATTENTION = ("attention", "_attention", "_attention_train", "_attention_backwar
 _PROGRAM = ("attention_mod", "attention_mod_train", "_attention_mod_backward")
 _LAYER_NORM = ("layer_norm", "_layer_norm", "_layer_norm_train")
 _RMS_NORM = ("rms_norm", "_rms_norm", "_rms_norm_train")
+_LINEAR = ("linear", "_linear", "_linear_train", "linear_mod", "linear_mod_train", "_linear_mod_backward")
+_MATMUL = ("matmul", "_matmul", "_matmul_train", "matmul_mod", "matmul_mod_train", "_matmul_mod_backward")
 
 
 def define(name: str) -> None:
@@ -545,12 +547,29 @@ def _define_rms_norm() -> None:
     norms.define_rms_norm()
 
 
+# ---- linear and matmul ----
+
+
+def _define_linear() -> None:
+    from . import products
+
+    products.define_linear()
+
+
+def _define_matmul() -> None:
+    from . import products
+
+    products.define_matmul()
+
+
 _FAMILIES: tuple[tuple[tuple[str, ...], Callable[[], None]], ...] = (
     (_SOFTMAX, _define_softmax),
     (_ATTENTION, _define_attention),
     (_PROGRAM, _define_program),
     (_LAYER_NORM, _define_layer_norm),
     (_RMS_NORM, _define_rms_norm),
+    (_LINEAR, _define_linear),
+    (_MATMUL, _define_matmul),
 )
 
 

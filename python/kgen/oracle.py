@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,33 @@ def norm(op: str, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: 
             y = y * wide_weight
         out[part] = y if wide_bias is None else y + wide_bias
     return out.reshape(x.shape)
+
+
+def product(
+    op: str, args: dict[str, Any], captured: Sequence[Tensor], scalars: Sequence[float], text: str | None
+) -> Tensor:
+    """linear or matmul with its epilogue in the dtype of its arguments: in fp64 for fp64 ones. The contract's own shapes."""
+    x, second = args["input"], args["weight"].mT if op == "linear" else args["other"]
+    y = torch.matmul(x, second)
+    if op == "linear" and args["bias"] is not None:
+        y = y + args["bias"]
+    return epilogue(y, captured, scalars, text)
+
+
+def epilogue(y: Tensor, captured: Sequence[Tensor], scalars: Sequence[float], text: str | None) -> Tensor:
+    """A Program's epilogue of a product (M, N) or (B, M, N), in fp64 for fp64 ones, else in fp32; in y's dtype."""
+    section = parse(text).epilogue if text else None
+    if section is None:
+        return y
+    at = {}
+    for d, name in enumerate(("b", "m", "n")):
+        size = y.shape[d - 3] if 3 - d <= y.ndim else 1
+        at[name] = torch.arange(size, dtype=torch.int32, device=y.device).view(-1, *(1,) * (2 - d))
+        if y.ndim == 2 and name == "b":
+            at[name] = at[name].view(1, 1)
+    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+    found = evaluate(parse(text), section, {**at, "acc": y.to(wide)}, captured, scalars, wide)
+    return found.expand(y.shape).to(y.dtype)
 
 
 def attention(

@@ -34,9 +34,9 @@ LOAD_TYPE = {
     torch.int8: I32, torch.uint8: I32, torch.int16: I32, torch.int32: I32, torch.int64: I32,
     torch.bool: BOOL,
 }
-INPUT_TYPE = {"score": F32, "b": I32, "h": I32, "q": I32, "kv": I32}
+INPUT_TYPE = {"score": F32, "b": I32, "h": I32, "q": I32, "kv": I32, "acc": F32, "m": I32, "n": I32}
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-FLOAT_UNARY = ("tanh", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "sigmoid", "floor", "ceil")
+FLOAT_UNARY = ("tanh", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "sigmoid", "floor", "ceil", "erf")
 
 
 class ProgramError(ValueError):
@@ -264,11 +264,12 @@ def canonical(
     mask: tuple[Raw, str] | None,
     tensors: Sequence[tuple[str, int]],
     scalars: Sequence[str],
+    epilogue: tuple[Raw, str] | None = None,
 ) -> Canonical:
     """The canonical text of raw sections (instructions, result), whose "tN" is of tensors[N] = (dtype, rank) and
     whose "sN" is of type scalars[N]. Values are folded where that is exact, shared, ordered and numbered; what
-    the results do not need is gone. A score that is the input, and a mask that is true, are left out; with
-    neither the text is "". Raises ProgramError past a limit."""
+    the results do not need is gone. A score and an epilogue that is the input, and a mask that is true, are left
+    out; with none the text is "". Raises ProgramError past a limit."""
     maps: dict[str, list[int]] = {"t": [], "s": []}
 
     def rename(token: str) -> str:
@@ -281,7 +282,7 @@ def canonical(
         return token
 
     body: list[str] = []
-    for name, raw, nothing in (("score", score, "score"), ("mask", mask, "true")):
+    for name, raw, nothing in (("score", score, "score"), ("mask", mask, "true"), ("epilogue", epilogue, "acc")):
         if raw is None:
             continue
         section, result = _fold_all(*raw)
@@ -329,6 +330,7 @@ class Program:
     scalars: tuple[str, ...]
     score: Section | None
     mask: Section | None
+    epilogue: Section | None = None
 
 
 @lru_cache(maxsize=512)
@@ -347,7 +349,7 @@ def parse(text: str) -> Program:
             tensors.append((words[2], int(words[3])))
         elif words[0] == "scalar" and len(words) == 3 and not at:
             scalars.append(words[2])
-        elif line in ("score", "mask") and line not in sections:
+        elif line in ("score", "mask", "epilogue") and line not in sections:
             at, values = line, []
         elif words[0] == f"%{len(values)}" and len(words) >= 4 and words[1] == "=" and at:
             values.append(tuple(words[2:]))
@@ -356,8 +358,10 @@ def parse(text: str) -> Program:
         else:
             raise ProgramError(f"line {n}: {line!r} is not what a Program has here")
     if not sections or at != " ":
-        raise ProgramError("a Program needs a score or a mask section that ends with return")
-    return Program(tuple(tensors), tuple(scalars), sections.get("score"), sections.get("mask"))
+        raise ProgramError("a Program needs a score, a mask or an epilogue section that ends with return")
+    if "epilogue" in sections and len(sections) > 1:
+        raise ProgramError("an epilogue is the one section of its Program")
+    return Program(tuple(tensors), tuple(scalars), *(sections.get(name) for name in ("score", "mask", "epilogue")))
 
 
 # ---- its meaning in torch ----
@@ -419,8 +423,11 @@ def _look_up(table: Tensor, index: Sequence[Tensor], dtype: torch.dtype) -> Tens
     for i, n in zip(index, table.shape):
         i = i.long()
         at.append(torch.where(i < 0, i + n, i).clamp(0, n - 1))
-    x = table[tuple(at)] if at else table
-    kind = LOAD_TYPE[table.dtype]
+    return _as_loaded(table[tuple(at)] if at else table, dtype)
+
+
+def _as_loaded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    kind = LOAD_TYPE[x.dtype]
     return x.to(dtype) if kind == F32 else x.to(torch.int32) if kind == I32 else x
 
 
@@ -445,11 +452,12 @@ def evaluate(
     captured: Sequence[Tensor],
     scalars: Sequence[float],
     dtype: torch.dtype,
+    elements: tuple[str, ...] = (),
 ) -> Tensor:
     """A section's result over inputs that broadcast: "b", "h", "q", "kv" (int32) and, for the score section,
-    "score" (dtype). float32 of the Program is computed in dtype: float64 for an oracle. Differentiable in score
-    and in the captured tensors."""
-    device = inputs["q"].device
+    "score" (dtype); of an epilogue "b", "m", "n" (int32) and "acc" (dtype). float32 of the Program is computed in dtype: float64 for an oracle. Differentiable in score,
+    acc and the captured tensors. elements: a look-up by just these indices is the tensor as it is, which broadcasts."""
+    device = next(iter(inputs.values())).device
     torch_type = {F32: dtype, I32: torch.int32, BOOL: torch.bool}
 
     def constant(value: float, kind: str) -> Tensor:
@@ -468,7 +476,9 @@ def evaluate(
         return constant(literal_value(token), literal_type(token) or BOOL)
 
     for op, kind, *args in section.values:
-        if op == "load":
+        if op == "load" and len(args) > 1 and tuple(args[1:]) == elements:
+            values.append(_as_loaded(captured[int(args[0][1:])], dtype))
+        elif op == "load":
             values.append(_look_up(captured[int(args[0][1:])], [operand(a) for a in args[1:]], dtype))
         else:
             values.append(_apply(op, kind, [operand(a) for a in args], dtype))

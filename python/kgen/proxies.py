@@ -69,6 +69,11 @@ class Recorder:
         self.tensors.append(t)
         return f"t{len(self.tensors) - 1}"
 
+    def element(self, t: torch.Tensor) -> Proxy:
+        """The element of a tensor with dims that goes with the one at hand."""
+        fail(f"arithmetic with a tensor of shape {tuple(t.shape)}",
+             "a captured tensor is looked up element by element: t[h], t[b, q_idx]")
+
     def lift(self, number: Any, kind: str) -> str:
         for i, (known, known_kind) in enumerate(self.scalars):
             if known.name == number.name and known_kind == kind:
@@ -222,7 +227,7 @@ class Table:
 
 
 POSSIBLE = ("what a Program can say: + - * / // % **, comparisons, & | ^ ~ << >>, torch.where, minimum, maximum, clamp, "
-            "abs, exp, exp2, log, log2, tanh, sigmoid, sqrt, rsqrt, sin, cos, floor, ceil, pow, .to(dtype), and "
+            "abs, exp, exp2, log, log2, tanh, erf, sigmoid, sqrt, rsqrt, sin, cos, floor, ceil, pow, .to(dtype), and "
             "look-ups t[i, j] into captured tensors")
 
 
@@ -276,8 +281,7 @@ def value_of(rec: Recorder, x: Any) -> Any:
         x.refuse("arithmetic")
     if isinstance(x, torch.Tensor):
         if x.dim() != 0:
-            fail(f"arithmetic with a tensor of shape {tuple(x.shape)}",
-                 "a captured tensor is looked up element by element: t[h], t[b, q_idx]")
+            return rec.element(x)
         token = rec.tensor(x)
         return rec.emit("load", LOAD_TYPE[x.dtype], token)
     if hasattr(x, "item") and hasattr(x, "dtype"):
@@ -533,6 +537,23 @@ def silu(rec: Recorder, input: Any, inplace: bool = False) -> Proxy:
     return mul(rec, x, rec.emit("sigmoid", F32, x.token))
 
 
+def gelu(rec: Recorder, input: Any, *, approximate: str = "none") -> Proxy:
+    x = to_kind(rec, input, F32)
+    if approximate not in ("none", "tanh"):
+        fail(f"gelu(approximate={approximate!r})", "it is 'none' or 'tanh'")
+    if approximate == "none":
+        y = rec.emit("erf", F32, mul(rec, x, 0.7071067811865476).token)
+    else:
+        cube = mul(rec, mul(rec, x, x), mul(rec, x, 0.044715))
+        y = rec.emit("tanh", F32, mul(rec, add(rec, x, cube), 0.7978845608028654).token)
+    return mul(rec, mul(rec, x, 0.5), add(rec, y, 1.0))
+
+
+def leaky_relu(rec: Recorder, input: Any, negative_slope: Any = 0.01, inplace: bool = False) -> Proxy:
+    x = to_kind(rec, input, F32)
+    return where(rec, compare(rec, "gt", x, 0.0), x, mul(rec, x, negative_slope))
+
+
 def square(rec: Recorder, input: Any) -> Any:
     return power_by_number(rec, to_kind(rec, input, None), 2)
 
@@ -708,6 +729,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": absolute, "absolute": absolute, "where": where, "masked_fill": masked_fill,
     "minimum": minimum, "maximum": maximum, "min": minimum, "max": maximum,
     "clamp": clamp, "clip": clamp, "clamp_min": clamp_min, "clamp_max": clamp_max, "relu": relu, "silu": silu,
+    "gelu": gelu, "leaky_relu": leaky_relu,
     "square": square, "reciprocal": reciprocal, "sign": sign, "isnan": isnan, "isinf": isinf,
     "isfinite": isfinite, "log1p": log1p, "expm1": expm1, "log10": log10, "round": round_even, "sgn": sign,
     "embedding": embedding, "lerp": lerp, "tan": tan, "trunc": trunc, "fix": trunc,
@@ -720,7 +742,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "zeros_like": like(0), "ones_like": like(1), "full_like": like(None), "new_tensor": new_tensor,
     "new_zeros": new_filled(0), "new_ones": new_filled(1), "new_full": new_filled(None),
 }
-for _name in ("tanh", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "sigmoid"):
+for _name in ("tanh", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "sigmoid", "erf"):
     FUNCTIONS[_name] = unary(_name)
 for _name, _op in (("lt", "lt"), ("less", "lt"), ("le", "le"), ("less_equal", "le"), ("gt", "gt"), ("greater", "gt"),
                    ("ge", "ge"), ("greater_equal", "ge"), ("eq", "eq"), ("ne", "ne"), ("not_equal", "ne")):

@@ -1,4 +1,5 @@
-"""Finds what kgen has Ops for in an aten graph: attention with any score modification, softmax, layer_norm and rms_norm.
+"""Finds what kgen has Ops for in an aten graph: attention with any score modification, softmax, layer_norm and
+rms_norm, linear and matmul with what follows them element by element.
 
 Recognition looks at operations alone, never at names of classes or files. It only reports: rewrite.py changes
 graphs, and a Match is used only after rewrite.verify compared it with the original on real values.
@@ -92,6 +93,25 @@ class Norm:
         return tuple(n for n in (self.input, self.weight, self.bias) if n is not None)
 
 
+PRODUCTS = ("linear", "matmul")
+
+
+@dataclass(frozen=True)
+class Product:
+    """operands: input, weight, bias (or None) of linear; input, other of matmul. transposed: the second with its last two
+    dims swapped. captured: nodes that broadcast to the result."""
+
+    operands: tuple[fx.Node | None, ...]
+    transposed: bool
+    program: str
+    captured: tuple[fx.Node, ...]
+    scalars: tuple[float, ...]
+
+    @property
+    def tensors(self) -> tuple[fx.Node, ...]:
+        return tuple(n for n in self.operands if n is not None)
+
+
 @dataclass(frozen=True)
 class Match:
     """op at node `out`: its value is what detail computes. core: the nodes that define where it lies."""
@@ -99,7 +119,7 @@ class Match:
     op: str
     out: fx.Node
     core: tuple[fx.Node, ...]
-    detail: Attention | Softmax | Norm
+    detail: Attention | Softmax | Norm | Product
     notes: tuple[str, ...] = ()
 
     @property
@@ -150,7 +170,7 @@ def smallest_module(nodes: tuple[fx.Node, ...]) -> str:
 
 def find(graph: Graph) -> Found:
     """All that kgen has Ops for in graph, in the order in which it runs."""
-    from . import recognise_norms
+    from . import recognise_norms, recognise_products
 
     found = Found()
     split_baddbmm(graph)
@@ -168,6 +188,11 @@ def find(graph: Graph) -> Found:
                 found.matches.append(_sdpa(node, known))
             except (_Reject, NotSymbolic, TooLarge) as e:
                 found.misses.append(Miss("attention", node, str(e)))
+    for node in graph.nodes:  # after all else: a product of an attention is the attention's
+        if op_name(node) in ("linear", "addmm", "matmul", "mm", "bmm", "einsum"):
+            recognise_products.find_product(node, found)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    found.matches.sort(key=lambda m: order[m.out])
     return found
 
 

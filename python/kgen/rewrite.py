@@ -16,7 +16,8 @@ from torch import fx
 
 from . import oracle
 from .graphs import Graph, bind, extract, op_name
-from .recognise import CAUSAL, NORMS, Attention, Match, Norm, Operand, Softmax
+from .program import evaluate, parse
+from .recognise import CAUSAL, NORMS, PRODUCTS, Attention, Match, Norm, Operand, Product, Softmax
 
 aten = torch.ops.aten
 LARGE = 1 << 20
@@ -78,6 +79,8 @@ def torch_ops(g: fx.Graph, call: Call) -> fx.Node:
     if call.op in NORMS:
         return g.call_function(getattr(ops, call.op).default, _norm_arguments(call))
     a = call.attributes
+    if call.op in PRODUCTS:
+        return g.call_function(getattr(ops, f"{call.op}_mod").default, _product_arguments(call))
     options = {"scale": a["scale"], "enable_gqa": a["enable_gqa"]}
     if a["program"] in (None, CAUSAL):
         return g.call_function(ops.attention.default, (*call.tensors, None, 0.0, a["program"] == CAUSAL), options)
@@ -94,12 +97,21 @@ def _norm_arguments(call: Call) -> tuple[Any, ...]:
     return call.tensors[0], list(a["shape"]), *affine[: 1 if call.op == "rms_norm" else 2], a["eps"]
 
 
+def _product_arguments(call: Call) -> tuple[Any, ...]:
+    """Operands (an absent bias is None), captured, scalars, program."""
+    a = call.attributes
+    operands = call.tensors if call.op == "matmul" or a["bias"] else (*call.tensors, None)
+    return *operands, list(call.captured), list(a["scalars"]), a["program"]
+
+
 def emit_match(g: fx.Graph, match: Match, emit: Emit) -> fx.Node:
     """Adds the nodes that compute what match.out is, in its layout and dtype."""
     if isinstance(match.detail, Softmax):
         return _emit_softmax(g, match, match.detail, emit)
     if isinstance(match.detail, Norm):
         return _emit_norm(g, match, match.detail, emit)
+    if isinstance(match.detail, Product):
+        return _emit_product(g, match, match.detail, emit)
     a: Attention = match.detail
     tensors = tuple(materialise(g, x) for x in (a.query, a.key, a.value))
     captured = tuple(materialise(g, x) for x in a.captured)
@@ -125,6 +137,15 @@ def _emit_softmax(g: fx.Graph, match: Match, detail: Softmax, emit: Emit) -> fx.
 def _emit_norm(g: fx.Graph, match: Match, detail: Norm, emit: Emit) -> fx.Node:
     given = {"weight": detail.weight is not None, "bias": detail.bias is not None}
     return emit(g, Call(match.op, detail.tensors, (), {"shape": detail.shape, "eps": detail.eps, **given}))
+
+
+def _emit_product(g: fx.Graph, match: Match, detail: Product, emit: Emit) -> fx.Node:
+    tensors = list(detail.tensors)
+    if detail.transposed:
+        tensors[1] = g.call_function(aten.transpose.int, (tensors[1], -2, -1))
+    bias = match.op == "linear" and detail.operands[2] is not None
+    attributes = {"program": detail.program, "scalars": detail.scalars, "bias": bias}
+    return emit(g, Call(match.op, tuple(tensors), detail.captured, attributes))
 
 
 def apply(graph: Graph, matches: list[Match], emit: Emit) -> fx.GraphModule:
@@ -156,6 +177,10 @@ def moved(match: Match, copies: dict[fx.Node, fx.Node]) -> Match:
         weight, bias = (None if n is None else copies[n] for n in (d.weight, d.bias))
         detail = Norm(copies[d.input], d.shape, weight, bias, d.eps, d.dtype)
         return Match(match.op, match.out, match.core, detail, match.notes)
+    if isinstance(d, Product):
+        operands = tuple(None if n is None else copies[n] for n in d.operands)
+        made = Product(operands, d.transposed, d.program, tuple(copies[n] for n in d.captured), d.scalars)
+        return Match(match.op, match.out, match.core, made, match.notes)
 
     def move(x: Operand) -> Operand:
         return Operand(copies[x.node], x.dims, x.shape, x.contiguous)
@@ -174,6 +199,8 @@ def inputs_of(match: Match) -> list[fx.Node]:
         return [d.input]
     if isinstance(d, Norm):
         return list(dict.fromkeys(d.tensors))
+    if isinstance(d, Product):
+        return list(dict.fromkeys((*d.tensors, *d.captured)))
     return list(dict.fromkeys(x.node for x in (d.query, d.key, d.value, *d.captured)))
 
 
@@ -298,11 +325,23 @@ def _reference_node(g: fx.Graph, call: Call) -> fx.Node:
     if call.op in NORMS:
         return g.call_function(getattr(torch.nn.functional, call.op), _norm_arguments(call))
     a = call.attributes
+    if call.op in PRODUCTS:
+        return g.call_function(_product_output, (call.op, *_product_arguments(call)))
     return g.call_function(
         _attention_output,
         (*call.tensors, list(call.captured), list(a["scalars"]), a["program"]),
         {"scale": a["scale"], "enable_gqa": a["enable_gqa"]},
     )
+
+
+def _product_output(op: str, *args: Any) -> torch.Tensor:
+    """The product, and its epilogue element by element, in the dtype of its operands (at least fp32)."""
+    *operands, captured, scalars, text = args
+    y = torch.nn.functional.linear(*operands) if op == "linear" else torch.matmul(*operands)
+    program, wide = parse(text), torch.float64 if y.dtype == torch.float64 else torch.float32
+    assert program.epilogue is not None
+    index = ("m", "n") if op == "linear" else ("b", "m", "n")
+    return evaluate(program, program.epilogue, {"acc": y.to(wide)}, captured, scalars, wide, index).to(y.dtype)
 
 
 def _attention_output(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -29,8 +29,9 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, devices, spread
+from . import _libkgen, devices, epilogues, spread
 from ._paths import kernels_dir, shipped_registry
+from .epilogues import Product
 from .errors import BadInput, KgenError
 from .judge import Judge
 from .programs import NAMED
@@ -149,7 +150,7 @@ class House:
     op: str
     sizes: Callable[[], list[Any]]
     timed: Any
-    program_at: Sizes | None = None
+    program_at: Any = None
     threads: int | None = None
     tunables: dict[str, int] | None = None
     dtypes: tuple[str, ...] = DTYPES
@@ -165,14 +166,16 @@ class House:
 
     @property
     def affines(self) -> tuple[tuple[str, ...], ...]:
-        """Of a norm, which of weight and bias its pins are for; a call of another Op has no such choice."""
-        return spread.AFFINE.get(self.op, ((),))
+        """Of a norm or a linear, which of weight and bias its pins are for; a call of another Op has no such choice."""
+        return {**spread.AFFINE, **epilogues.CHOICES}.get(self.op, ((),))
 
     def dense(self, dtype: str, affine: Sequence[str] = ()) -> list[Trial]:
         if self.op in spread.AFFINE:
             made = [
                 spread.norm_trial(self.op, dtype, m, n, affine, ALIGNS[i % 3]) for i, (m, n) in enumerate(self.sizes())
             ]
+        elif self.op in epilogues.CHOICES:
+            made = epilogues.dense(self.op, dtype, self.sizes(), affine, ALIGNS)
         elif self.op == "softmax":
             made = [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
         else:
@@ -185,13 +188,22 @@ class House:
     def timed_trial(self, dtype: str, affine: Sequence[str] = ()) -> Trial:
         if self.op in spread.AFFINE:
             return spread.norm_trial(self.op, dtype, *self.timed, affine).on(self.device)
+        if self.op in epilogues.CHOICES:
+            return epilogues.trial(self.op, dtype, self.timed, affine).on(self.device)
         softmax = self.op == "softmax"
         made = spread.softmax_trial(dtype, *self.timed) if softmax else spread.attention_trial(dtype, self.timed)
         return made.on(self.device)
 
-    def with_programs(self, dtype: str, count: int) -> list[Trial]:
+    def with_programs(self, dtype: str, count: int, affine: Sequence[str] = ()) -> list[Trial]:
         """Named variants at one size, each size with one of them, and this dtype's part of the random ones."""
-        return [t.on(self.device) for t in self._with_programs(dtype, count)]
+        if self.op in epilogues.CHOICES:
+            turn = self.dtypes.index(dtype)
+            made = epilogues.with_programs(
+                self.op, dtype, self.sizes(), self.program_at, affine, ALIGNS, count, turn, len(self.dtypes)
+            )
+        else:
+            made = self._with_programs(dtype, count)
+        return [t.on(self.device) for t in made]
 
     def _with_programs(self, dtype: str, count: int) -> list[Trial]:
         assert self.program_at is not None
@@ -227,6 +239,9 @@ HOUSE = (
     House("norm/rms_rows.c", "rms_norm", norm_sizes, (4096, 4096)),
     House("attention/flash.c", "attention", flash_sizes, Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(2, 4, 70, 16, 4, 131, 16)),
     House("attention/decode.c", "attention", decode_sizes, Sizes(1, 32, 1, 128, 8, 4096, 128), Sizes(2, 4, 3, 16, 4, 131, 16)),
+    House(
+        "matmul/linear_few.c", "linear", epilogues.few_sizes, Product(1, 1, 2048, 2048), Product(1, 5, 67, 100), dtypes=("float32",)
+    ),
 )  # fmt: skip
 
 
@@ -398,7 +413,7 @@ class Shipping:
 
     def _trials(self, variant: Variant) -> list[Trial]:
         """All that a variant is judged on."""
-        programs = [] if self.house.program_at is None else self.house.with_programs(variant[0], self.count)
+        programs = [] if self.house.program_at is None else self.house.with_programs(variant[0], self.count, variant[1])
         return [*self.house.dense(*variant), self.house.timed_trial(*variant), *programs]
 
     def jobs(self, n: int) -> Iterator[tuple[Variant, int, int]]:
@@ -414,7 +429,8 @@ class Shipping:
         trials = self.house.dense(dtype, affine)
         found = [self._judge(trials, what)]
         if self.house.program_at is not None:
-            found.append(self._judge(self.house.with_programs(dtype, self.count), f"{what} with Programs"))
+            trials = self.house.with_programs(dtype, self.count, affine)
+            found.append(self._judge(trials, f"{what} with Programs"))
         return found
 
     def time(self, variant: Variant) -> dict[str, Any]:
@@ -432,7 +448,7 @@ class Shipping:
             keys.append(judged_key(self.contract, self.house.dense(*variant), dense.skipped, False))
             entries.append({**_entry(keys[-1], dense, 0), **times[variant]})
             for found in rest:
-                trials = self.house.with_programs(variant[0], self.count)
+                trials = self.house.with_programs(variant[0], self.count, variant[1])
                 keys.append(judged_key(self.contract, trials, found.skipped, True))
                 entries.append(_entry(keys[-1], found, sum("random" in t.label for t in trials)))
                 programs.append(found.programs)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import devices, programs, sets
+from . import devices, epilogues, programs, sets
 from . import reference as references
 from .distributions import names_for
 from .errors import BadInput
@@ -133,7 +133,7 @@ def softmax_trial(dtype: str, m: int, n: int, k: int = 1, layout: str = "c", ali
 
 # ---- norms ----
 
-# Which of weight and bias are there; rms_norm has no bias.
+# Of norms, which of weight and bias are there; rms_norm has no bias.
 AFFINE = {
     "layer_norm": (("weight", "bias"), ("weight",), (), ("bias",)),
     "rms_norm": (("weight",), ()),
@@ -275,7 +275,7 @@ def _norm_sizes(dims: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def _spelled(op: str) -> bool:
-    return op in ("softmax", "attention", *AFFINE)
+    return op in ("softmax", "attention", *AFFINE, *epilogues.CHOICES)
 
 
 def exact_trial(key: Key) -> Trial:
@@ -289,6 +289,8 @@ def exact_trial(key: Key) -> Trial:
         made = softmax_trial(dtype, dims["M"], dims["N"], dims["K"], layout)
     elif key["op"] in AFFINE:
         made = norm_trial(key["op"], dtype, dims["M"], dims["N"], _affine_of(key))
+    elif key["op"] in epilogues.CHOICES:
+        made = epilogues.of_key(key, epilogues.Product.of(dims))
     else:
         made = attention_trial(dtype, Sizes.of(dims), layout=layout)
     return _like(key, made)
@@ -303,6 +305,8 @@ def range_trials(key: Key) -> list[Trial]:
         return [_like(key, softmax_trial(dtype, m, n, k, layout)) for m, n, k in _softmax_sizes(dims)]
     if key["op"] in AFFINE:
         return [_like(key, norm_trial(key["op"], dtype, m, n, _affine_of(key))) for m, n in _norm_sizes(dims)]
+    if key["op"] in epilogues.CHOICES:
+        return [_like(key, t) for t in epilogues.range_trials(key)]
     sizes = _attention_sizes(dims)
     if key.get("program") is None:
         return [_like(key, attention_trial(dtype, at, layout=layout)) for at in sizes]
@@ -332,6 +336,8 @@ def timing_trials(key: Key) -> list[Trial]:
     if key["op"] in AFFINE:
         rows = dict.fromkeys((_inside(dims["M"], m), _inside(dims["N"], n)) for m, n in _TIMED_NORM)
         return [_like(key, norm_trial(key["op"], dtype, m, n, _affine_of(key))) for m, n in rows]
+    if key["op"] in epilogues.CHOICES:
+        return [_like(key, t) for t in epilogues.timing_trials(key)]
     found = dict.fromkeys(filter(None, (_sizes_inside(dims, want) for want in _TIMED_ATTENTION)))
     if key.get("program") is None:
         return [_like(key, attention_trial(dtype, at, layout=layout)) for at in found]

@@ -28,9 +28,11 @@ from .graphs import (
     lines_of,
     lookup,
 )
-from .recognise import Attention, Match, Norm, Operand, Softmax
+from .recognise import Attention, Match, Norm, Operand, Product, Softmax
 
 VERIFY_BYTES = 1 << 31
+# Of a product, the multiplications that are made in fp64 to compare it.
+VERIFY_PRODUCTS = 1 << 31
 
 
 @dataclass
@@ -220,7 +222,9 @@ def subgraph_key(gm: fx.GraphModule, match: Match) -> str:
     """Equal for subgraphs that compute the same from inputs of the same layout; lifted constants by value."""
     strides = [_value_type(n) for n in gm.graph.nodes if n.op == "placeholder"]
     d = match.detail
-    program = (d.program, d.scalars, d.scale) if isinstance(d, Attention) else None
+    program: Any = (d.program, d.scalars, d.scale) if isinstance(d, Attention) else None
+    if isinstance(d, Product):
+        program = (d.program, d.scalars)
     return f"{lines_of(gm, {})}{strides}{match.op}{program}"
 
 
@@ -256,6 +260,10 @@ def check(match: Match, values: dict[fx.Node, Any]) -> str | None:
     if isinstance(d, Attention):
         scores = math.prod(d.query.shape[:3]) * d.key.shape[2]
         if scores * 8 * 4 > VERIFY_BYTES:
+            return rewrite.verify(match, values, wide=False)
+    if isinstance(d, Product):
+        x = d.tensors[0].meta["val"]
+        if match.out.meta["val"].numel() * x.shape[-1] > VERIFY_PRODUCTS:
             return rewrite.verify(match, values, wide=False)
     return rewrite.verify(match, values)
 
@@ -302,6 +310,14 @@ def case_of(match: Match, values: dict[fx.Node, Any], count: int) -> CaseData:
         if match.op == "rms_norm":
             del args["bias"]
         return CaseData(args, None, count)
+    if isinstance(d, Product):
+        from .products import contract_call
+
+        operands = [None if n is None else values[n] for n in d.operands]
+        if d.transposed:
+            operands[1] = operands[1].mT
+        args, captured = contract_call(match.op, operands, [values[n] for n in d.captured])
+        return CaseData(args, (d.program, captured, d.scalars), count)
     args = {
         "query": view_of(d.query, values), "key": view_of(d.key, values), "value": view_of(d.value, values),
         "scale": d.scale, "enable_gqa": d.enable_gqa,
@@ -404,6 +420,13 @@ class Machine:
             flops *= case.density
             moved = sum(_bytes(t) for t in (*tensors, *captured)) + out
             rate = self.flops_of(q.dtype)
+        elif "other" in case.args or ("weight" in case.args and "normalized_shape" not in case.args):
+            x, second = tensors[0], tensors[1]
+            n = second.shape[0] if "weight" in case.args else second.shape[-1]
+            rows = x.numel() // max(1, x.shape[-1])
+            captured = case.program[1] if case.program else []
+            flops, moved = 2.0 * rows * n * x.shape[-1], sum(_bytes(t) for t in (*tensors, *captured))
+            moved, rate = moved + rows * n * x.element_size(), self.flops_of(x.dtype)
         else:
             # The output is as large as the input, which comes first.
             flops, moved, rate = 0.0, sum(_bytes(t) for t in (tensors[0], *tensors)), self.flops_per_second

@@ -1,4 +1,4 @@
-"""Traces score_mod and mask_mod functions into Programs.
+"""Traces score_mod, mask_mod and epilogue functions into Programs.
 
 In eager mode the function is rebuilt with its closure cells, globals and defaults replaced by stand-ins that know
 where they came from: numbers become lifted scalars (read again at each call), or constants with a guard when they
@@ -507,9 +507,14 @@ class _Watch(TorchFunctionMode):
                     reads.guard_value(f"{reads.tensor(t)}.{name}", getattr(t, name))
 
 
+_WHO = {"score": "score_mod", "mask": "mask_mod", "epilogue": "the epilogue"}
+
+
 def _finish(rec: Recorder, result: Any, section: str) -> tuple[tuple[tuple[str, ...], ...], str]:
-    want = F32 if section == "score" else BOOL
-    what = "score_mod must return a number" if want == F32 else "mask_mod must return a bool"
+    want = BOOL if section == "mask" else F32
+    what = f"{_WHO[section]} must return a {'bool' if want == BOOL else 'number'}"
+    if isinstance(result, Tensor) and section == "epilogue":
+        result = to_kind(rec, result, F32)
     if isinstance(result, Table):
         result.refuse("the return")
     if isinstance(result, Tensor) and result.dim() != 0:
@@ -560,7 +565,7 @@ def _run_user(section: _Section, function: Callable[..., Any], original: Any) ->
         raise
     except Exception as e:
         name = getattr(original, "__name__", type(original).__name__)
-        raise TraceError(f"{section.name}_mod {name} failed while it was traced: {type(e).__name__}: {e}") from e
+        raise TraceError(f"{_WHO[section.name]} {name} failed while it was traced: {type(e).__name__}: {e}") from e
 
 
 class _Trace:
@@ -616,12 +621,12 @@ def _trace_now(score_mod: Any, mask_mod: Any, blocks: Blocks | None, causal: boo
             if causal:
                 result = _with_causal(section.rec, result)
             mask = (section.rec.raw, result)
-    return _compile_trace(reads, score, mask, tensors, scalars, blocks)
-
-
-def _compile_trace(reads: Reads, score: tuple[Raw, str] | None, mask: tuple[Raw, str] | None, tensors: list[Tensor],
-                   scalars: list[tuple[Any, str]], blocks: Blocks | None) -> _Trace:
     form = _canonical(score, mask, [(dtype_name(t.dtype), t.dim()) for t in tensors], [k for _, k in scalars])
+    return _compile_trace(reads, form, tensors, scalars, blocks)
+
+
+def _compile_trace(reads: Reads, form: Canonical, tensors: list[Tensor], scalars: list[tuple[Any, str]],
+                   blocks: Blocks | None) -> _Trace:
     kinds = blocks.kinds if blocks is not None else None
     results, at = [], -1
     for i, k in enumerate(form.tensors):
@@ -653,9 +658,9 @@ def _check_int64(t: Tensor) -> None:
                              "a Program's integers are int32")
 
 
-def _canonical(score: Any, mask: Any, tensors: Any, scalars: Any) -> Canonical:
+def _canonical(score: Any, mask: Any, tensors: Any, scalars: Any, epilogue: Any = None) -> Canonical:
     try:
-        return canonical(score, mask, tensors, scalars)
+        return canonical(score, mask, tensors, scalars, epilogue)
     except ProgramError as e:
         raise TraceError(str(e)) from e
 
@@ -691,14 +696,18 @@ def trace(score_mod: ScoreMod | None = None, mask_mod: MaskMod | None = None, bl
     kind = None if blocks is None else (blocks.block_q, blocks.block_kv)
     key = (_key(score_mod), _key(mask_mod), kind, causal, device)
     kinds = None if blocks is None else blocks.kinds
+    return _cached(key, (score_mod, mask_mod, kinds), lambda: _trace_now(score_mod, mask_mod, blocks, causal, device))
+
+
+def _cached(key: Any, call: tuple[Any, Any, Tensor | None], trace_now: Callable[[], _Trace]) -> Traced:
     known = _TRACES.get(key)
     if known is not None:
         for t in known:
-            traced = t.traced(score_mod, mask_mod, kinds)
+            traced = t.traced(*call)
             if traced is not None:
                 return traced
-    new = _trace_now(score_mod, mask_mod, blocks, causal, device)
-    traced = new.traced(score_mod, mask_mod, kinds)
+    new = trace_now()
+    traced = new.traced(*call)
     if traced is None:
         raise TraceError("what the function reads changed while it was traced")
     if len(_TRACES) >= _MAX_KEYS:
@@ -724,8 +733,9 @@ class _CompiledWatch(TorchFunctionMode):
 
 
 @torch.compiler.assume_constant_result
-def _canonical_constant(score: Any, mask: Any, tensors: Any, scalars: Any) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    form = _canonical(score, mask, tensors, scalars)
+def _canonical_constant(score: Any, mask: Any, tensors: Any, scalars: Any,
+                        epilogue: Any = None) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    form = _canonical(score, mask, tensors, scalars, epilogue)
     return form.text, form.tensors, form.scalars
 
 

@@ -3,6 +3,8 @@
  * tests/python/test_program.py. */
 #include "runtime/program.h"
 
+#include <math.h>
+
 #include "test.h"
 
 static const char ALIBI[] = "program 1\n"
@@ -57,6 +59,75 @@ TEST(program_hash_is_of_the_text) {
     CHECK(strcmp(kg_program_hash(a), kg_program_hash(b)) != 0);
     kg_program_free(a);
     kg_program_free(b);
+}
+
+static const char GATED[] = "program 1\n"
+                            "tensor t0 float32 2\n"
+                            "scalar s0 float32\n"
+                            "epilogue\n"
+                            "%0 = erf float32 acc\n"
+                            "%1 = load float32 t0 m n\n"
+                            "%2 = mul float32 %0 %1\n"
+                            "%3 = mul float32 %2 s0\n"
+                            "return %3\n";
+
+TEST(program_may_be_an_epilogue) {
+    float table[6] = {1, 2, 3, 4, 5, 6};
+    kg_program *p = parse(GATED);
+    kg_call c = {.ncaptured = 1, .nscalars = 1, .scalars = {0.5}};
+    c.captured[0] =
+        (kg_tensor){.data = table, .dtype = KG_F32, .ndim = 2, .size = {2, 3}, .stride = {3, 1}};
+    double out = 0;
+    CHECK(kg_program_has(p, "EPILOGUE"));
+    CHECK(!kg_program_has(p, "SCORE") && !kg_program_has(p, "MASK"));
+    CHECK_INT(kg_program_epilogue(p, &c, 0.75, 0, 1, 2, &out, NULL), KG_OK);
+    CHECK(out == erf(0.75) * 6 * 0.5);
+    /* It is no score, and a score is no epilogue. */
+    CHECK_INT(kg_program_score(p, &c, 0.75, 0, 0, 1, 2, &out, NULL), KG_OK);
+    CHECK(out == 0.75);
+    kg_program *alibi = parse(ALIBI);
+    CHECK_INT(kg_program_epilogue(alibi, &c, 0.25, 0, 1, 2, &out, NULL), KG_OK);
+    CHECK(out == 0.25);
+    kg_program_free(alibi);
+    kg_program_free(p);
+}
+
+TEST(program_lowers_as_an_epilogue) {
+    kg_buf text;
+    kg_error err = {0};
+    kg_program *p = parse(GATED);
+    kg_buf_init(&text, 0);
+    CHECK_OK(kg_program_lower_epilogue(p, KG_CPU, &text, &err), err);
+    CHECK(strstr(text.data, "#define KG_HAS_EPILOGUE 1") != NULL);
+    CHECK(strstr(text.data, "kg_epilogue_row(KG_ARGS p, int b, int q)") != NULL);
+    CHECK(strstr(text.data, "kg_mask") == NULL && strstr(text.data, ", int h,") == NULL);
+    kg_buf_free(&text);
+    kg_buf_init(&text, 0);
+    CHECK_OK(kg_program_lower_epilogue(NULL, KG_CUDA, &text, &err), err);
+    CHECK(strstr(text.data, "#define KG_HAS_EPILOGUE 0") != NULL);
+    kg_buf_free(&text);
+    kg_program_free(p);
+}
+
+TEST(program_epilogue_has_names_of_its_own) {
+    static const struct {
+        const char *text, *said;
+    } bad[] = {
+        {"program 1\nepilogue\n%0 = cast float32 q\nreturn %0\n", "'q' is no operand"},
+        {"program 1\nepilogue\n%0 = neg float32 score\nreturn %0\n", "score section alone"},
+        {"program 1\nscore\n%0 = cast float32 m\nreturn %0\n", "'m' is no operand"},
+        {"program 1\nepilogue\n%0 = ge bool m n\nreturn %0\n", "returns float32"},
+        {"program 1\nepilogue\n%0 = neg float32 acc\nreturn %0\nmask\nreturn true\n",
+         "what may follow here is nothing"},
+        {"program 1\nmask\n%0 = ge bool q kv\nreturn %0\nepilogue\nreturn acc\n",
+         "what may follow here is nothing"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        kg_program *p = NULL;
+        kg_error err = {0};
+        CHECK_ERR(kg_program_parse(bad[i].text, strlen(bad[i].text), &p, &err), err, KG_EFORMAT,
+                  bad[i].said);
+    }
 }
 
 TEST(program_evaluates_on_the_host) {

@@ -3,6 +3,7 @@ interpreter, and (for traced functions) torch in eager mode."""
 
 from __future__ import annotations
 
+import math
 import random
 import re
 
@@ -142,6 +143,8 @@ def test_range_is_sound_for_every_operation() -> None:
     for op in ("tanh", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "sin", "cos", "sigmoid", "floor", "ceil", "neg", "abs"):
         floats = ["sub int32 %0 %1", "cast float32 %2", "mul float32 %3 0.25", f"{op} float32 %4"]
         texts += [_ranged(floats, f"{c} bool %5 {v}") for c, v in (("gt", "0.5"), ("le", "-0.25"), ("ne", "1.0"))]
+    quarters = ["sub int32 %0 %1", "cast float32 %2", "mul float32 %3 0.25", "erf float32 %4"]
+    texts += [_ranged(quarters, f"{c} bool %5 {v}") for c, v in (("gt", "0.5"), ("le", "-0.25"))]
     casts = ["sub int32 %0 %1", "cast float32 %2", "mul float32 %3 0.3"]
     texts += [_ranged([*casts, "cast int32 %4"], "ge bool %5 1"), _ranged([*casts, "floor float32 %4"], "eq bool %5 2.0"),
               _ranged(["sub int32 %0 %1", "cast bool %2", "cast int32 %3"], "eq bool %4 1"),
@@ -398,6 +401,7 @@ def _floats(n: int) -> np.ndarray:
 _EXACT = {
     "tanh": np.tanh, "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2, "sqrt": np.sqrt,
     "rsqrt": lambda x: 1 / np.sqrt(x), "sin": np.sin, "cos": np.cos, "floor": np.floor, "ceil": np.ceil,
+    "erf": np.vectorize(math.erf, otypes=[float]),
     "sigmoid": lambda x: np.where(x < 0, np.exp(x) / (1 + np.exp(x)), 1 / (1 + np.exp(-x))),
 }
 

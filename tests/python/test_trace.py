@@ -449,7 +449,7 @@ def branches(s, b, h, q, k):  # type: ignore[no-untyped-def]
     (lambda s, b, h, q, k: max(s, 0.0), "a Python branch", "torch.maximum"),
     (lambda s, b, h, q, k: math.exp(s), "math.*", "torch.exp"),
     (lambda s, b, h, q, k: s.item(), ".item()", "when the Kernel runs"),
-    (lambda s, b, h, q, k: torch.erf(s), "torch.erf", "tanh"),
+    (lambda s, b, h, q, k: torch.erfinv(s), "torch.erfinv", "tanh"),
     (lambda s, b, h, q, k: s.softmax(0), ".softmax()", "torch.where"),
     (lambda s, b, h, q, k: torch.cumsum(s, 0), "torch.cumsum", "look-ups"),
     (lambda s, b, h, q, k: s.add_(1), ".add_()", "the result of an expression"),
