@@ -31,30 +31,35 @@ INDEX = {"linear": ("m", "n"), "matmul": ("b", "m", "n")}
 
 
 def _quick() -> bool:
-    """Whether nothing but gradients may come between a call and the backend, with gradients on."""
+    """Whether nothing but gradients may come between a call and the backend."""
     return forward_ad._current_level < 0 and not _functorch() and not _any_autocast()
+
+
+def _dual() -> bool:
+    """Whether there may be dual numbers, which keep their tangents under no_grad too."""
+    return forward_ad._current_level >= 0 and not _functorch() and not _any_autocast()
 
 
 class LinearPacket(torch._ops.OpOverloadPacket):
     def __call__(self, input: Any, weight: Any, bias: Any = None) -> Any:
         plain = type(input) is Tensor and type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
         if plain and not _function_mode() and not _jit_tracing():
-            if not _grad_on() and not _any_autocast():
-                return _boxed_call(_linear_backend, input, weight, bias)
             if _quick():
-                found = _differentiable_linear(input, weight, bias)
+                found = _differentiable_linear(input, weight, bias) if _grad_on() else None
                 return _boxed_call(_linear_backend, input, weight, bias) if found is None else found
+            if _dual():
+                return ops._op("_linear_train")(input, weight, bias)
         return self._op(input, weight, bias)
 
 
 class MatmulPacket(torch._ops.OpOverloadPacket):
     def __call__(self, input: Any, other: Any) -> Any:
         if type(input) in _PLAIN and type(other) in _PLAIN and not _function_mode() and not _jit_tracing():
-            if not _grad_on() and not _any_autocast():
-                return _boxed_call(_matmul_backend, input, other)
             if _quick():
-                found = _differentiable_matmul(input, other)
+                found = _differentiable_matmul(input, other) if _grad_on() else None
                 return _boxed_call(_matmul_backend, input, other) if found is None else found
+            if _dual():
+                return ops._op("_matmul_train")(input, other)
         return self._op(input, other)
 
 
@@ -413,6 +418,7 @@ def _call(op: str, operands: tuple[Tensor | None, ...], epilogue: Callable[..., 
         return getattr(torch.ops.kgen, op)(*operands)
     captured = [t.to(device) if t.dim() == 0 else t for t in captured]
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, *captured))
+    grad = grad or forward_ad._current_level >= 0  # dual numbers keep their tangents under no_grad too
     return getattr(torch.ops.kgen, f"{op}_mod_train" if grad else f"{op}_mod")(*operands, captured, scalars, text)
 
 

@@ -411,6 +411,10 @@ def test_torch_func(served: bool) -> None:
         torch.testing.assert_close(torch.func.grad(ours)(w), torch.func.grad(theirs)(w), rtol=1e-4, atol=1e-5)
     _, tangent = torch.func.jvp(lambda t: ops.matmul(x, t.t()), (w,), (w,))
     close(tangent, x @ w.t())
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(w, w)
+        for y in (ops.linear(x, dual), kgen.linear(x, dual, epilogue=lambda v: v * 1.0 + x[:, :1] * 0.0)):
+            close(torch.autograd.forward_ad.unpack_dual(y).tangent, x @ w.t())
 
 
 def test_autocast_is_as_torchs(served: bool) -> None:

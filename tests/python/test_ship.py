@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from kgen.verify import runs_on
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "generated"
 DTYPES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
+ops = torch.ops.kgen
 RUNNABLE = [a for a in ship.ARCHS if runs_on(a, machine_arch())]
 SEED = random.SystemRandom().getrandbits(32)
 
@@ -43,7 +45,7 @@ def records() -> list[tuple[Path, dict[str, Any]]]:
 def only(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """One architecture's Kernels as the only registry: a richer machine serves the poorer one's too."""
     root = tmp_path / "generated"
-    for op in ("softmax", "attention", "layer_norm", "rms_norm"):
+    for op in ("softmax", "attention", "layer_norm", "rms_norm", "linear"):
         (root / op).mkdir(parents=True)
         shutil.copy(SHIPPED / op / "op.json", root / op)
         shutil.copytree(SHIPPED / op / request.param, root / op / request.param)
@@ -73,6 +75,9 @@ def test_every_dtype_has_pins_for_any_length(arch: str) -> None:
         made = [tuple(d is not None for d in p["key"]["dtypes"]) for p in pins(op, arch)]
         assert len(made) == 3 * choices and len(set(made)) == choices, "weight and bias there or not, in every dtype"
         assert all(p["key"]["dims"]["N"] == {"min": 1, "max": 1 << 21} for p in pins(op, arch))
+    linear = [p["key"] for p in pins("linear", arch)]
+    assert {(k["dtypes"][2], k["program"]) for k in linear} == {(b, p) for b in ("float32", None) for p in (None, "*")}
+    assert all(k["dtypes"][:2] == ["float32"] * 2 and k["dims"]["M"] == {"min": 1, "max": 16} for k in linear)
     attention = [p["key"] for p in pins("attention", arch)]
     assert {(k["dtypes"][0], k["program"]) for k in attention} == {(d, p) for d in DTYPES for p in (None, "*")}
     for key in attention:
@@ -154,6 +159,23 @@ def test_norms_of_random_sizes_never_fall_back(only: str, dtype: str) -> None:
                 assert float((got - want).abs().max() / want.abs().max()) < DTYPES[dtype], (SEED, name, n)
 
 
+def test_a_linear_of_few_rows_never_falls_back_and_of_many_is_torchs(only: str) -> None:
+    torch.manual_seed(SEED)
+    for n in sizes():
+        x, w, b, r = torch.randn(2, 3, n + 3)[:, :, :n], torch.randn(37, n), torch.randn(37), torch.randn(2, 3, 37)
+        wide = [t.double() for t in (x, w, b, r)]
+        for bias in (b, None):
+            check(kgen.why("linear", x, w, bias), only)
+            want = F.linear(wide[0], wide[1], None if bias is None else wide[2])
+            assert float((ops.linear(x, w, bias).double() - want).abs().max()) < 1e-4 * n**0.5, (SEED, n)
+        call = functools.partial(kgen.linear, x, w, b, epilogue=lambda y, t: F.gelu(y) + t, captures=(r,))
+        check(kgen.why(call), only, ("dynamic", "instantiated"))
+        want = F.gelu(F.linear(*wide[:3])) + wide[3]
+        assert float((call().double() - want).abs().max()) < 1e-4 * n**0.5, (SEED, n)
+    assert kgen.why("linear", torch.randn(17, 20), torch.randn(5, 20)).fallbacks == 1
+    assert kgen.why("linear", torch.randn(3, 20), torch.randn(20, 5).t()).fallbacks == 1
+
+
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_attention_of_random_sizes_never_falls_back(only: str, dtype: str) -> None:
     rng = random.Random(SEED)
@@ -205,6 +227,7 @@ def test_few_queries_and_few_rows_have_kernels_of_their_own(only: str) -> None:
     assert template(kgen.why("softmax", torch.randn(64, 100, 3), 1)) == "softmax/columns.c"
     assert template(kgen.why("layer_norm", torch.randn(64, 100), [100])) == "norm/layer_rows.c"
     assert template(kgen.why("rms_norm", torch.randn(64, 100), [100])) == "norm/rms_rows.c"
+    assert template(kgen.why("linear", torch.randn(4, 100), torch.randn(7, 100))) == "matmul/linear_few.c"
 
 
 # ---- how it is made ----
