@@ -551,9 +551,10 @@ template <class T> T atomicMin(T *at, T v) {
 }
 template <class T> T atomicMax(T *at, T v) {
     const T old = *at;
-    *at = v > old ? v : old;
+    *at = old < v ? v : old;
     return old;
 }
+inline void __threadfence() {}
 inline int __clz(int x) {
     return x ? __builtin_clz(static_cast<unsigned>(x)) : 32;
 }
