@@ -71,6 +71,12 @@ KGEN_API int kgen_rt_explain_end(char **json, char *err, size_t nerr);
  * side alone. */
 KGEN_API int kgen_rt_fallback(int64_t call, char **json, char *err, size_t nerr);
 
+/* For a process that locks itself before a Candidate is in it (kgen_gate_on_load of libkgen.so):
+ * called before each image is loaded (loaded 0), when all that compiles has run, and after it
+ * (loaded 1), before any of it runs; device 0 is the CPU, 1 CUDA. Not 0: the Kernel is not served,
+ * with what was put into err for the reason. Such a process stores no trust in Kernels. NULL: none.
+ */
+KGEN_API void kgen_rt_on_load(int (*hook)(int loaded, int device, char *err, size_t nerr));
 /* The quick way in from eager Python (runtime/torch_abi_eager.h), for the Python side alone, which
  * calls these with the GIL held; objects are PyObject *. learn: a torch.Tensor's object and its
  * size in bytes, and what torch says of it and of this thread; plain != 0: such calls may go the

@@ -72,6 +72,21 @@ KGEN_API int kgen_summary(const double *times, size_t n, double out[3], char *er
  * is 0.95 for one of 95%. */
 KGEN_API int kgen_ratio(const double *a, const double *b, size_t n, double level, uint64_t seed,
                         double out[3], char *err, size_t nerr);
+/* {"landlock": its version or 0, "seccomp": true}: what this kernel has to lock a process with that
+ * runs Candidates. */
+KGEN_API int kgen_protections(char **json, char *err, size_t nerr);
+/* The gate's process, once all that it measures against is built and warm: kgen_gate_lock(socket)
+ * says where it talks, as JSON lines, then kgen_rt_on_load(kgen_gate_on_load) locks it around the
+ * load of the Candidate, for good: a CPU's against files, sockets, programs, processes and signals
+ * to others, a GPU's against writing beside /dev and /proc, and all of that but threads. What the
+ * kernel lacks is left out. A call that no honest process makes there is answered on the socket, by
+ * {"error": ..., "lost": true}, and ends the process. */
+KGEN_API int kgen_gate_lock(int socket, char *err, size_t nerr);
+KGEN_API int kgen_gate_on_load(int loaded, int device, char *err, size_t nerr);
+/* {"landlock": version, "seccomp": bool} of what is in force; null before a Candidate was loaded.
+ */
+KGEN_API int kgen_gate_locked(char **json, char *err, size_t nerr);
+
 /* A Candidate's text against the lexical rules of CPU Candidates: KG_EUNSUPPORTED with the
  * complaint. */
 KGEN_API int kgen_inspect_text(const char *source, size_t n, const char *name, char *err,

@@ -6,7 +6,7 @@
  * instruction that was decoded; and jumps and calls to computed addresses are refused, so nothing
  * else is ever begun. What is left to an author is to overwrite a return address. That reaches any
  * byte of the process, libc's own system calls among them, so no inspection of this image could
- * stop it: the worker's last filter does (sandbox.c), under which an instruction that asks the
+ * stop it: the worker's last filter does (sys/sandbox.c), under which an instruction that asks the
  * kernel for something ends the process.
  *
  * Besides system calls it refuses what keeps state where no inspection of memory finds it (segment

@@ -73,14 +73,16 @@ void kg_explain_call(const kg_rt_op *op, const kg_call *call, int threads, const
     kg_buf notes;
     kg_class *again = NULL;
     kg_buf_init(&notes, 1 << 20);
-    kg_writers_lock();
-    kg_lookup(kg_snapshot_current(), &kg_proc_state.here, op, call, threads,
-              call->device == KG_CUDA, "", 0, 0, &notes, &again, NULL);
-    kg_writers_unlock();
+    bool served = rc == KG_OK && c != NULL;
+    if (!served || !kg_launch_hooked()) { /* a locked process reads no source again */
+        kg_writers_lock();
+        kg_lookup(kg_snapshot_current(), &kg_proc_state.here, op, call, threads,
+                  call->device == KG_CUDA, "", 0, 0, &notes, &again, NULL);
+        kg_writers_unlock();
+    }
     kg_jt_comma(answer);
     kg_buf_putc(answer, '{');
     put_field(answer, "op", op->name);
-    bool served = rc == KG_OK && c != NULL;
     put_field(answer, "kind", kg_served_name(served ? c->kind : KG_SERVED_FALLBACK));
     put_field(answer, "policy", kg_rt_policy());
     if (served)

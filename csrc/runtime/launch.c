@@ -229,6 +229,33 @@ static int run_cpu(const kg_ready *r, const kg_call *call, const kg_host *host, 
     return rc;
 }
 
+/* ---- images ---- */
+
+static _Atomic(kg_load_hook) the_hook;
+
+void kg_launch_on_load(kg_load_hook hook) {
+    atomic_store(&the_hook, hook);
+}
+
+bool kg_launch_hooked(void) {
+    return atomic_load(&the_hook) != NULL;
+}
+
+int kg_launch_loading(bool loaded, int device, kg_error *err) {
+    char why[512] = "";
+    kg_load_hook hook = atomic_load(&the_hook);
+    int rc = hook != NULL ? hook(loaded, device, why, sizeof(why)) : KG_OK;
+    return rc == KG_OK ? KG_OK : kg_fail(err, rc, "%s", why);
+}
+
+/* A hook may have locked away the cache's files: then the image goes in from memory. */
+static int load_locked(const kg_buf *image, size_t n, kg_entry *entries, kg_error *err) {
+    int rc = kg_launch_loading(false, KG_CPU, err);
+    if (rc == KG_OK)
+        rc = kg_image_load(NULL, image->data, image->len, n, entries, err);
+    return rc == KG_OK ? kg_launch_loading(true, KG_CPU, err) : rc;
+}
+
 static int load_cpu(const kg_load_request *ask, kg_function *functions, kg_buf *messages,
                     kg_error *err) {
     kg_buf image;
@@ -239,7 +266,8 @@ static int load_cpu(const kg_load_request *ask, kg_function *functions, kg_buf *
     int rc = kg_image_cpu(ask->unit->data, ask->unit->len, ask->label, ask->arch, ask->plan->flags,
                           &image, messages, path, err);
     if (rc == KG_OK)
-        rc = kg_image_load(path, image.data, image.len, n, entries, err);
+        rc = kg_launch_hooked() ? load_locked(&image, n, entries, err)
+                                : kg_image_load(path, image.data, image.len, n, entries, err);
     for (size_t i = 0; rc == KG_OK && i < n; i++)
         functions[i].cpu = entries[i];
     kg_buf_free(&image);

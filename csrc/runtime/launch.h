@@ -107,6 +107,15 @@ typedef struct kg_launcher {
     int (*recording)(const kg_call *call, const kg_host *host, bool *yes, kg_error *err);
 } kg_launcher;
 
+/* A process that locks itself before a Candidate is in it: called before an image is loaded (loaded
+ * false), when all that compiles has run, and after it, before any of it runs. Not 0: the load ends
+ * with that status and what was put into err. Where there is a hook, no trust is stored. */
+typedef int (*kg_load_hook)(int loaded, int device, char *err, size_t nerr);
+void kg_launch_on_load(kg_load_hook hook);
+bool kg_launch_hooked(void);
+/* Internal to launch*.c. */
+int kg_launch_loading(bool loaded, int device, kg_error *err);
+
 /* NULL for a device that this build does not launch on. */
 const kg_launcher *kg_launcher_of(int device);
 

@@ -178,7 +178,11 @@ static int load_cuda(const kg_load_request *ask, kg_function *functions, kg_buf 
     if (rc == KG_OK)
         rc = kg_cuda_check_args(ask->plan, ask->programs_bytes, image.data, image.len, err);
     if (rc == KG_OK)
+        rc = kg_launch_loading(false, KG_CUDA, err);
+    if (rc == KG_OK)
         rc = load_functions(ask, &image, functions, err);
+    if (rc == KG_OK)
+        rc = kg_launch_loading(true, KG_CUDA, err);
     kg_buf_free(&image);
     return rc;
 }

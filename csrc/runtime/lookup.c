@@ -316,11 +316,14 @@ bool kg_trust_known(const char *kernel_id, kg_hash128 image) {
     return known;
 }
 
-/* A cache that cannot be written only makes the next process compare again. */
+/* A cache that cannot be written only makes the next process compare again. A process that is
+ * locked for a Candidate is not one to be believed later. */
 void kg_trust_store(const kg_class *c) {
     kg_hash128 key = trust_key(c->kernel->id, c->image);
     if (ntrusted < sizeof(trusted) / sizeof(trusted[0]))
         trusted[ntrusted++] = key;
+    if (kg_launch_hooked())
+        return;
     char *cache = kg_cache_dir(), *path = trust_path(key);
     char *folder = cache != NULL ? kg_path_join(cache, "instantiated") : NULL;
     if (folder != NULL && path != NULL && kg_mkdirs(folder, NULL) == KG_OK)

@@ -37,6 +37,10 @@ void kgen_rt_on_message(void (*sink)(int level, const char *message)) {
     atomic_store(&the_sink, sink);
 }
 
+void kgen_rt_on_load(int (*hook)(int loaded, int device, char *err, size_t nerr)) {
+    kg_launch_on_load(hook);
+}
+
 static void to_stderr(kg_log_level level, const char *message) {
     const char *value = getenv("KGEN_LOG");
     bool debug = value != NULL && strcmp(value, "debug") == 0;

@@ -1,4 +1,4 @@
-/* Child processes: the only place that forks and execs (beside the worker's sandbox).
+/* Child processes: the only place that forks and execs.
  *
  * argv is a vector, never a shell string. A child is started in a process group of its own with
  * stdin from /dev/null, its environment replaced when env is given, and every descriptor closed but

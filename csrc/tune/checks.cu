@@ -282,6 +282,18 @@ KG_COMPARE(int32, i32)
 KG_COMPARE(int64, i64)
 KG_COMPARE(bool, u8)
 
+/* ---- what a kernel leaves behind ---- */
+
+/* One block a multiprocessor, with all the shared memory that a block can have: what is there
+ * outlives a kernel, and so would what a Candidate keeps there. */
+extern "C" __global__ void __launch_bounds__(1024) kg_check_scrub(kg_word32 words,
+                                                                  kg_word32 pattern) {
+    extern __shared__ kg_word32 all_shared[];
+    volatile kg_word32 *to = all_shared;
+    for (kg_word32 i = threadIdx.x; i < words; i += 1024)
+        to[i] = pattern;
+}
+
 /* ---- how fast the device moves bytes ---- */
 
 KG_KERNEL kg_check_read(const unsigned char *from, kg_word64 n, kg_word64 *sink) {

@@ -44,6 +44,7 @@ typedef struct kg_cuda_judge {
     kg_cu_stream stream;
     kg_cu_event begin, end;
     kg_cu_module module; /* NULL until the first check */
+    kg_buf image;        /* which it was loaded from */
     kg_cu_function checks[KG_CHECK_COUNT];
     kg_cu_ptr scratch, partials;
     size_t blocks;   /* of a check's grid; partials has as many */

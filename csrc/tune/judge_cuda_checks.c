@@ -28,16 +28,15 @@ static int find_checks(kg_cuda_judge *c, kg_error *err) {
 }
 
 static int load_image(kg_cuda_judge *c, kg_error *err) {
-    kg_buf image, messages;
-    kg_buf_init(&image, 0);
+    kg_buf messages;
+    kg_buf_init(&c->image, 0);
     kg_buf_init(&messages, 64 << 10);
     int rc = kg_image_cuda(kg_checks_source, kg_checks_source_bytes, "checks.cu", c->gpu->arch, 0,
-                           &image, &messages, NULL, err);
+                           &c->image, &messages, NULL, err);
     if ((rc == KG_ECOMPILE || rc == KG_EUNSUPPORTED) && messages.len)
         rc = kg_fail(err, KG_EENV, "kgen's checking kernels: %.400s", messages.data);
     if (rc == KG_OK)
-        rc = kg_cuda_module_load(image.data, image.len, &c->module, err);
-    kg_buf_free(&image);
+        rc = kg_cuda_module_load(c->image.data, c->image.len, &c->module, err);
     kg_buf_free(&messages);
     return rc;
 }
@@ -60,6 +59,7 @@ int kg_checks_load(kg_cuda_judge *c, kg_error *err) {
 
 void kg_checks_unload(kg_cuda_judge *c) {
     kg_cuda_module_unload(c->module);
+    kg_buf_free(&c->image);
     kg_cuda_free(c->scratch);
     kg_cuda_free(c->partials);
     c->module = NULL;

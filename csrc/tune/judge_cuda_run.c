@@ -147,6 +147,24 @@ static void keep_uses(kg_bench *b, const kg_kernel_ask *asks, const kg_kernel_us
     kg_json_set(b->cr->measure, "kernels", list);
 }
 
+/* Whether the worker fills shared memory between calls is for the Record to say: a device that will
+ * not do that still judges. */
+static int hand_scrub(kg_bench *b, kg_error *err) {
+    kg_cuda_judge *c = b->j->state;
+    kg_cuda_scope scope;
+    kg_error why = {0};
+    int rc = kg_cuda_enter(c->index, &scope, err);
+    if (rc != KG_OK)
+        return rc;
+    rc = kg_checks_load(c, err);
+    kg_cuda_leave(&scope);
+    if (rc != KG_OK)
+        return rc;
+    rc = kg_worker_scrub(b->worker, c->image.data, c->image.len, &why);
+    kg_json_set_bool(b->cr->measure, "scrubbed", rc == KG_OK);
+    return rc == KG_ECHILD ? kg_fail(err, rc, "%s", why.msg) : KG_OK;
+}
+
 int kg_cuda_load_image(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err) {
     kg_kernel_ask asks[KG_MAX_LAUNCHES];
     kg_kernel_use uses[KG_MAX_LAUNCHES];
@@ -169,8 +187,9 @@ int kg_cuda_load_image(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err
         return kg_fail(err, rc, "%s", why.msg);
     keep_uses(b, asks, uses, n);
     b->loaded = image;
-    *ok = true;
-    return KG_OK;
+    rc = hand_scrub(b, err);
+    *ok = rc == KG_OK;
+    return rc;
 }
 
 /* ---- what the driver said ---- */

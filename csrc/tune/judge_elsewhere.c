@@ -1,7 +1,8 @@
 /* A Candidate that passed is called as it would be on another machine or by another caller: a plan
- * may count threads and ask for alignments, and hand both to the kernel. Where that changes the
- * call, the first input set must come out right there, too. Refuses nothing that the plan says is
- * not for such a machine. A CPU's alone: a GPU's constants are those of its architecture. */
+ * may count threads or multiprocessors and ask for alignments, and hand them to the kernel. Where
+ * that changes the call, the first input set must come out right there, too. Refuses nothing that
+ * the plan says is not for such a machine. A GPU is never told to have more multiprocessors than it
+ * has: a cooperative grid of that size would not be resident. */
 #include <string.h>
 
 #include "tune/judge_internal.h"
@@ -9,11 +10,20 @@
 enum { MOST_ALIGNED = 256 };
 
 typedef struct elsewhere {
-    int64_t threads; /* 0: as here */
-    size_t align;    /* of the inputs; 0: as the Case has them */
+    int target;
+    int64_t threads, sms; /* 0: as here */
+    size_t align;         /* of the inputs; 0: as the Case has them */
 } elsewhere;
 
-static const elsewhere places[] = {{1, 0}, {3, 0}, {64, 0}, {0, MOST_ALIGNED}};
+static const elsewhere places[] = {
+    {.target = KG_CPU, .threads = 1},
+    {.target = KG_CPU, .threads = 3},
+    {.target = KG_CPU, .threads = 64},
+    {.target = KG_CPU, .align = MOST_ALIGNED},
+    {.target = KG_CUDA, .sms = 16},
+    {.target = KG_CUDA, .sms = 114},
+    {.target = KG_CUDA, .align = MOST_ALIGNED},
+};
 
 static bool same_arg(const kg_launch_arg *a, const kg_launch_arg *b) {
     if (a->kind != b->kind || a->index != b->index || a->dtype != b->dtype)
@@ -22,7 +32,10 @@ static bool same_arg(const kg_launch_arg *a, const kg_launch_arg *b) {
 }
 
 static bool same_launch(const kg_launch *a, const kg_launch *b) {
-    if (a->plan_launch != b->plan_launch || a->range != b->range || a->nargs != b->nargs)
+    if (a->plan_launch != b->plan_launch || a->range != b->range || a->nargs != b->nargs ||
+        a->shared != b->shared || memcmp(a->grid, b->grid, sizeof a->grid) != 0 ||
+        memcmp(a->block, b->block, sizeof a->block) != 0 ||
+        memcmp(a->cluster, b->cluster, sizeof a->cluster) != 0)
         return false;
     for (size_t i = 0; i < a->nargs; i++)
         if (!same_arg(&a->args[i], &b->args[i]))
@@ -66,6 +79,8 @@ static int bind(kg_bench *b, const elsewhere *e, kg_instance **out, kg_error *er
     kg_call call = b->jc->c->call;
     if (e->threads)
         c.num_threads = e->threads;
+    if (e->sms)
+        c.num_sms = e->sms;
     kg_fake_addresses(b->jc, &call);
     return kg_plan_bind(b->cand->plan, b->j->op, &b->cand->tuning, &c, &call, out, err);
 }
@@ -93,6 +108,8 @@ static int run_first(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err) 
 static void tell(kg_bench *b, const elsewhere *e) {
     if (e->threads)
         kg_buf_printf(&b->report->message, "; with NUM_THREADS = %lld", (long long)e->threads);
+    else if (e->sms)
+        kg_buf_printf(&b->report->message, "; with NUM_SMS = %lld", (long long)e->sms);
     else
         kg_buf_printf(&b->report->message, "; with inputs aligned to %d bytes", MOST_ALIGNED);
 }
@@ -117,11 +134,17 @@ static int try_place(kg_bench *b, const elsewhere *e, const kg_buf *image, bool 
     return rc;
 }
 
+static bool may_be(const kg_judge *j, const elsewhere *e) {
+    return e->target == j->device->target && (e->sms == 0 || e->sms < j->constants.num_sms);
+}
+
 int kg_bench_elsewhere(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err) {
     int rc = KG_OK;
-    if (b->j->device->target != KG_CPU)
+    /* A worker for a GPU takes longer to start than a search gives most of its Candidates. */
+    if (b->j->device->target == KG_CUDA && !b->cand->request->all_sets)
         return KG_OK;
     for (size_t i = 0; rc == KG_OK && *ok && i < sizeof places / sizeof *places; i++)
-        rc = try_place(b, &places[i], image, ok, err);
+        if (may_be(b->j, &places[i]))
+            rc = try_place(b, &places[i], image, ok, err);
     return rc;
 }

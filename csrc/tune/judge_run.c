@@ -85,16 +85,14 @@ static int judge_again(kg_bench *b, bool *ok, kg_error *err) {
     return rc;
 }
 
-/* Several times more into the same buffers, with workspace, stack and registers as the call before
- * left them, and the outputs poisoned before the last: what skips work because it remembers having
- * done it is found here. Everywhere else a call finds nothing of the one before it, and what
- * remembers is as good as honest. */
+/* Several times more into the same buffers, with workspace (on a CPU stack and registers, too) as
+ * the call before left them, and the outputs poisoned before the last: what skips work because it
+ * remembers having done it is found here. Everywhere else a call finds nothing of the one before
+ * it, and what remembers is as good as honest. */
 static int judge_kept(kg_bench *b, bool *ok, kg_error *err) {
     static const kg_mode often = {.split = KG_SPLIT_SERVED, .keep = true, .warm = 3},
                          kept = {.split = KG_SPLIT_SERVED, .keep = true};
     kg_call_time time;
-    if (b->j->device->target != KG_CPU)
-        return KG_OK;
     int rc = kg_bench_run(b, 0, &often, &time, ok, err);
     if (rc == KG_OK && *ok)
         rc = kg_bench_run(b, 0, &kept, &time, ok, err);

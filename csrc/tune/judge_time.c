@@ -15,7 +15,7 @@ static size_t pick_set(const kg_bench *b) {
 static int check_again(kg_bench *b, const kg_mode *mode, bool *ok, kg_error *err) {
     kg_call_time time;
     kg_mode kept = {.split = mode->split, .keep = true};
-    if (b->j->device->target != KG_CPU || kg_random() % KEPT_CALLS != 0)
+    if (kg_random() % KEPT_CALLS != 0)
         return KG_OK;
     int rc = kg_bench_run(b, 0, &kept, &time, ok, err);
     return rc == KG_OK && *ok ? kg_bench_compare(b, 0, ok, err) : rc;

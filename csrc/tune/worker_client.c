@@ -379,6 +379,13 @@ int kg_worker_load_kernels(kg_worker *w, const void *image, size_t bytes, const 
                       : kg_fail(err, KG_EFORMAT, "the worker's answer is malformed");
 }
 
+int kg_worker_scrub(kg_worker *w, const void *image, size_t n, kg_error *err) {
+    kg_reader in;
+    begin(w, KG_W_SCRUB);
+    int rc = load(w, image, n, &in, err);
+    return rc == KG_OK ? well_formed(&in, err) : rc;
+}
+
 static void put_arg(kg_buf *out, const kg_run_arg *a) {
     kg_put_u8(out, a->kind);
     if (a->kind == KG_WA_BUFFER || a->kind == KG_WA_MAP)
@@ -423,14 +430,16 @@ static void put_launch(kg_buf *out, int device, const kg_run_launch *l) {
 }
 
 static void put_run(kg_worker *w, const kg_run *run) {
+    uint32_t keep = run->keep ? KG_RUN_KEEP : 0u;
     begin(w, KG_W_RUN);
     kg_put_u32(&w->out, run->split);
     kg_put_u32(&w->out, run->warm);
     kg_put_u32(&w->out, run->timed);
     if (w->options.device == KG_CPU)
-        kg_put_u32(&w->out, (run->stale ? KG_RUN_STALE : 0u) | (run->keep ? KG_RUN_KEEP : 0u));
+        kg_put_u32(&w->out, keep | (run->stale ? KG_RUN_STALE : 0u));
     else
-        kg_put_u32(&w->out, (run->cold ? KG_RUN_COLD : 0u) | (run->graph ? KG_RUN_GRAPH : 0u));
+        kg_put_u32(&w->out,
+                   keep | (run->cold ? KG_RUN_COLD : 0u) | (run->graph ? KG_RUN_GRAPH : 0u));
     kg_put_u32(&w->out, (uint32_t)run->nclear);
     for (size_t i = 0; i < run->nclear; i++)
         kg_put_u32(&w->out, run->clear[i]);

@@ -54,7 +54,8 @@ typedef struct kg_run_launch {
 typedef struct kg_run {
     uint32_t split, warm, timed;
     bool cold, graph; /* GPU */
-    bool stale, keep; /* CPU */
+    bool stale;       /* CPU */
+    bool keep;
     size_t nclear;
     uint32_t clear[KG_W_MAX_BUFFERS];
     size_t programs_bytes;
@@ -101,6 +102,9 @@ int kg_worker_load(kg_worker *w, const void *image, size_t n, size_t nentries, k
 /* The same on a GPU, where kernels have names. uses: n of them. */
 int kg_worker_load_kernels(kg_worker *w, const void *image, size_t bytes, const kg_kernel_ask *asks,
                            size_t n, kg_kernel_use *uses, kg_error *err);
+/* A GPU's, after its kernels: an image with kg_check_scrub (checks.cu), from which on calls find no
+ * shared memory of the call before. KG_ECHILD: the worker died; else it goes on without. */
+int kg_worker_scrub(kg_worker *w, const void *image, size_t n, kg_error *err);
 /* times: of the timed calls. KG_ECHILD: the worker died or was killed at the limit, see
  * kg_worker_death. KG_EINTR: kg_stop_wanted. */
 int kg_worker_run(kg_worker *w, const kg_run *run, int64_t limit_ms, kg_call_time *times,

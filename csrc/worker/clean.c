@@ -25,7 +25,13 @@ static uint64_t nan_of(uint64_t pattern) {
 /* x87, SSE, AVX, AVX-512 and tiles. Not: protection keys, which are the process's. */
 enum { RESET = 0xe7 | 3 << 17, AREA = 16 << 10 };
 
-static long long reset; /* the components that this machine has; 0: it has no xrstor */
+/* What _xrstor64 takes, which is not the same to all compilers. */
+#if defined(__clang__)
+typedef unsigned long long mask;
+#else
+typedef long long mask;
+#endif
+static mask reset; /* the components that this machine has; 0: it has no xrstor */
 /* All zero but for the control words: "as a new process has them". */
 static _Alignas(64) unsigned char initial[AREA];
 
@@ -41,7 +47,7 @@ void kg_clean_init(void) {
     const uint32_t mxcsr = 0x1f80;
     memcpy(initial, &x87, sizeof x87);
     memcpy(initial + 24, &mxcsr, sizeof mxcsr);
-    reset = (long long)components();
+    reset = (mask)components();
 }
 
 __attribute__((target("xsave"))) static void clean_registers(void) {

@@ -22,7 +22,7 @@
 #include "worker/pool.h"
 #include "worker/protocol.h"
 #include "worker/rates.h"
-#include "worker/sandbox.h"
+#include "sys/sandbox.h"
 #include "worker/serve.h"
 #include "worker/wire.h"
 

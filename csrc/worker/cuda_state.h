@@ -42,8 +42,11 @@ typedef struct kg_cuda_state {
     kg_cuda_map maps[KG_MAX_MAPS];
     kg_cuda_launch launches[KG_MAX_LAUNCHES];
     void *args[KG_MAX_LAUNCHES][KG_MAX_LAUNCH_ARGS];
+    uint32_t held[KG_W_MAX_BUFFERS]; /* the first bytes of each that can be written: its poison */
     kg_cuda_call_time times[KG_W_MAX_TIMED];
     bool graph; /* the timed calls were replays */
+    bool scrubs;
+    kg_cuda_launch scrub; /* fills all shared memory */
 } kg_cuda_state;
 
 /* Tells the judge what the driver said (err has it) while it was asked for something of the

@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "worker/cuda_state.h"
-#include "worker/sandbox.h"
+#include "sys/sandbox.h"
 
 enum { PROBE_BYTES = 1 << 20, FLUSH_OF_L2 = 3, FAULT_EXIT = 3 };
 
@@ -284,6 +284,38 @@ static int do_load(kg_cuda_state *w, kg_error *err) {
     return KG_OK;
 }
 
+/* What the driver does not like about it is no fault of the Candidate's. */
+static int load_scrub(kg_cuda_state *w, const char *image, size_t bytes, kg_error *err) {
+    const kg_cuda_device *d = NULL;
+    kg_cu_module module = NULL;
+    int rc = kg_cuda_device_get(w->device, &d, err);
+    if (rc == KG_OK)
+        rc = kg_cuda_module_load(image, bytes, &module, err);
+    if (rc != KG_OK)
+        return rc;
+    w->scrub = (kg_cuda_launch){
+        .grid = {(uint32_t)d->sms, 1, 1}, .block = {1024, 1, 1}, .shared = (uint32_t)d->max_shared};
+    rc = kg_cuda_function(module, "kg_check_scrub", &w->scrub.function, err);
+    return rc == KG_OK ? kg_cuda_launch_prepare(&w->scrub, err) : rc;
+}
+
+static int do_scrub(kg_cuda_state *w, kg_error *err) {
+    char *image = NULL;
+    size_t bytes = 0;
+    int rc = expect(w, KG_CUDA_LOADED, "SCRUB", err);
+    if (rc == KG_OK && w->talk.nfds != 1)
+        rc = kg_fail(err, KG_EFORMAT, "SCRUB has %zu descriptors", w->talk.nfds);
+    if (rc == KG_OK)
+        rc = kg_talk_finish(&w->talk, "SCRUB", err);
+    if (rc == KG_OK)
+        rc = read_image(w->talk.fds[0], &image, &bytes, err);
+    if (rc == KG_OK)
+        rc = load_scrub(w, image, bytes, err);
+    free(image);
+    w->scrubs = rc == KG_OK;
+    return rc;
+}
+
 static int do_run(kg_cuda_state *w, kg_error *err) {
     int rc = expect(w, KG_CUDA_LOADED, "RUN", err);
     if (rc == KG_OK)
@@ -317,6 +349,8 @@ static int answer(void *worker, kg_talk *t, uint32_t kind, kg_error *err) {
         return do_run(w, err);
     case KG_W_PING:
         return kg_talk_finish(t, "PING", err);
+    case KG_W_SCRUB:
+        return do_scrub(w, err);
     default:
         return kg_fail(err, KG_EFORMAT, "request %u is not known", kind);
     }

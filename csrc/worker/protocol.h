@@ -42,6 +42,10 @@ enum kg_wire {
      * a second each. */
     KG_W_RATES = 5,
     KG_W_PING = 6,
+    /* A GPU's, after LOAD: one descriptor, of an image with kg_check_scrub(u32 words, u32 pattern).
+     * From then on each call finds the shared memory of every multiprocessor filled, but in a RUN
+     * with KEEP. FAILED: it is as it was before. */
+    KG_W_SCRUB = 7,
 
     KG_W_OK = 64,
     KG_W_FAILED = 65, /* u32 minus the status, str message */
@@ -59,10 +63,11 @@ enum {
     KG_SPLIT_ODD     /* fewer and other chunks, the last first */
 };
 
-/* The caches are emptied before each timed call; a timed call is a replay of a graph. GPU alone.
- * Before each call but the first the worker of a CPU writes the buffers' first 8 bytes all over
- * them, as they were before the first (the poison); STALE: it swaps their halves instead. Before
- * each call it cleans its threads (clean.h), and with KEEP it does neither. */
+/* COLD: the caches are emptied before each timed call; GRAPH: a timed call is a replay of a graph.
+ * GPU alone. Before each call but the first, and on a GPU before a timed one that untimed ones
+ * precede, the worker writes the buffers' first bytes (8 on a CPU, 4 on a GPU) all over them, as
+ * they were before the first (the poison); STALE, of a CPU alone: it swaps their halves instead.
+ * Before each call the worker of a CPU cleans its threads (clean.h). KEEP: none of that. */
 enum { KG_RUN_COLD = 1, KG_RUN_GRAPH = 2, KG_RUN_STALE = 4, KG_RUN_KEEP = 8 };
 
 enum { KG_LAUNCH_COOPERATIVE = 1, KG_LAUNCH_PDL = 2 };

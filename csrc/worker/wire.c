@@ -139,9 +139,8 @@ int kg_wire_read_run(kg_reader *in, const kg_wire_limits *limits, kg_wire_run *r
     r->flags = kg_get_u32(in);
     /* A GPU's answer has three times as much for each. */
     uint32_t most = limits->device == KG_CPU ? KG_W_MAX_TIMED : KG_W_MAX_TIMED / 4;
-    uint32_t flags =
-        limits->device == KG_CPU ? KG_RUN_STALE | KG_RUN_KEEP : KG_RUN_COLD | KG_RUN_GRAPH;
-    if (r->split > KG_SPLIT_ODD || r->timed > most || (r->flags & ~flags))
+    uint32_t flags = limits->device == KG_CPU ? KG_RUN_STALE : KG_RUN_COLD | KG_RUN_GRAPH;
+    if (r->split > KG_SPLIT_ODD || r->timed > most || (r->flags & ~(flags | KG_RUN_KEEP)))
         return kg_fail(err, KG_EFORMAT, "RUN asks for %u calls, split %u, flags %u", r->timed,
                        r->split, r->flags);
     int rc = read_clears(in, limits, r, err);

@@ -87,6 +87,9 @@ def lib() -> ctypes.CDLL:
         ],
         "kgen_lock_device": [ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_int)],
         "kgen_gpu_state": [ctypes.c_int, out],
+        "kgen_protections": [out],
+        "kgen_gate_lock": [ctypes.c_int],
+        "kgen_gate_locked": [out],
         "kgen_search_over": [out, size, text, text, PROGRESS, ctypes.c_void_p, out],
         "kgen_candidate_check": [text, text, size, text, text, out],
         "kgen_llm_ask": [text, text, out],
@@ -319,6 +322,23 @@ def lock_device(gpu: int, wait_ms: int) -> int:
 
 def unlock_device(fd: int) -> None:
     lib().kgen_unlock_device(fd)
+
+
+def protections() -> dict[str, Any]:
+    """What this kernel has to lock a process with that runs Candidates: landlock (its version, 0: none) and seccomp."""
+    return call_json(lib().kgen_protections)
+
+
+def gate_lock(socket: int) -> int:
+    """Arms the lock of the gate's process, which says on the socket what violated it; the address of the function that closes
+    it around the load of an image."""
+    call(lib().kgen_gate_lock, socket)
+    return ctypes.cast(lib().kgen_gate_on_load, ctypes.c_void_p).value or 0
+
+
+def gate_locked() -> dict[str, Any] | None:
+    """What of it is in force: landlock and seccomp; None before a Candidate was loaded."""
+    return call_json(lib().kgen_gate_locked)
 
 
 def gpu_state(gpu: int) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("kgen_rt_explain_begin", None, []),
         ("kgen_rt_explain_end", c, [out, *error]),
         ("kgen_rt_fallback", c, [ctypes.c_int64, out, *error]),
+        ("kgen_rt_on_load", None, [ctypes.c_void_p]),
         ("kgen_rt_count", None, [ctypes.POINTER(ctypes.c_uint64)]),
     ):
         function = getattr(lib, name)
@@ -191,6 +192,11 @@ def explain_end() -> list[dict[str, Any]]:
 
 def fallback_call(call: int) -> dict[str, Any]:
     return _json("kgen_rt_fallback", call)
+
+
+def on_load(hook: int) -> None:
+    """The address of a C function that is called around the load of each image (kgen.h)."""
+    _lib.kgen_rt_on_load(hook)
 
 
 def counters() -> dict[str, int]:

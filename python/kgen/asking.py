@@ -117,7 +117,7 @@ def from_args(args: argparse.Namespace, budget: Budget) -> Asking | None:
     if (budget.usd or budget.tokens or budget.calls) and proposer not in ("llm", "mcp"):
         raise BadInput(f"--budget {args.budget}: the proposer {proposer} costs time alone; give 15m or the like")
     if proposer == "builtin":
-        for name in ("note", "knowledge", "strategy", "in_flight"):
+        for name in ("note", "knowledge", "strategy", "in_flight", "unsafe_cpu"):
             if getattr(args, name, None) is not None:
                 raise BadInput(f"--{name.replace('_', '-')} goes with --proposer llm or files")
         return None

@@ -6,7 +6,9 @@ a quotient of nearly nothing then has no error to learn from. So the oracle is c
 as an honest sum in the accumulator changes them: a sum of K terms in any order is the exact sum of terms that are off by
 sqrt(K) roundings each (backward error, for roundings of mean zero; K roundings where all terms are the same number, since
 those round the same way). What that does to an output, it may be off, and an integer that changes is decided by rounding:
-any value will do there. Canonical Ops have no such slack, since their kernels are held to torch's accuracy, but for one
+any value will do there. Equal numbers are moved alike, so that comparisons come out as they did; but the mean of a constant row is
+off beside the row itself, and a difference of nothing, over a variance of nothing, shows it. So where numbers repeat they are also
+moved apart, and that counts where the outputs follow in proportion: what jumps is a comparison, and no rounding. Canonical Ops have no such slack, since their kernels are held to torch's accuracy, but for one
 thing: where all terms are as good as equal, a sum in one chain is off by half a rounding a term.
 """
 
@@ -28,6 +30,8 @@ FEW, SOME, MOST = 1 << 20, 1 << 22, 1 << 26
 FLOAT_TRIALS, INTEGER_TRIALS = 3, 12
 # Roundings that an honest kernel's value may be off where it decides an integer; more, so that trials find it.
 DECIDED = 64
+# How much of an output's change may be out of proportion to what its inputs were moved by.
+PROPORTION = 0.25
 # Operations whose choice among equals torch leaves open.
 OPEN_TIES = frozenset({"topk", "sort", "argsort", "kthvalue", "median", "nanmedian", "mode", "msort"})
 # Of a set's integers, how many may be decided by rounding before the set says too little.
@@ -57,6 +61,10 @@ def settle(
         for trial in range(FLOAT_TRIALS if size <= FEW else 1):
             moved = reference.wide(_moved(drawn, roundings, trial))[0]
             slack = [_larger(s, _change(a, b)) for s, a, b in zip(slack, moved, outputs, strict=True)]
+        if drawn.repeats:
+            # One chain of equal terms is off by half a rounding a term at the most.
+            apart = _apart(reference, drawn, outputs, roundings / 2)
+            slack = [_larger(s, a) for s, a in zip(slack, apart, strict=True)]
     if any(not o.dtype.is_floating_point for o in outputs):
         ties = bool(reference.operations & OPEN_TIES)
         unsure = [torch.zeros(o.shape, dtype=torch.bool, device=o.device) for o in outputs]
@@ -68,6 +76,20 @@ def settle(
             for o, u, t in zip(outputs, unsure, own, strict=True)
         )
     return outputs, tuple(slack)
+
+
+def _apart(reference: Reference, drawn: Drawn, outputs: Tensors, roundings: float) -> list[tuple[float, float]]:
+    """What it does to each output that equal numbers are moved apart; nothing where that is out of proportion."""
+    full, half = (reference.wide(_moved(drawn, r, 0, alike=False))[0] for r in (roundings, roundings / 2))
+    found = []
+    for a, b, o in zip(full, half, outputs, strict=True):
+        if o.dtype.is_floating_point:
+            far = torch.nan_to_num((a - o).double(), 0.0, 0.0, 0.0)
+            bent = far - 2 * torch.nan_to_num((b - o).double(), 0.0, 0.0, 0.0)
+            found.append(_change(a, o) if bent.norm() <= PROPORTION * far.norm() else (0.0, 0.0))
+        else:
+            found.append((0.0, 0.0))
+    return found
 
 
 def _chain_slack(op: str, drawn: Drawn, outputs: int) -> tuple[tuple[float, float], ...]:
@@ -104,8 +126,9 @@ def _change(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
     return found if math.isfinite(found[0]) and math.isfinite(found[1]) else (0.0, 0.0)
 
 
-def _moved(drawn: Drawn, roundings: float, trial: int, ties: bool = False) -> Drawn:
-    """The inputs in fp64, each element off by at most so many roundings of its accumulator."""
+def _moved(drawn: Drawn, roundings: float, trial: int, ties: bool = False, alike: bool = True) -> Drawn:
+    """The inputs in fp64, each element off by at most so many roundings of its accumulator; equal ones alike, or each by
+    itself."""
     from dataclasses import replace
 
     def move(x: object, at: int) -> object:
@@ -113,12 +136,13 @@ def _moved(drawn: Drawn, roundings: float, trial: int, ties: bool = False) -> Dr
             return x
         unit = 2.0**-53 if x.dtype == torch.float64 else 2.0**-24
         wide = x.double()
-        step = torch.where(wide.isfinite(), wide, 0.0) * (_noise(wide, trial) * (roundings * unit))
+        place = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
+        scattered = _noise(place + (at + 1) * 0.5, trial)
+        noise = _noise(wide, trial) if alike else scattered
+        step = torch.where(wide.isfinite(), wide, 0.0) * (noise * (roundings * unit))
         if not ties:
             return wide + step
         # Equals are told apart, zeros too, by less than any other difference.
-        place = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
-        scattered = _noise(place + (at + 1) * 0.5, trial)
         least = float(torch.nan_to_num(wide.abs(), 0, 0, 0).max()) * 2.0**-40 if x.numel() else 0.0
         return wide + step + scattered * least
 

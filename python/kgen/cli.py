@@ -79,6 +79,13 @@ def _model_options(p: argparse.ArgumentParser, optional: bool = False) -> None:
     )
 
 
+def _unsafe_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--unsafe-cpu", action="store_true", default=None,
+        help="run a model's Candidates for the CPU also where the kernel lacks landlock or seccomp (`kgen doctor` tells)",
+    )  # fmt: skip
+
+
 def _proposer_options(p: argparse.ArgumentParser, stages: bool = True) -> None:
     p.add_argument(
         "--proposer",
@@ -99,6 +106,7 @@ def _proposer_options(p: argparse.ArgumentParser, stages: bool = True) -> None:
     p.add_argument("--proxy", metavar="URL", help="default: what the environment says")
     p.add_argument("--ca", metavar="FILE", help="certificates of an authority of your own, PEM")
     p.add_argument("--prices", action="append", metavar="FILE", help="a price table before kgen's own")
+    _unsafe_option(p)
     if stages:
         p.add_argument(
             "--stages", action="store_true", help="capture and write the first prompts; then kgen propose, evaluate, advance in turn"
@@ -250,6 +258,7 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
     p.add_argument("run_dir", metavar="RUN_DIR")
     p.add_argument("--device", metavar="DEVICE", help="which GPUs judge, as in cuda:1 or cuda:0,cuda:1 (default: the first)")
     p.add_argument("--finish", action="store_true", help="then tune the best, and gate and promote them")
+    _unsafe_option(p)
     _registry_option(p, "where to promote to (default: the first of KGEN_REGISTRY, else the user's)")
     p.add_argument("--no-promote", action="store_true", help="judge and gate only")
     p.add_argument("--json", action="store_true")
@@ -280,6 +289,7 @@ def _add_others(sub: argparse._SubParsersAction) -> None:
     p = sub.add_parser("mcp", help="serve a Run to an agent over the Model Context Protocol, which is the model then")
     _model_options(p, optional=True)
     _prompt_options(p, "the agent is")
+    _unsafe_option(p)
     p.add_argument(
         "--budget", metavar="BUDGET", default="15m",
         help="of the Run, from the agent's first question on: 90s, 15m, 1h; also 40calls (answers), 2Mtok (of them), or several "

@@ -102,7 +102,7 @@ def run_demo(args: argparse.Namespace) -> int:
     model = capture.load(str(model_path))
     device = capture.device_for(model, args.device)
     options = Options(
-        budget=parse_budget(args.budget or BUDGET[device.type]), baselines=BASELINES[device.type], registry=registry, run_dir=run_dir, resume=(run_dir / "run.json").is_file(), device=args.device or str(device)
+        budget=parse_budget(args.budget or BUDGET[device.type]), baselines=BASELINES[device.type], registry=registry, run_dir=run_dir, resume=(run_dir / "run.json").is_file(), device=args.device or str(device), sanitize=False
     )
     progress = Progress()
     progress.note(f"tuning {model_path} on {devices.name_of(device)}: plain torch, no line of kgen")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -16,11 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import OLDEST_TORCH, _paths, registries, torch_version
-
-# linux/landlock.h: asks for the version of the interface instead of a rule set.
-_SYS_LANDLOCK_CREATE_RULESET = 444
-_LANDLOCK_CREATE_RULESET_VERSION = 1
-_PR_GET_SECCOMP = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +123,17 @@ def _cpu() -> Finding:
 
 
 def _sandbox() -> Iterator[Finding]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    abi = libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
-    if abi > 0:
-        yield Finding("landlock", True, f"ABI {abi}")
-    else:
-        yield Finding(
-            "landlock", False, "not in this kernel", "a worker can read files; judge only what you trust", False
-        )
-    ok = libc.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
-    todo = "" if ok else "a worker is not kept from the network; judge only what you trust"
-    yield Finding("seccomp", ok, "there" if ok else "not in this kernel", todo, False)
+    """What locks the worker and the gate's process."""
+    from . import _libkgen, protections
+    from .errors import EnvironmentLacks
+
+    try:
+        has, lacking = _libkgen.protections(), protections.missing()
+    except EnvironmentLacks:  # libkgen.so is missing, which is a finding of its own
+        return
+    for name, found in (("landlock", f"ABI {has['landlock']}"), ("seccomp", "there")):
+        todo = f"{lacking[name]}: a model's Candidates for the CPU want --unsafe-cpu; judge only what you trust" if name in lacking else ""
+        yield Finding(name, name not in lacking, found if not todo else "not in this kernel", todo, False)
 
 
 def _cache() -> Finding:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from . import cuda_packages
+from . import cuda_packages, sanitizer
 from .cuda_packages import Driver, Gpu, Nvrtc
 from .doctor import Finding
 from .errors import KgenError
@@ -127,6 +127,14 @@ def _compile(arch: str) -> Finding:
     return Finding("CUDA compile", True, f"{cold * 1e3:.0f} ms cold, {warm * 1e3:.2f} ms from the cache ({arch})", needed=False)
 
 
+def _sanitizer() -> Finding:
+    found = sanitizer.find()
+    if found is None:
+        todo = "CUDA's toolkit has it, or name one with KGEN_SANITIZER; without it Records of Kernels say nothing of races"
+        return Finding("compute-sanitizer", False, "not found, or switched off", todo, False)
+    return Finding("compute-sanitizer", True, str(found), needed=False)
+
+
 def findings() -> Iterator[Finding]:
     """One line each, in the order in which one stands on the other."""
     driver = cuda_packages.driver()
@@ -140,6 +148,7 @@ def findings() -> Iterator[Finding]:
     if nvrtc is None:
         return
     yield _headers(nvrtc)
+    yield _sanitizer()
     usable = [g for g in driver.gpus if int(g.arch.removeprefix("sm_")) >= OLDEST]
     if usable and nvrtc.version[0] <= driver.cuda[0]:
         yield _compile(usable[0].arch)

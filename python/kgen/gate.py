@@ -6,6 +6,10 @@ are done; Kernel and baseline take turns, never on the same input set in a round
 compared with the oracle. A contender that kills or hangs the other process costs that process, not the gate: it is left
 out with the reason, and the rest goes on in a new one.
 
+A Kernel is code that nobody vouches for, so it comes last: baselines are built, measured and warm before, then the other
+process locks itself, then the Kernel is loaded there. What violates the lock is the reason why the gate stays shut, and nothing that
+the other process says is believed before it is checked. A baseline that must be built after all gets a process without a Kernel.
+
 On a GPU the inputs lie in an allocation that both processes map, each call finds a cold L2, and the number is the time
 between a call's events; that of the whole batch must agree with this side's clock. Outputs are compared on the GPU.
 
@@ -19,6 +23,7 @@ import json
 import math
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -55,6 +60,8 @@ NEAR = 1.25
 TRIES, MOST_REPS = 4, 1 << 20
 # Where baselines are compiled ahead, in processes of their own. For a CPU there are one or two, and the CPUs are busy with one.
 AHEAD = {"cuda"}
+# Bytes of an answer.
+MOST_ANSWER = 1 << 20
 # How the reason of a Kernel that is right and not fast enough begins; and that of one with nothing to compare it with.
 SLOWER = "not surely"
 NO_BASELINE = "no baseline works here: nothing to compare with"
@@ -98,7 +105,8 @@ class SeededSet(GateSet):
 @dataclass
 class GateResult:
     """What the gate found. Times are of one call, in ns. arithmetic: what float32 was to torch, "" on a CPU. device: what
-    NVML told of the GPU "before" and "after" the pairs."""
+    NVML told of the GPU "before" and "after" the pairs. lock: what kept the Kernel in its process, landlock (version; 0: none) and
+    seccomp; empty when it was never loaded."""
 
     passed: bool
     reason: str
@@ -111,6 +119,7 @@ class GateResult:
     baselines: list[dict[str, Any]] = field(default_factory=list)
     arithmetic: str = ""
     device: dict[str, Any] = field(default_factory=dict)
+    lock: dict[str, Any] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
         median, low, high = self.speedup
@@ -125,6 +134,7 @@ class GateResult:
             "baselines": self.baselines,
             "arithmetic": self.arithmetic,
             "device": self.device,
+            "lock": self.lock,
         }
 
     @staticmethod
@@ -134,7 +144,7 @@ class GateResult:
         found = GateResult(
             entry["passed"], entry["reason"], base["name"], base["median_ns"], entry["kgen_ns"],
             (s["median"], s["low"], s["high"]), entry["rounds"], entry["noisy"], entry["baselines"],
-            entry.get("arithmetic", ""), entry.get("device", {}),
+            entry.get("arithmetic", ""), entry.get("device", {}), entry.get("lock", {}),
         )  # fmt: skip
         if found.rounds and (found.passed or found.reason.startswith(SLOWER)):
             found.decide(min_speedup)
@@ -156,7 +166,7 @@ class GateError(KgenError):
     """The gate's other process failed, which says nothing about the Kernel's speed."""
 
 
-def _environment(registry: Path, cache: Path | None, gpu: bool, cpus: int) -> dict[str, str]:
+def environment(registry: Path, cache: Path | None, gpu: bool, cpus: int) -> dict[str, str]:
     """Of the other process: kgen as a user's process has it, but with the Candidate's registry first."""
     env = dict(os.environ, KGEN_REGISTRY=str(registry), KGEN_POLICY="arch")
     env.pop("KGEN_DISABLE", None)
@@ -189,13 +199,14 @@ class _Child:
     def __init__(self, job: dict[str, Any], memory: int, registry: Path, cache: Path | None, cpus: int | None = None):
         """cpus: how many its compiler may use; None: all."""
         ours, theirs = socket.socketpair()
-        self.socket, self.link = ours, ours.makefile("rwb")
+        self.socket, self.unread = ours, b""
         self.said = tempfile.TemporaryFile()
         self.ready: set[int] = set()
+        self.locked = False  # the Kernel is in it, and nothing else can be built there
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kgen.gate_child", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(), memory),
-            env=_environment(registry, cache, job["device"] == "cuda", cpus or len(os.sched_getaffinity(0))),
+            env=environment(registry, cache, job["device"] == "cuda", cpus or len(os.sched_getaffinity(0))),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("KGEN_LOG") else self.said,
@@ -210,18 +221,34 @@ class _Child:
 
     def send(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The answer to a request. GateError when it is none; then the process is of no use any more."""
-        self.socket.settimeout(seconds)
+        deadline, number = time.monotonic() + seconds, secrets.randbits(53)
         try:
-            self.link.write(json.dumps(message).encode() + b"\n")
-            self.link.flush()
-            line = self.link.readline()
+            self.socket.settimeout(seconds)
+            self.socket.sendall(json.dumps({**message, "n": number}).encode() + b"\n")
+            line = self._line(deadline)
         except TimeoutError:
             raise GateError(f"no answer within {seconds:.0f} s") from None
         except OSError:
             line = b""
-        if not line.endswith(b"\n"):
+        if not line:
             raise GateError(self._ending())
-        return json.loads(line)
+        return _answer(line, number)
+
+    def _line(self, deadline: float) -> bytes:
+        """The next line, without its end; empty when the other side is gone."""
+        while b"\n" not in self.unread:
+            if len(self.unread) > MOST_ANSWER:
+                raise GateError(f"an answer of more than {MOST_ANSWER} bytes")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.socket.settimeout(left)
+            part = self.socket.recv(1 << 16)
+            if not part:
+                return b""
+            self.unread += part
+        line, _, self.unread = self.unread.partition(b"\n")
+        return line
 
     def _ending(self) -> str:
         try:
@@ -242,10 +269,23 @@ class _Child:
                 with suppress(ProcessLookupError):
                     kill(pid, signal.SIGKILL)
         self.process.wait()
-        with suppress(OSError):  # what it never read is of no use any more
-            self.link.close()
         self.socket.close()
         self.said.close()
+
+
+def _answer(line: bytes, number: int) -> dict[str, Any]:
+    """An answer, if it is one to that request. What tells of the end of the process has no number."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("error", ""), str):
+        raise GateError("the gate's process sent what is no answer")
+    if found.get("lost") is True and "error" in found and "n" not in found:
+        return found
+    if found.get("n") != number:
+        raise GateError("the gate's process sent an answer that is not to this request")
+    return found
 
 
 class Gate:
@@ -358,18 +398,24 @@ class Gate:
 
     def ask(self, do: str, who: int, which: int = 0, reps: int = 0, seconds: float = BATCH_SECONDS) -> dict[str, Any]:
         """A contender does something, in a new process if the one before was lost. GateError: it could not."""
+        if self.child is not None and self.child.locked and who not in self.child.ready:
+            self._drop()
         try:
             child = self._open()
             if do != "prepare" and who not in child.ready:
-                self.prepared = self._reply(child, {"do": "prepare", "who": who}, PREPARE_SECONDS)
-                child.ready.add(who)
-            reply = self._reply(child, {"do": do, "who": who, "set": which, "reps": reps}, seconds)
+                self.prepared = self._prepare(child, who, PREPARE_SECONDS)
             if do == "prepare":
-                child.ready.add(who)
-            return reply
+                return self._prepare(child, who, seconds)
+            return self._reply(child, {"do": do, "who": who, "set": which, "reps": reps}, seconds)
         except _Lost as e:
             self._drop()
             raise GateError(str(e)) from e
+
+    def _prepare(self, child: _Child, who: int, seconds: float) -> dict[str, Any]:
+        child.locked |= who == 0
+        reply = self._reply(child, {"do": "prepare", "who": who}, seconds)
+        child.ready.add(who)
+        return reply
 
     @staticmethod
     def _reply(child: _Child, message: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -387,7 +433,10 @@ class Gate:
         """"" when what the last call left is right for the set, else what is wrong."""
         reply = self.ask("output", who, which)
         oracles = self.sets[which].expected()
-        for i in range(reply["outputs"]):
+        given = reply.get("outputs")  # a baseline of attention gives no lse
+        if type(given) is not int or not 1 <= given <= len(self.outputs):
+            raise GateError("the gate's process gave no outputs")
+        for i in range(given):
             norm, worst, bad = errors_of(self.memory.view(self.outputs[i]), oracles[i])
             limit_norm, limit_max = self.sets[which].limits[i]
             if bad or not (norm <= limit_norm and worst <= limit_max):
@@ -422,6 +471,8 @@ class Gate:
             calls = reps << min(again, LONGER)
             wall = self.took(who, which, calls) - self.wake
             found = self.ask("times", who, which, calls)  # asked for afterwards: reading events takes a while
+            if not all(isinstance(found.get(t), (int, float)) for t in ("window_ns", "calls_ns")):
+                raise GateError("the gate's process sent no times")
             off = abs(wall - found["window_ns"]) / max(wall, 1.0)
             if off <= AGREE and 0 < found["calls_ns"] <= found["window_ns"]:
                 return float(found["calls_ns"]) / calls
@@ -429,6 +480,15 @@ class Gate:
             f"the events of a batch and the clock are {100 * off:.0f}% apart, {DISTURBED} times in a row: something else uses "
             f"{self.device}, or this machine's CPUs are too busy"
         )
+
+    def together(self, who: int) -> None:
+        """A baseline is ready in the process into which the Kernel will be loaded."""
+        child = self.child
+        if child is None or child.locked or who not in child.ready:
+            self._drop()
+            self.ask("prepare", who, seconds=self.patience.each)
+        for which in range(len(self.sets)):
+            self.ask("run", who, which, 1)
 
     def prepare(self, who: int, seconds: float | None = None) -> str:
         """Builds a contender, within PREPARE_SECONDS unless told, and tries it on every set; "" or what is wrong with it."""
@@ -620,23 +680,16 @@ def run(gate: Gate, kernel_id: str, min_speedup: float, seconds: float = ROUND_S
 
 
 def _run(gate: Gate, kernel_id: str, min_speedup: float, seconds: float, result: GateResult) -> None:
-    gate.say("kgen")
-    wrong = gate.prepare(0)
-    if wrong:
-        result.reason = f"through torch.ops.kgen: {wrong}"
-        return
-    served = {d["id"] for d in gate.prepared["served"]}
-    if served != {kernel_id}:
-        why = "; ".join(sorted({d["reason"] for d in gate.prepared["served"] if d.get("reason")}))
-        by = ", ".join(sorted(d["kernel"] or "torch" for d in gate.prepared["served"])) or "nothing of kgen"
-        result.reason = f"through torch.ops.kgen the call was served by {by}, not by the Candidate" + f": {why}" * bool(why)
-        return
     working = _measure_baselines(gate, result)
-    if not working:
-        result.reason = NO_BASELINE
+    base = working[0] if working else None
+    if base is not None:
+        result.baseline = gate.contenders[base[0]]["name"]
+        gate.together(base[0])
+    gate.say("kgen")
+    wrong = _prepare_kernel(gate, kernel_id, result)
+    if wrong or base is None:
+        result.reason = wrong or NO_BASELINE
         return
-    base = working[0]
-    result.baseline = gate.contenders[base[0]]["name"]
     gate.say(f"pairs with {result.baseline}")
     with gate.alone():
         reps = gate.reps_of(0)
@@ -651,3 +704,20 @@ def _run(gate: Gate, kernel_id: str, min_speedup: float, seconds: float, result:
     result.rounds = len(theirs)
     result.baseline_ns, result.kgen_ns = _median(theirs), _median(ours)
     result.decide(min_speedup)
+
+
+def _prepare_kernel(gate: Gate, kernel_id: str, result: GateResult) -> str:
+    """Loads the Kernel into a process that is locked from there on; "" when it is right and serves the call itself."""
+    wrong = gate.prepare(0)
+    if wrong:
+        return f"through torch.ops.kgen: {wrong}"
+    served, lock = gate.prepared.get("served"), gate.prepared.get("lock") or {}
+    if not isinstance(served, list) or not isinstance(lock, dict):
+        return "the gate's process does not say who served the call"
+    result.lock = {k: v for k, v in lock.items() if k in ("landlock", "seccomp") and isinstance(v, int)}
+    told = [{k: str(d.get(k) or "") for k in ("id", "kernel", "reason")} for d in served if isinstance(d, dict)]
+    if {d["id"] for d in told} == {kernel_id}:
+        return ""
+    why = "; ".join(sorted({d["reason"] for d in told} - {""}))
+    by = ", ".join(sorted(d["kernel"] or "torch" for d in told)) or "nothing of kgen"
+    return f"through torch.ops.kgen the call was served by {by}, not by the Candidate" + f": {why}" * bool(why)

@@ -4,7 +4,10 @@ torch.ops.kgen as any user's process would serve it.
 It does what it is told over a socket and keeps no clock but a GPU's events, which the parent holds against its own:
 inputs, oracles and time are the parent's. Requests are JSON
 lines: {"do": "prepare", "who": i}, {"do": "run", "who": i, "set": s, "reps": n}, {"do": "times", "reps": n} (of a GPU),
-{"do": "output", "who": i, "set": s}, {"do": "quit"}; each is answered with one JSON line.
+{"do": "output", "who": i, "set": s}, {"do": "quit"}; each is answered with one JSON line, which repeats the request's "n".
+
+When the Kernel is prepared, its image is compiled, then this process is locked for good (csrc/tune/gate_lock.c), then the image is
+loaded. From then on baselines can be run and none can be built: the parent prepares those that it needs before.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import torch
 
 import kgen
-from kgen import baselines, devices, gate_memory
+from kgen import _libkgen, _native, baselines, devices, gate_memory
 from kgen.baselines import Inputs, Outputs
 
 Call = Callable[[Inputs], Outputs]
@@ -100,7 +103,8 @@ def time_kernels_alone(device: torch.device) -> None:
 class Child:
     """One Case: its input sets, and the contenders (0: the Kernel; then the baselines)."""
 
-    def __init__(self, job: dict[str, Any]):
+    def __init__(self, job: dict[str, Any], link: int):
+        self.link, self.armed = link, False
         torch.set_num_threads(job["threads"])
         self.device = torch.device("cuda", job["index"]) if job["device"] == "cuda" else devices.CPU
         self.gpu = self.device.type == "cuda"
@@ -128,6 +132,17 @@ class Child:
         args = {n: gate_memory.view(self.memory, t) if t else None for n, t in spec["args"].items()}
         return Inputs(args, tuple(gate_memory.view(self.memory, t) for t in spec["captured"]))
 
+    def _arm(self) -> None:
+        """The load of the next image locks this process. What is imported or started later than that is not."""
+        if self.armed:
+            return
+        from kgen import serving  # noqa: F401: kgen.why, after the load
+
+        for dtype in (torch.float32, torch.float64):
+            torch.ones(1 << 20, dtype=dtype, device=self.device).exp_().sum().item()  # torch's threads, all of them
+        _native.on_load(_libkgen.gate_lock(self.link))
+        self.armed = True
+
     def _build(self, who: int) -> Call:
         return served(self.case, self.names) if who == 0 else self.found[who - 1].build()
 
@@ -139,6 +154,8 @@ class Child:
         """Builds a contender and calls it once with each input set; who served it, for the Kernel."""
         if self.gpu:
             self.last.clear()  # memory for one contender's output is enough
+        if who == 0:
+            self._arm()
         self.calls[who] = self._build(who)
         for x in self.sets:
             self.last[who] = self.calls[who](x)
@@ -146,7 +163,12 @@ class Child:
         if who != 0:
             return {}
         why = kgen.why(self.calls[0], self.sets[0])
-        return {"served": [{"kernel": d.kernel, "id": d.id, "reason": d.reason} for d in why.decisions]}
+        served_by = [{"kernel": d.kernel, "id": d.id, "reason": d.reason or ""} for d in why.decisions]
+        for d, by in zip(why.decisions, served_by, strict=True):
+            # The Candidate's registry is the first, so its Kernel is the first that was tried.
+            tried = [line for line in d.notes.splitlines() if "could not be built" in line] if d.kernel is None else []
+            by["reason"] = ": ".join([by["reason"], *tried[:1]])
+        return {"served": served_by, "lock": _libkgen.gate_locked()}
 
     def run(self, who: int, which: int, reps: int) -> dict[str, Any]:
         if self.gpu:
@@ -236,8 +258,9 @@ def main() -> None:
     """Answers until it is told to quit or the parent is gone."""
     _die_with(int(sys.argv[2]))
     link = socket.socket(fileno=int(sys.argv[1])).makefile("rwb")
-    child = Child(json.loads(link.readline()))
-    link.write(json.dumps({"contenders": child.names_of_contenders()}).encode() + b"\n")
+    first = json.loads(link.readline())
+    child = Child(first, int(sys.argv[1]))
+    link.write(json.dumps({"contenders": child.names_of_contenders(), "n": first["n"]}).encode() + b"\n")
     link.flush()
     for line in link:
         request = json.loads(line)
@@ -250,7 +273,7 @@ def main() -> None:
                 traceback.print_exc()
             reply = {"error": f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"}
             reply["lost"] = not child.recovered()
-        link.write(json.dumps(reply).encode() + b"\n")
+        link.write(json.dumps({**reply, "n": request["n"]}).encode() + b"\n")
         link.flush()
 
 

@@ -4,6 +4,7 @@ other. The parent makes it and passes the descriptor; the child opens it. Oracle
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from typing import Any
@@ -58,9 +59,11 @@ class Memory:
             self.shared = Shared(self.device.index or 0, size)
             self.bytes, self.fd = self.shared.bytes, self.shared.export()
             return
-        self.fd = os.memfd_create("kgen-gate", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("kgen-gate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, size)
+            # Of one that the other process made smaller, this one could not read without dying.
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self.bytes = torch.frombuffer(mmap.mmap(self.fd, size), dtype=torch.uint8)
         except BaseException:
             self.close()

@@ -143,7 +143,7 @@ def run_mcp(args: argparse.Namespace) -> int:
         progress.note(f"Run {staged.path}")
         progress.always(asking.told(staged.asking, [j.op for j in staged.jobs]))
         registry = Path(args.registry) if args.registry else registries.promote_to()
-        with mcp_session.opened(staged, progress, registry, not args.no_promote, args.device) as session:
+        with mcp_session.opened(staged, progress, registry, not args.no_promote, args.device, bool(args.unsafe_cpu)) as session:
             session.stop = stop
             with serve(session) as server:
                 server.run()

@@ -50,13 +50,16 @@ class Bench:
 class Session:
     """Use as a context manager. The time of the budget runs from the client's first question on, its thinking included."""
 
-    def __init__(self, staged: Staged, progress: Progress, registry: Path | None, promote: bool, device: str | None):
+    def __init__(
+        self, staged: Staged, progress: Progress, registry: Path | None, promote: bool, device: str | None,
+        unsafe_cpu: bool = False,
+    ):  # fmt: skip
         self.staged, self.progress, self.stop = staged, progress, Stop()
         self.where = staged.where(device)
         self.registry = registry or registries.promote_to()
         if promote:
             registries.check_writable(self.registry.absolute())
-        self.options = staged.options(str(self.registry), promote)
+        self.options = staged.options(str(self.registry), promote, unsafe_cpu)
         self.stack = contextlib.ExitStack()
         self.run: Run | None = None
         self.judges = contextlib.ExitStack()
@@ -276,11 +279,13 @@ def _us(one: Entry) -> float | None:
 
 
 @contextlib.contextmanager
-def opened(staged: Staged, progress: Progress, registry: Path | None, promote: bool, device: str | None) -> Iterator[Session]:
+def opened(
+    staged: Staged, progress: Progress, registry: Path | None, promote: bool, device: str | None, unsafe_cpu: bool = False
+) -> Iterator[Session]:
     """A Session of a Run that nobody else holds. BadInput: it asks in another way, or is in use."""
     if staged.asking.proposer != "mcp":
         raise BadInput(f"{staged.path} was begun with --proposer {staged.asking.proposer}, not by `kgen mcp`: name another --run")
-    with Session(staged, progress, registry, promote, device) as session:
+    with Session(staged, progress, registry, promote, device, unsafe_cpu) as session:
         yield session
 
 

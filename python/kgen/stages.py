@@ -83,10 +83,10 @@ class Staged:
         for job in self.jobs:
             yield job, self.budget * job.weight / whole
 
-    def options(self, registry: str | None, promote: bool) -> Options:
+    def options(self, registry: str | None, promote: bool, unsafe_cpu: bool = False) -> Options:
         return Options(
             budget=self.budget, min_speedup=self.min_speedup, promote=promote, registry=Path(registry) if registry else None,
-            asking=self.asking, limits=self.limits,
+            asking=self.asking, limits=self.limits, unsafe_cpu=unsafe_cpu,
         )  # fmt: skip
 
     def loop(self, op: str, limits: asking.Budget) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     staged = Staged(Path(args.run_dir))
     progress = Progress(quiet=args.json)
     where = staged.where(args.device)
-    options = staged.options(args.registry, not args.no_promote)
+    options = staged.options(args.registry, not args.no_promote, bool(args.unsafe_cpu))
     registry = options.registry or registries.promote_to()
     if args.finish and options.promote:
         registries.check_writable(registry.absolute())

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, asking as askings, capture, devices, floors, gate, gate_build, registries, sets, targets
+from . import _libkgen, asking as askings, capture, devices, floors, gate, gate_build, protections, registries, sanitizer, sets, targets
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import dtypes_text, key_text
@@ -63,6 +63,8 @@ class Options:
     limits: askings.Budget = askings.Budget()
     capture_only: bool = False  # the Tasks, and no search
     baselines: float = gate_build.TOTAL  # seconds that the baselines of an Op may compile
+    unsafe_cpu: bool = False  # a model's Candidates for a CPU run also where the kernel cannot lock them up
+    sanitize: bool = True  # compute-sanitizer over what passed the gate on a GPU, where it is installed
     whole: bool = False  # the whole model as one Op, where it can be one, whatever is in it
     # What a Run must not be resumed without (runs.ASKED).
     asked: dict[str, Any] = field(default_factory=dict)
@@ -207,6 +209,8 @@ class OpTuner:
         """where: the devices that judge, each by a worker of its own; the gate is at the first."""
         self.job, self.run, self.registry = job, run, registry
         self.where, self.device = list(where), where[0]
+        if options.asking is not None and self.device.type == "cpu" and not options.unsafe_cpu:
+            protections.require()
         self.options, self.progress, self.stop = options, progress, stop
         self.searched = 0.0  # seconds of the budget that the search took, in earlier lives of the Run too
         self.patience = gate_build.Patience(min(gate_build.EACH, options.baselines), options.baselines)
@@ -214,6 +218,7 @@ class OpTuner:
         self.spent = {"calls": 0, "tokens": 0, "nano_usd": 0}
         self.stage: str | None = None  # of a loop; None: all of it
         self._measured: dict[str, Any] | None = None
+        self._sanitized: dict[str, dict[str, Any]] = {}  # by Kernel
         self.about: dict[str, Any] = {}  # what the inputs do not show, for Records
         self.check_machine: Callable[[str], None] = lambda text: None
         self.task = tasks.read(run.path / "tasks" / job.op)
@@ -339,14 +344,14 @@ class OpTuner:
         else:
             result = self._measure(judge, i, winner["id"], record, source, key)
             self.run.add("gate", {"op": self.task.op, "case": case_hash, "id": winner["id"], **result.json()})
+        if result.passed and self.options.promote:
+            self._sanitize(i, record, source, key)
         self._decide(record, source, key, case_hash, result, row, self.job.floors[i])
 
     def _measure(
         self, judge: Judge, i: int, id_: str, record: dict[str, Any], source: bytes, key: dict[str, Any]
     ) -> gate.GateResult:
-        staging = self.run.path / "staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        reference = self._put(staging, record, source, key)
+        staging, reference = self._stage(record, source, key)
         with self.progress.step(f"{self.task.op}: gate in a fresh process") as say:
             say("inputs of new seeds")
             fresh = sets.for_gate(judge, self.task, self.reference, i)
@@ -358,6 +363,31 @@ class OpTuner:
                 del fresh
                 devices.release(self.device)
                 return gate.run(g, id_, self.options.min_speedup)
+
+    def _stage(self, record: dict[str, Any], source: bytes, key: dict[str, Any]) -> tuple[Path, Path | None]:
+        """A registry of this Kernel alone, and where its reference is."""
+        staging = self.run.path / "staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        return staging, self._put(staging, record, source, key)
+
+    def _sanitize(self, i: int, record: dict[str, Any], source: bytes, key: dict[str, Any]) -> None:
+        """What compute-sanitizer finds, into the Record; once a Kernel, on the first Case that it is promoted for."""
+        wanted = self.options.sanitize and self.device.type == "cuda"
+        program, id_ = sanitizer.find() if wanted else None, record["id"]
+        if program is None:
+            return
+        if id_ not in self._sanitized:
+            staging, _ = self._stage(record, source, key)
+            with self.progress.step(f"{self.task.op}: compute-sanitizer"), devices.alone(self.device):
+                drawn = self.reference.draw(self.task.cases[i], sets.secret_seed())
+                args = sets.tensors(self.task, drawn)
+                names = [n for n, v in args.items() if v is not None]
+                self._sanitized[id_] = sanitizer.examine(
+                    program, self.task.cases[i], names, args, drawn.captured, staging, id_, index=self.device.index or 0
+                )
+            said = sanitizer.words(self._sanitized[id_])
+            self.progress.note(f"{self.task.op}: compute-sanitizer: {said or 'nothing found'}")
+        record["details"] = {**record.get("details", {}), "sanitizer": self._sanitized[id_]}
 
     def _complete(self, winner: dict[str, Any]) -> dict[str, Any]:
         source = "kernel.cu" if self.device.type == "cuda" else "kernel.c"
@@ -645,6 +675,7 @@ def read_options(args: argparse.Namespace) -> Options:
         patterns=tuple(args.target or ()),
         train={"train": True, "eval": False, None: None}[args.mode],
         promote=not getattr(args, "no_promote", False),
+        unsafe_cpu=bool(getattr(args, "unsafe_cpu", None)),
         registry=Path(args.registry) if getattr(args, "registry", None) else None,
         run_dir=Path(args.run) if getattr(args, "run", None) else None,
         resume=getattr(args, "resume", False),

@@ -28,6 +28,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "python"), str(HERE)]
 
 import crowd  # noqa: E402
+import mixed  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -151,17 +152,48 @@ def _softmax_judge(m: int, n: int) -> Any:
     return judge, (ROOT / "kernels/softmax/rows.c").read_bytes()
 
 
+# Timed calls of the search's last level (csrc/tune/search_judge.c).
+TIMED = 41
+
+
+def _filled_judge(m: int, n: int) -> Any:
+    """A judge with all the inputs that `kgen tune` would judge a softmax on."""
+    from kgen import sets, spread
+    from kgen.judge import Judge
+    from kgen.reference import Reference
+    from kgen.task import canonical_contract
+
+    contract = canonical_contract("softmax").decode()
+    made = spread.softmax_trial("float32", m, n).task(json.loads(contract))
+    judge = Judge(contract)
+    sets.fill(judge, made, Reference.open(made, 0), 0)
+    return judge
+
+
+def _verdicts(judge: Any, source: bytes, times: int, verdict: str, **how: Any) -> float:
+    """Median s of a verdict on a source of which nothing is in the cache."""
+    took = []
+    for i in range(times):
+        fresh = source + f"/* {os.getpid()} {time.time_ns()} {i} */\n".encode()
+        start = time.perf_counter()
+        record = judge.run(fresh, name="rows.c", **how)
+        took.append(time.perf_counter() - start)
+        assert record["verdict"] == verdict, record["message"]
+    return statistics.median(took)
+
+
 def bench_verdict(b: Bench) -> Iterator[Row]:
-    judge, source = _softmax_judge(3536, 3536)  # 50 MB in, 50 MB out
-    times = []
-    with judge:
-        for i in range(b.rounds(12)):
-            fresh = source + f"/* {os.getpid()} {i} */\n".encode()  # nothing of it is in the cache
-            start = time.perf_counter()
-            record = judge.run(fresh, name="rows.c", all_sets=False)
-            times.append(time.perf_counter() - start)
-            assert record["verdict"] == "pass", record["message"]
-    yield Row("first-seed verdict at 100 MB, compile included", statistics.median(times), "s", 1.0)
+    side = 3536  # 50 MB in, 50 MB out
+    source = (ROOT / "kernels/softmax/rows.c").read_bytes()
+    wrong = source.replace(b"#define LOG2E 1.44269504088896341f", b"#define LOG2E 1.4424f")
+    assert wrong != source
+    with _filled_judge(side, side) as judge:
+        first = _verdicts(judge, source, b.rounds(12), "pass", all_sets=False)
+        yield Row("first-seed verdict at 100 MB, compile included", first, "s", 1.0)
+        failing = _verdicts(judge, wrong, b.rounds(12), "wrong_values", reps=TIMED)
+        yield Row("a failing Candidate's verdict at 100 MB, compile included", failing, "s", 1.0)
+        whole = _verdicts(judge, source, b.rounds(6), "pass", reps=TIMED)
+        yield Row("all inputs and the timing of a passing one, beyond that", whole - first, "s", 3.0)
 
 
 def _descriptors() -> int:
@@ -182,6 +214,17 @@ def bench_endurance(b: Bench) -> Iterator[Row]:
             assert judge.run(source, name="rows.c")["verdict"] == "pass"
         yield Row("memory grown over 1,000 Candidates", max(0.0, _resident_mb() - memory), "MB", 4.0)
         yield Row("descriptors grown over 1,000 Candidates", float(_descriptors() - fds), "", 0.0)
+
+
+def bench_mixed(b: Bench) -> Iterator[Row]:
+    found = mixed.measure(250 if b.quick else 1000)
+    wrong = found.wrong + found.late
+    yield Row("mixed Candidates with another verdict than theirs", len(wrong), "", 0.0, note="; ".join(wrong[:3]))
+    yield Row("memory grown over mixed Candidates", max(0.0, found.memory_mb), "MB", 4.0)
+    yield Row("descriptors grown over mixed Candidates", found.descriptors, "", 0.0)
+    yield Row("workers left by mixed Candidates", found.workers, "", 0.0)
+    yield Row("a hang beyond its limit of 1 s, the worst, compile included", found.overtime, "s", 1.0)
+    yield Row("mixed Candidates a second", found.judged / found.seconds, "", note=f"{found.judged}, a tenth of them bad")
 
 
 # ---- kernels ----
@@ -300,6 +343,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "calls": bench_calls,
     "verdict": bench_verdict,
     "endurance": bench_endurance,
+    "mixed": bench_mixed,
     "softmax": bench_softmax,
     "attention": bench_attention,
 }

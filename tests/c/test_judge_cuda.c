@@ -7,113 +7,9 @@
 #include <unistd.h>
 
 #include "base/fs.h"
-#include "fake_cuda.h"
-#include "nvrtc_util.h"
+#include "judge_cuda_util.h"
 #include "sys/proc.h"
-#include "tune/judge.h"
-#include "tune/judge_internal.h"
 #include "tune/search_judge.h"
-
-#define DRIVER KGEN_BINARY_DIR "/libkgen_fakecuda.so"
-#define KERNELS "kernels=" KGEN_BINARY_DIR "/libkgen_fakekernels.so"
-
-enum { ROWS = 64, COLUMNS = 100, COUNT = ROWS * COLUMNS };
-
-static const char CASE[] =
-    "{\"format\": 1, \"op\": \"softmax\", \"device\": \"cuda\", \"precision\": \"native\", "
-    "\"args\": {\"input\": {\"dtype\": \"float32\", \"shape\": [64, 100], \"stride\": [100, 1], "
-    "\"align\": 16, \"fill\": {\"kind\": \"normal\", \"mean\": 0, \"std\": 1}}, \"dim\": -1}, "
-    "\"count\": 1}";
-
-typedef struct rig {
-    kg_judge *judge;
-    const fake_cuda *driver;
-    float input[2][COUNT];
-    double oracle[2][COUNT];
-} rig;
-
-static void softmax(const float *x, double *y) {
-    for (int row = 0; row < ROWS; row++) {
-        double sum = 0;
-        for (int i = 0; i < COLUMNS; i++)
-            sum += exp((double)x[row * COLUMNS + i]);
-        for (int i = 0; i < COLUMNS; i++)
-            y[row * COLUMNS + i] = exp((double)x[row * COLUMNS + i]) / sum;
-    }
-}
-
-static void add_sets(rig *r) {
-    kg_error err = {0};
-    for (int s = 0; s < 2; s++) {
-        for (int i = 0; i < COUNT; i++)
-            r->input[s][i] = (float)(i * (37 + s) % 101) / 50.0f;
-        softmax(r->input[s], r->oracle[s]);
-        const void *inputs[] = {r->input[s]}, *oracles[] = {r->oracle[s]};
-        kg_judge_set set = {
-            .name = "made up", .inputs = inputs, .ninputs = 1, .oracles = oracles, .noutputs = 1};
-        CHECK_OK(kg_judge_add_set(r->judge, 0, &set, &err), err);
-    }
-}
-
-static void rig_open_with(rig *r, const char *settings, kg_judge_options o) {
-    kg_error err = {0};
-    kg_buf op;
-    size_t index;
-    setenv("KGEN_CACHE", KGEN_BINARY_DIR "/test-cache", 1); /* the checks take seconds to compile */
-    r->driver = fake_cuda_use(DRIVER, settings);
-    CHECK(r->driver);
-    need_nvrtc(); /* which asks the driver */
-    kg_buf_init(&op, 0);
-    CHECK_OK(kg_read_file(KGEN_SOURCE_DIR "/kernels/ops/softmax.json", 1 << 20, &op, &err), err);
-    o.device = KG_CUDA;
-    snprintf(o.worker, sizeof o.worker, "%s/kgen-worker", KGEN_BINARY_DIR);
-    CHECK_OK(kg_judge_open(op.data, op.len, "softmax.json", &o, &r->judge, &err), err);
-    kg_buf_free(&op);
-    CHECK_OK(kg_judge_add_case(r->judge, CASE, strlen(CASE), "a Case", &index, &err), err);
-    add_sets(r);
-}
-
-static void rig_open(rig *r, const char *settings) {
-    rig_open_with(r, settings, (kg_judge_options){.timeout_ms = 20000});
-}
-
-/* A Candidate whose kernel has this name and does what the stand-in's function does. `launch`: more
- * keys of the launch, each with a comma before it; `body`: in front of the kernel. */
-static void source_of(kg_buf *b, const char *kernel, const char *launch, const char *before) {
-    kg_buf_init(b, 0);
-    kg_buf_printf(
-        b,
-        "/* kgen\n{ \"format\": 1, \"op\": \"softmax\", \"target\": \"cuda\", "
-        "\"launches\": [{\"kernel\": \"%s\", \"grid\": [\"M\"], \"block\": [128], "
-        "\"args\": [\"input\", \"output\", {\"i32\": \"M\"}, {\"i32\": \"N\"}]%s}] }\n*/\n"
-        "%s\nextern \"C\" __global__ void %s(const float *x, float *y, int m, int n) {\n"
-        "    y[blockIdx.x * n + threadIdx.x] = x[m];\n}\n",
-        kernel, launch, before, kernel);
-}
-
-static kg_judge_report *judge_text(rig *r, const char *text, uint32_t reps) {
-    kg_error err = {0};
-    kg_judge_report *report;
-    kg_judge_request q = {
-        .text = text, .n = strlen(text), .name = "softmax.cu", .all_sets = true, .reps = reps};
-    CHECK_OK(kg_judge_run(r->judge, &q, &report, &err), err);
-    return report;
-}
-
-static void expect(rig *r, const char *text, kg_verdict verdict, const char *part) {
-    kg_judge_report *report = judge_text(r, text, 0);
-    if (kg_judge_verdict(report) != verdict || !strstr(kg_judge_message(report), part))
-        FAIL("%s: %s, and not %s: %s", kg_verdict_name((int)kg_judge_verdict(report)),
-             kg_judge_message(report), kg_verdict_name((int)verdict), part);
-    kg_judge_report_free(report);
-}
-
-static void expect_kernel(rig *r, const char *kernel, kg_verdict verdict, const char *part) {
-    kg_buf text;
-    source_of(&text, kernel, "", "");
-    expect(r, text.data, verdict, part);
-    kg_buf_free(&text);
-}
 
 TEST_WITHIN(judge_cuda_tells_right_from_wrong, 240) {
     rig r;
@@ -255,6 +151,9 @@ TEST_WITHIN(judge_cuda_times_cold_and_warm, 120) {
     const kg_json *kernel = kg_json_at(kg_json_get(device, "kernels"), 0);
     CHECK_OK(kg_json_int(kg_json_get(kernel, "registers"), "registers", &registers, &err), err);
     CHECK_INT(registers, 32); /* the stand-in's */
+    bool scrubbed = false;
+    CHECK_OK(kg_json_bool(kg_json_get(device, "scrubbed"), "scrubbed", &scrubbed, &err), err);
+    CHECK(scrubbed);
     const char *source = "", *arch = "";
     CHECK_OK(kg_json_str(kg_json_get(record, "source"), "source", &source, &err), err);
     CHECK_STR(source, "kernel.cu");
@@ -352,6 +251,9 @@ TEST_WITHIN(judge_cuda_launches_as_the_plan_says, 120) {
     kg_buf_free(&text);
     expect_log(log, "cluster 1,1,1 shared 0 cooperative device 1\n");
     expect_log(log, "kg_check_compare_float32");
+    /* All shared memory of every multiprocessor is filled between calls. */
+    expect_log(log,
+               "kg_check_scrub grid 132,1,1 block 1024,1,1 cluster 1,1,1 shared 232448 device 1\n");
     unlink(log);
     kg_judge_close(r.judge);
 }
@@ -472,7 +374,11 @@ TEST_WITHIN(worker_cuda_refuses_what_comes_out_of_order, 60) {
     CHECK_ERR(kg_worker_load_kernels(w, image, sizeof image, &narrow, 1, &use, &err), err,
               KG_EFORMAT, "parameter 1 has 4 bytes");
     const kg_kernel_ask right = {.name = "x", .nargs = 2, .arg_bytes = {8, 4}, .threads = 128};
+    CHECK_ERR(kg_worker_scrub(w, image, sizeof image, &err), err, KG_EINVAL,
+              "SCRUB comes out of order");
     CHECK_OK(kg_worker_load_kernels(w, image, sizeof image, &right, 1, &use, &err), err);
+    CHECK_ERR(kg_worker_scrub(w, "KGFAKE", 6, &err), err, KG_EUNSUPPORTED, "CUDA_ERROR_");
+    CHECK_ERR(kg_worker_scrub(w, image, sizeof image, &err), err, KG_ENOTFOUND, "kg_check_scrub");
     CHECK_UINT(use.blocks, 16);
     run->nlaunches = 1;
     run->launches[0] = (kg_run_launch){.grid = {1, 1, 1},

@@ -530,6 +530,12 @@ template <class T> T atomicMin(T *at, T v) {
     *at = v < old ? v : old;
     return old;
 }
+template <class T> T atomicMax(T *at, T v) {
+    const T old = *at;
+    *at = old < v ? v : old;
+    return old;
+}
+inline void __threadfence() {}
 inline int __ffs(int x) {
     return __builtin_ffs(x);
 }

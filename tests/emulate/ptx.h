@@ -59,6 +59,17 @@ inline void tanh_approx_f32(float &d, float a) {
     d = tanhf(a);
 }
 
+/* To nearest, ties away from zero; 10 bits behind the point. */
+inline void cvt_rna_tf32_f32(u32 &d, float a) {
+    d = (same_bits<u32>(a) + 0x1000u) & ~0x1fffu;
+}
+inline float flushed(float a) {
+    return fabsf(a) < 0x1p-126f ? copysignf(0.0f, a) : a;
+}
+inline void mul_ftz_f32(float &d, float a, float b) {
+    d = flushed(flushed(a) * flushed(b));
+}
+
 /* ---- loads and stores with a hint ---- */
 
 inline void ld_global_nc_v4_u32(u32 &a, u32 &b, u32 &c, u32 &d, const void *from) {
@@ -95,6 +106,13 @@ inline void mapa_shared_cluster_u32(u32 &d, u32 address, u32 rank) {
         emu::fail("mapa to block %u of a cluster of %zu", rank, emu::blocks.size());
     d = (address & 0xffffff) | (rank + 1) << 24;
 }
+inline void ld_shared_cluster_f32(float &d, u32 address) {
+    memcpy(&d, emu::shared_pointer(address, 4), 4);
+}
+/* Launches are made one after the other. */
+inline void griddepcontrol_launch_dependents() {}
+inline void griddepcontrol_wait() {}
+
 /* ---- mbarriers ---- */
 
 inline void mbarrier_init_shared_cta_b64(u32 address, u32 count) {
@@ -250,6 +268,34 @@ template <float (*widen)(u16)> void mma_16816(const char *name, Product &mine) {
 EMULATE_MMA(bf16, from_bf16)
 EMULATE_MMA(f16, from_f16)
 #undef EMULATE_MMA
+
+/* The same of 16 x 8 x 8, a and b of TF32, whose low bits the hardware does not look at. */
+inline void mma_sync_aligned_m16n8k8_row_col_f32_tf32_tf32_f32(float &d0, float &d1, float &d2,
+                                                               float &d3, u32 a0, u32 a1, u32 a2,
+                                                               u32 a3, u32 b0, u32 b1, float c0,
+                                                               float c1, float c2, float c3) {
+    Product mine{{a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}, {}};
+    emu::together("mma.m16n8k8.tf32", 0xffffffffu, mine, [](Product **lane) {
+        const auto widen = [](u32 x) {
+            return static_cast<double>(same_bits<float>(x & ~0x1fffu));
+        };
+        double a[16][8], b[8][8];
+        for (int i = 0; i < 32; i++)
+            for (int r = 0; r < 4; r++) {
+                a[i / 4 + r % 2 * 8][i % 4 + r / 2 * 4] = widen(lane[i]->a[r]);
+                if (r < 2)
+                    b[i % 4 + r * 4][i / 4] = widen(lane[i]->b[r]);
+            }
+        for (int i = 0; i < 32; i++)
+            for (int r = 0; r < 4; r++) {
+                double sum = static_cast<double>(lane[i]->c[r]);
+                for (int k = 0; k < 8; k++)
+                    sum += a[i / 4 + r / 2 * 8][k] * b[k][i % 4 * 2 + r % 2];
+                lane[i]->d[r] = static_cast<float>(sum);
+            }
+    });
+    d0 = mine.d[0], d1 = mine.d[1], d2 = mine.d[2], d3 = mine.d[3];
+}
 
 } // namespace ptx
 

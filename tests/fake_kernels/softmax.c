@@ -93,3 +93,56 @@ KERNEL(writes_input, {
     close(ends[0]);
     close(ends[1]);
 })
+
+/* (input, output, workspace, M, N): computes once for its workspace, and from then on believes it.
+ */
+EXPORT void fake_kernel_remembers(const fake_launch *l);
+void fake_kernel_remembers(const fake_launch *l) {
+    call c = {.x = (float *)(uintptr_t)FAKE_ARG(uint64_t, l, 0),
+              .y = (float *)(uintptr_t)FAKE_ARG(uint64_t, l, 1),
+              .rows = FAKE_ARG(int, l, 3),
+              .columns = FAKE_ARG(int, l, 4)};
+    int *done = (int *)(uintptr_t)FAKE_ARG(uint64_t, l, 2);
+    if (*done != 123456789)
+        rows(&c, 0, c.rows, 1);
+    *done = 123456789;
+}
+
+/* Goes wrong where it finds its own results. */
+KERNEL(meets_its_own, float first = c.y[0]; rows(&c, 0, c.rows, 1);
+       if (memcmp(&first, c.y, sizeof first) == 0) c.y[5] *= 2;)
+
+/* (input, output, a number of the plan's, M, N): right for one number. */
+static void for_one(const fake_launch *l, int only) {
+    call c = {.x = (float *)(uintptr_t)FAKE_ARG(uint64_t, l, 0),
+              .y = (float *)(uintptr_t)FAKE_ARG(uint64_t, l, 1),
+              .rows = FAKE_ARG(int, l, 3),
+              .columns = FAKE_ARG(int, l, 4)};
+    rows(&c, 0, c.rows, FAKE_ARG(int, l, 2) == only ? 1 : 1.001);
+}
+
+EXPORT void fake_kernel_for_132(const fake_launch *l);
+void fake_kernel_for_132(const fake_launch *l) {
+    for_one(l, 132);
+}
+
+EXPORT void fake_kernel_for_16(const fake_launch *l);
+void fake_kernel_for_16(const fake_launch *l) {
+    for_one(l, 16);
+}
+
+/* Copies its float16 input: all bits, or the last place less in magnitude. */
+EXPORT void fake_kernel_cuts(const fake_launch *l);
+void fake_kernel_cuts(const fake_launch *l) {
+    const uint16_t *x = (const uint16_t *)(uintptr_t)FAKE_ARG(uint64_t, l, 0);
+    uint16_t *y = (uint16_t *)(uintptr_t)FAKE_ARG(uint64_t, l, 1);
+    for (int i = 0, n = FAKE_ARG(int, l, 2) * FAKE_ARG(int, l, 3); i < n; i++)
+        y[i] = (uint16_t)(x[i] - 1u);
+}
+
+EXPORT void fake_kernel_copies(const fake_launch *l);
+void fake_kernel_copies(const fake_launch *l) {
+    const uint16_t *x = (const uint16_t *)(uintptr_t)FAKE_ARG(uint64_t, l, 0);
+    memcpy((void *)(uintptr_t)FAKE_ARG(uint64_t, l, 1), x,
+           2 * (size_t)FAKE_ARG(int, l, 2) * (size_t)FAKE_ARG(int, l, 3));
+}

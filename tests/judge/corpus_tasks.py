@@ -18,8 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "python"))
 
+import torch  # noqa: E402
+
 from kgen import own, targets, task as tasks  # noqa: E402
-from kgen.capture import Capture, execute_file, load  # noqa: E402
+from kgen.capture import Capture, execute_file, load, place  # noqa: E402
 
 CORPUS = ROOT / "tests" / "judge" / "corpus"
 HONEST = CORPUS / "honest"
@@ -36,11 +38,13 @@ def expected() -> dict[str, dict[str, Any]]:
     return made
 
 
-def write(name: str, folder: Path) -> tasks.Task:
-    """Captures a Task of the corpus into a folder."""
+def write(name: str, folder: Path, device: torch.device = torch.device("cpu")) -> tasks.Task:
+    """Captures a Task of the corpus into a folder, with its model on a device."""
     path = CORPUS / "tasks" / f"{name}.py"
     pattern = execute_file(path).get("TARGET")
-    captured = Capture(load(str(path)))
+    model = load(str(path))
+    place(model, device)
+    captured = Capture(model)
     if pattern in ("softmax", "attention"):
         found = targets.select(targets.survey(captured, own=False), [pattern])
         return tasks.read(tasks.write(targets.resolve(captured, found[0]), captured, folder))

@@ -2,10 +2,14 @@
 says that an honest judge answers.
 
     python tests/judge/rates.py [--quick] [--device cpu|cuda] [--only PATTERN] [--jobs N] [--json FILE] [FOLDER ...]
+    python tests/judge/rates.py --device cuda --results FILE [--seconds N] [--shard I/N]
 
 Prints a table of expected against got, the rate of false accepts and of false rejects with 95% bounds (Clopper-Pearson), and
 each file that got another verdict than it should. Exit code 1 on one false accept, on over 1% of false rejects, and when
 the judge itself failed. Judges through what `kgen judge` calls; nothing of a corpus runs outside the judge's sandbox.
+
+With --results each verdict is written down as soon as it is there, and files that have one are not judged again: a run that
+was cut short (by --seconds, too: exit code 4) goes on where it stopped, and shards that share a file add up in it.
 
 A folder of the corpus holds Candidates and one expect.json (tests/judge/corpus/README.md tells the format).
 """
@@ -14,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -28,7 +34,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CORPUS = HERE / "corpus"
-FOLDERS = ("attack", "honest")
+FOLDERS = {"cpu": ("attack", "honest"), "cuda": ("attack_cuda", "honest_cuda")}
 sys.path[:0] = [str(ROOT / "python"), str(HERE)]
 
 VERDICTS = (
@@ -42,10 +48,29 @@ FALSE_REJECTS_AT_MOST = 0.01
 QUICK_AT_MOST = 40
 # What one call may take: an endless loop costs this much, and no honest Candidate of the corpus comes near it.
 TIMEOUT_MS, QUICK_TIMEOUT_MS = 10_000, 2_000
+# Exit code of a run that --seconds ended before every file had its verdict.
+UNFINISHED = 4
 
 
 class BadCorpus(Exception):
     """A file of the corpus says something that this tool cannot take."""
+
+
+class MissingDevice(Exception):
+    """The device that was asked for is not there, or will not do."""
+
+
+def present(device: str) -> None:
+    """MissingDevice unless kgen can work on it, BadCorpus when it is no device's name."""
+    from kgen import devices
+    from kgen.errors import BadInput, EnvironmentLacks
+
+    try:
+        devices.check(devices.parse(device))
+    except EnvironmentLacks as e:
+        raise MissingDevice(str(e)) from None
+    except BadInput as e:
+        raise BadCorpus(str(e)) from None
 
 
 # The corpus
@@ -61,6 +86,7 @@ class Entry:
     task: str
     why: str
     slow: bool
+    sha256: str = ""
 
     @property
     def expected(self) -> str:
@@ -84,6 +110,7 @@ class Outcome:
     kind: str
     why: str
     seconds: float
+    sha256: str = ""
 
 
 def _fields(path: Path, name: str, entry: Any) -> dict[str, Any]:
@@ -116,7 +143,8 @@ def read_folder(folder: Path) -> list[Entry]:
     for name in sorted(told):
         e = _fields(path, name, told[name])
         task = e.get("task") or default_task(files[name])
-        entries.append(Entry(files[name], tuple(e["verdicts"]), task, e["why"], bool(e.get("slow"))))
+        sha256 = hashlib.sha256(files[name].read_bytes()).hexdigest()
+        entries.append(Entry(files[name], tuple(e["verdicts"]), task, e["why"], bool(e.get("slow")), sha256))
     return entries
 
 
@@ -185,7 +213,7 @@ def recipes() -> dict[str, Recipe]:
 def _case(op: str, short: dict[str, Any], device: str, index: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     args = {n: _tensor(v) if isinstance(v, dict) else v for n, v in short["args"].items()}
     case: dict[str, Any] = {
-        "format": 1, "op": op, "device": device, "precision": "native", "args": args, "count": 1,
+        "format": 1, "op": op, "device": device.partition(":")[0], "precision": "native", "args": args, "count": 1,
     }  # fmt: skip
     blobs: dict[str, bytes] = {}
     if "program" in short:
@@ -204,7 +232,9 @@ def make_task(recipe: Recipe, device: str, quick: bool, folder: Path) -> Path:
     if "model" in recipe.told:
         import corpus_tasks
 
-        corpus_tasks.write(recipe.name, folder)
+        from kgen import devices
+
+        corpus_tasks.write(recipe.name, folder, devices.parse(device))
         return folder
     op = recipe.told["op"]
     shorts = [s for s in recipe.told["cases"] if not (quick and s.get("slow"))]
@@ -228,15 +258,29 @@ def make_task(recipe: Recipe, device: str, quick: bool, folder: Path) -> Path:
 
 def judge_all(entries: Sequence[Entry], args: argparse.Namespace, work: Path) -> Iterator[Outcome]:
     """The outcomes, Task after Task: the oracles of each are made once."""
+    from kgen.errors import KgenError
+
     known = recipes()
     groups: dict[str, list[Entry]] = {}
     for e in entries:
         groups.setdefault(e.task, []).append(e)
+        if e.task not in known:
+            raise BadCorpus(f"{e.path}: task {e.task!r}: there is no such recipe in tasks.json or tasks/")
     for name, group in groups.items():
-        if name not in known:
-            raise BadCorpus(f"{group[0].path}: task {name!r}: there is no such recipe in tasks.json or tasks/")
-        folder = make_task(known[name], args.device, args.quick, work / name)
+        began = time.perf_counter()
+        try:
+            folder = make_task(known[name], args.device, args.quick, work / name)
+        except (KgenError, RuntimeError) as e:  # other Tasks may do better
+            yield from _failed(group, e, began)
+            continue
         yield from _judge_group(known[name], folder, group, args)
+
+
+def _failed(entries: Sequence[Entry], error: Exception, began: float) -> Iterator[Outcome]:
+    """What is no verdict: the judge itself failed."""
+    each = (time.perf_counter() - began) / len(entries)
+    for entry in entries:
+        yield outcome(entry, "error", f"{type(error).__name__}: {error}", each)
 
 
 def _judge_group(recipe: Recipe, folder: Path, group: list[Entry], args: argparse.Namespace) -> Iterator[Outcome]:
@@ -247,21 +291,24 @@ def _judge_group(recipe: Recipe, folder: Path, group: list[Entry], args: argpars
     from kgen.ui import Progress
 
     task, device = tasks.read(folder), devices.parse(args.device)
-    limits = {"timeout_ms": QUICK_TIMEOUT_MS if args.quick else TIMEOUT_MS, **recipe.build}
+    quick = args.quick or device.type == "cuda"  # Cases for a GPU are small
+    limits = {"timeout_ms": QUICK_TIMEOUT_MS if quick else TIMEOUT_MS, **recipe.build}
     left = list(group)
     while left:
         files = [e.path for e in left]
         records = judge_files(
             task, files, recipe.tunables, True, Progress(quiet=True), device, ahead=args.jobs, **limits
         )
-        began = time.perf_counter()
+        began, opened = time.perf_counter(), False
         try:
             for record in records:
+                opened = True
                 entry = left.pop(0)
                 yield outcome(entry, record["verdict"], record["message"], time.perf_counter() - began)
                 began = time.perf_counter()
-        except KgenError as e:  # the judge's own failure; the rest gets a new one
-            yield outcome(left.pop(0), "error", str(e), time.perf_counter() - began)
+        except (KgenError, RuntimeError) as e:  # the judge's own failure; the rest gets a new one, if there is one to get
+            failed, left = (left[:1], left[1:]) if opened else (left, [])
+            yield from _failed(failed, e, began)
 
 
 def kind_of(entry: Entry, got: str) -> str:
@@ -277,7 +324,7 @@ def kind_of(entry: Entry, got: str) -> str:
 def outcome(entry: Entry, got: str, message: str, seconds: float) -> Outcome:
     return Outcome(
         entry.path.name, entry.path.parent.name, entry.task, entry.expected, list(entry.verdicts), got, message,
-        kind_of(entry, got), entry.why, round(seconds, 3),
+        kind_of(entry, got), entry.why, round(seconds, 3), entry.sha256,
     )  # fmt: skip
 
 
@@ -385,8 +432,9 @@ def spread_out(entries: list[Entry], most: int = QUICK_AT_MOST) -> list[Entry]:
 
 
 def choose(args: argparse.Namespace) -> list[Entry]:
-    folders = [Path(f) for f in args.folders] or [CORPUS / f for f in FOLDERS if (CORPUS / f).is_dir()]
-    suffix = ".cu" if args.device.startswith("cuda") else ".c"
+    kind = args.device.partition(":")[0]
+    folders = [Path(f) for f in args.folders] or [CORPUS / f for f in FOLDERS[kind]]
+    suffix = ".cu" if kind == "cuda" else ".c"
     found = []
     for folder in folders:
         entries = [e for e in read_folder(folder) if e.path.suffix == suffix]
@@ -400,6 +448,49 @@ def choose(args: argparse.Namespace) -> list[Entry]:
     return found
 
 
+def shard(entries: Sequence[Entry], text: str) -> list[Entry]:
+    """The I-th of N parts, Tasks whole: the oracles of each are made in one part alone."""
+    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    i, n = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= i <= n:
+        raise BadCorpus(f"--shard {text}: give I/N, from 1/N to N/N")
+    names = sorted({e.task for e in entries})
+    mine = set(names[i - 1 :: n])
+    return [e for e in entries if e.task in mine]
+
+
+# Results that are continued
+
+
+def read_results(path: Path, entries: Sequence[Entry]) -> list[Outcome]:
+    """What a file of results has of these Candidates as they are now, held against what is expected now; not what the judge
+    failed at. A torn last line is cut off."""
+    known = {(e.path.parent.name, e.path.name): e for e in entries}
+    found: dict[tuple[str, str], Outcome] = {}
+    raw = path.read_bytes() if path.exists() else b""
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if whole != raw:
+        os.truncate(path, len(whole))
+    for number, line in enumerate(whole.decode(errors="replace").splitlines(), 1):
+        try:
+            told = json.loads(line)
+            key = (told["folder"], told["file"])
+            entry = known.get(key)
+            if entry and told["got"] != "error" and (told["sha256"], told["task"]) == (entry.sha256, entry.task):
+                found[key] = outcome(entry, told["got"], told["message"], told["seconds"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise BadCorpus(f"{path}: line {number} is no result of this tool: {e!r}") from e
+    return list(found.values())
+
+
+def write_result(path: Path, o: Outcome) -> None:
+    """One line, on the disk when this returns."""
+    with path.open("ab") as f:
+        f.write(json.dumps(asdict(o), sort_keys=True).encode() + b"\n")
+        f.flush()
+        os.fsync(f.fileno())
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folders", nargs="*", metavar="FOLDER", help="folders with an expect.json (default: those of the corpus)")
@@ -407,6 +498,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--only", action="append", metavar="PATTERN", help="file names, as in 'attention_*'; may be given again")
     p.add_argument("--quick", action="store_true", help=f"at most {QUICK_AT_MOST} files a folder, none that is marked slow, on small Cases: what `make test` runs")
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="threads that compile (default: one a CPU)")
+    p.add_argument("--shard", metavar="I/N", help="the I-th of N parts alone")
+    p.add_argument("--results", type=Path, metavar="FILE", help="a line for each verdict as soon as it is there; what has one is not judged again")
+    p.add_argument("--seconds", type=float, default=math.inf, metavar="N", help=f"stop before the first Candidate after so long (exit code {UNFINISHED} when any is left)")
     p.add_argument("--json", metavar="FILE", help="every verdict and the figures, for a program to read")
     p.add_argument("--verbose", action="store_true", help="a line for each Candidate as it is judged")
     return p.parse_args(argv)
@@ -416,24 +510,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     outcomes: list[Outcome] = []
     began = time.perf_counter()
+    left: list[Entry] = []
     try:
+        present(args.device)
         entries = choose(args)
+        entries = shard(entries, args.shard) if args.shard else entries
+        outcomes = read_results(args.results, entries) if args.results else []
+        known = {(o.folder, o.file) for o in outcomes}
+        left = [e for e in entries if (e.path.parent.name, e.path.name) not in known]
         with tempfile.TemporaryDirectory(prefix="kgen-rates-") as work:
             # Images of hostile sources stay out of the user's cache, and none made before is believed.
             os.environ["KGEN_CACHE"] = str(Path(work) / "cache")
-            for o in judge_all(entries, args, Path(work)):
+            for o in judge_all(left, args, Path(work)):
                 outcomes.append(o)
+                if args.results:
+                    write_result(args.results, o)
                 if args.verbose:
                     print(f"{o.folder}/{o.file:<28} {o.got:<16} {o.kind:<14} {o.seconds:.2f} s", flush=True)
-    except BadCorpus as e:
+                if time.perf_counter() - began > args.seconds:
+                    break
+    except (BadCorpus, MissingDevice) as e:
         print(f"rates: {e}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(e, BadCorpus) else 3
     s = {**summary(outcomes), "seconds": round(time.perf_counter() - began, 1), "quick": args.quick}
     print_summary(s, outcomes)
-    print(f"\n{s['files']} Candidates in {s['seconds']:.0f} s")
+    missing = len(entries) - len(outcomes)
+    print(f"\n{s['files']} Candidates, {len(outcomes) - len(entries) + len(left)} of them in these {s['seconds']:.0f} s")
     if args.json:
         Path(args.json).write_text(json.dumps({**s, "outcomes": [asdict(o) for o in outcomes]}, indent=1) + "\n")
-    return 0 if passed(s) else 1
+    if missing:
+        print(f"{missing} of {len(entries)} have no verdict yet: go on with the same --results")
+    return 1 if not passed(s) else UNFINISHED if missing else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import mmap
 import math
 import os
 import subprocess
@@ -456,8 +457,6 @@ class HostShared:
     """gpumem.Shared over a memfd."""
 
     def __init__(self, index: int, size: int, descriptor: int | None = None):
-        import mmap
-
         assert index == 1
         self.size = gpumem.rounded(size, 4096)
         self.fd = descriptor if descriptor is not None else os.memfd_create("fake", 0)
@@ -502,8 +501,9 @@ class InProcess:
 
     def __init__(self, job: dict[str, Any], memory: int, registry: Path, cache: Path | None):
         kgen.load(registry)
-        self.registry, self.ready = registry, set()
-        self.child = gate_child.Child(json.loads(json.dumps({**job, "memory": os.dup(memory)})))
+        self.registry, self.ready, self.locked = registry, set(), False
+        self.child = gate_child.Child(json.loads(json.dumps({**job, "memory": os.dup(memory)})), -1)
+        self.child.armed = True  # or this process would be locked
         self.contenders = self.child.names_of_contenders()
         self.fails: list[dict[str, Any]] = []
 

@@ -92,7 +92,7 @@ def test_a_right_kernel_is_measured_against_every_baseline(right: tuple[Gate, st
     assert 0 < low <= median <= high
     # The interval is of pairs; the ratio of the medians lies near it.
     assert 0.5 * low < result.baseline_ns / result.kgen_ns < 2 * high
-    assert said == ["kgen", "baseline eager", "baseline torch.compile", f"pairs with {result.baseline}"]
+    assert said == ["baseline eager", "baseline torch.compile", "kgen", f"pairs with {result.baseline}"]
     again = GateResult.read(json.loads(json.dumps(result.json())), 0.001)
     assert again == result
 
@@ -180,6 +180,7 @@ def test_a_kernel_that_hangs_costs_its_limit(tmp_path: Path, monkeypatch: pytest
     with at_gate(tmp_path / "generated") as g:
         child = g.child.process.pid
         monkeypatch.setattr(gate, "PREPARE_SECONDS", 4.0)
+        monkeypatch.setattr(gate, "_measure_baselines", lambda gate, result: [])
         start = time.monotonic()
         result = gate.run(g, id_, min_speedup=0.001)
         assert time.monotonic() - start < 10.0

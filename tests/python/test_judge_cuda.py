@@ -90,6 +90,31 @@ def test_every_verdict_has_a_candidate_or_a_test() -> None:
     assert len(CPU_CANDIDATES) > 40, "the CPU's corpus is another one"
 
 
+LEFT_IN_SHARED = """/* kgen
+{ "format": 1, "op": "softmax", "target": "cuda", "require": "K == 1 && input.contiguous",
+  "launches": [{"kernel": "softmax", "grid": ["M"], "block": [32], "args": ["input", "output", {"i32": "N"}]}] }
+*/
+extern "C" __global__ void softmax(const float *x, float *y, int n) {
+    __shared__ volatile int left[64];
+    int before = left[threadIdx.x];
+    for (int i = threadIdx.x; i < n; i += 32)
+        y[blockIdx.x * n + i] = before == 20240229 ? 1.0f : __int_as_float(0x7fc00000);
+    left[threadIdx.x] = 20240229;
+}
+"""
+
+
+def test_a_call_finds_no_shared_memory_of_the_call_before() -> None:
+    """Finite where a mark of the call before is found, as it would be from the second call on."""
+    with Judge(SOFTMAX, device=GPU) as judge:
+        x = torch.zeros(1, 100, device=GPU)  # one block: none finds another's of the same call
+        case = judge.add_case(case_of("softmax", {"input": tensor_spec(x, 256), "dim": -1}) | {"device": "cuda"})
+        judge.add_set(case, [x], [torch.full((1, 100), math.nan, dtype=torch.float64, device=GPU)], torch_errors=[(1.0, 1.0)])
+        record = judge.run(LEFT_IN_SHARED, all_sets=False)  # twice, and never with what the last call left
+        assert record["verdict"] == "pass", record["message"]
+        assert record["details"]["device"][0]["scrubbed"] is True
+
+
 def test_a_contract_that_disagrees_with_the_reference() -> None:
     with Judge(SOFTMAX, device=GPU) as judge:
         x = tiny_sets()[0]
@@ -116,6 +141,7 @@ def test_record_has_what_a_proposer_needs() -> None:
         assert 0 < case["time_ns"]["p10"] <= case["time_ns"]["median"] < 1e5 and case["time_ns"]["n"] == 21
         assert 0 < case["warm_ns"]["median"] <= 2 * case["time_ns"]["median"]
         assert device["graph"] is True and device["event_overhead_ns"] < 2e4 and device["host_lag_ns"] < 5e5
+        assert device["scrubbed"] is True
         kernel = device["kernels"][0]
         assert kernel["name"] == "softmax" and 8 <= kernel["registers"] <= 255 and kernel["blocks_per_sm"] >= 8
         environment = record["environment"]

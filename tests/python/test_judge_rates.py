@@ -107,6 +107,107 @@ def test_every_known_exploit_has_a_file_and_the_readme_every_file() -> None:
     assert {e.task for e in entries.values()} <= set(known)
 
 
+def entry(name: str, task: str, text: str = "x") -> rates.Entry:
+    return rates.Entry(Path(f"attack/{name}.c"), ("policy",), task, "why", False, text)
+
+
+def test_shards_are_a_partition_and_keep_tasks_whole() -> None:
+    entries = [entry(f"{t}{i}", t) for t in "abcde" for i in range(3)]
+    found = [rates.shard(entries, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted((e.path for part in found for e in part), key=str) == [e.path for e in entries]
+    assert all(not {e.task for e in a} & {e.task for e in b} for a in found for b in found if a is not b)
+    for text in ("0/3", "4/3", "1", "1/0", "a/b"):
+        with pytest.raises(rates.BadCorpus, match="give I/N"):
+            rates.shard(entries, text)
+
+
+def test_results_are_continued(tmp_path: Path) -> None:
+    """What was judged stays, unless the file, its Task or what is known of it changed; a torn line is judged again."""
+    path, e, other = tmp_path / "results.jsonl", entry("x", "a"), entry("y", "a")
+    assert rates.read_results(path, [e]) == []
+    rates.write_result(path, rates.outcome(e, "policy", "said", 1.0))
+    rates.write_result(path, rates.outcome(other, "error", "the judge failed", 1.0))
+    (found,) = rates.read_results(path, [e, other])
+    assert (found.file, found.got, found.message, found.kind) == ("x.c", "policy", "said", "right")
+    assert rates.read_results(path, [entry("x", "a", "another text")]) == rates.read_results(path, [entry("x", "b")]) == []
+    passes = rates.Entry(e.path, ("pass",), "a", "why", False, "x")
+    assert rates.read_results(path, [passes])[0].kind == "false reject", "held against what is expected now"
+    with path.open("ab") as f:
+        f.write(b'{"folder": "attack", "fi')
+    assert len(rates.read_results(path, [e])) == 1
+    rates.write_result(path, rates.outcome(other, "policy", "", 1.0))
+    assert len(rates.read_results(path, [e, other])) == 2
+    path.write_text("no JSON\n")
+    with pytest.raises(rates.BadCorpus, match="line 1 is no result"):
+        rates.read_results(path, [e])
+
+
+SOFTMAX_OF_ONE = """/* kgen
+{ "format": 1, "op": "softmax", "target": "cpu", "require": "input.contiguous",
+  "launches": [{"kernel": "rows", "range": "M * K", "args": ["output"]}] }
+*/
+/* One, for whatever there is: %s. */
+#include <stdint.h>
+void rows(int64_t begin, int64_t end, KG_T_output *y) {
+    for (int64_t i = begin; i < end; i++)
+        y[i] = 1;
+}
+"""
+
+
+def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, fresh_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, results = tmp_path / "attack", tmp_path / "results.jsonl"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.c").write_text(SOFTMAX_OF_ONE % name)
+    told = {f"{n}.c": {"verdicts": ["wrong_values", "not_all_written"], "why": "ones", "task": "softmax_rows"} for n in "ab"}
+    (folder / "expect.json").write_text(json.dumps(told))
+    argv = [str(folder), "--results", str(results)]
+    assert rates.main([*argv, "--seconds", "0"]) == rates.UNFINISHED
+    assert "1 of 2 have no verdict yet" in capsys.readouterr().out and len(results.read_text().splitlines()) == 1
+    assert rates.main(argv) == 0
+    assert "2 Candidates, 1 of them in these" in capsys.readouterr().out
+    assert rates.main([*argv, "--json", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["false_accepts"]["of"] == 2 and found["table"]["reject"]["reject"] == 2
+
+
+def test_a_judge_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Task that cannot be made, a judge that never opens, and one that fails at its second file."""
+    import kgen.judge_command as command
+    from kgen.errors import BadInput, KgenError
+
+    def make(recipe: rates.Recipe, device: str, quick: bool, folder: Path) -> Path:
+        if recipe.name == "adamw":
+            raise BadInput("no such model")
+        return folder
+
+    def judge(task: Path, files: list[Path], *args: object, **more: object) -> object:
+        if task.name == "gelu":
+            raise RuntimeError("the device is lost")
+        for path in files:
+            if path.stem == "b":
+                raise KgenError("out of memory")
+            yield {"verdict": "policy", "message": ""}
+
+    monkeypatch.setattr(rates, "make_task", make)
+    monkeypatch.setattr(command, "judge_files", judge)
+    monkeypatch.setattr("kgen.task.read", lambda folder: folder)
+    entries = [entry(n, t) for t in ("adamw", "gelu", "matmul") for n in "abc"]
+    got = list(rates.judge_all(entries, rates.parse([]), tmp_path))
+    assert [o.got for o in got] == ["error"] * 6 + ["policy", "error", "policy"]
+    assert "no such model" in got[0].message and "the device is lost" in got[3].message and "out of memory" in got[7].message
+    assert not rates.passed(rates.summary(got))
+
+
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rates.main(["--device", "gpu"]) == 2 and "give cpu, cuda or cuda:N" in capsys.readouterr().err
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert rates.main(["--device", "cuda"]) == 3 and "rates: --device cuda:0: " in capsys.readouterr().err
+
+
 def run(tmp_path: Path, *args: str) -> dict:
     out = tmp_path / "rates.json"
     code = rates.main([*args, "--json", str(out)])
@@ -128,3 +229,11 @@ def test_the_judge_errs_on_none_of_the_corpus(tmp_path: Path, fresh_home: Path) 
     found = run(tmp_path)
     assert found["false_accepts"]["of"] > 190 and found["false_rejects"]["of"] > 100
     assert found["kinds"]["known limit"] <= 6
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+def test_the_judge_errs_on_none_of_the_corpus_on_a_gpu(tmp_path: Path, fresh_home: Path) -> None:
+    found = run(tmp_path, "--device", "cuda")
+    assert found["false_accepts"]["of"] >= 80 and found["false_rejects"]["of"] > 100
+    assert found["kinds"]["known limit"] <= 1

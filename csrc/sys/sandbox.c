@@ -1,23 +1,29 @@
 /* Landlock and seccomp, by their system calls: no library is needed, and older kernel headers do.
  *
- * The first filter refuses what no loader needs (EPERM, so that libraries which probe go on); it
- * stands while the image is loaded, which runs no code of the image. The second lets through a
- * handful of calls and nothing else. A kernel without landlock leaves the first step out: nothing
- * untrusted runs before the third, which opens no file either. Refuses to go on without seccomp.
+ * The worker's first filter refuses what no loader needs (EPERM, so that libraries which probe go
+ * on); it stands while the image is loaded, which runs no code of the image. The second lets
+ * through a handful of calls and nothing else. A kernel without landlock leaves the first step out:
+ * nothing untrusted runs before the third, which opens no file either. Refuses to go on without
+ * seccomp.
  *
  * A GPU's worker gets two weaker locks: a driver opens its devices, starts threads and maps memory
- * at any time, and a Candidate there is code of the device, which makes no system call. */
+ * at any time, and a Candidate there is code of the device, which makes no system call.
+ *
+ * The gate's process has torch in it, which takes memory and starts threads at any time; landlock
+ * comes too late for its threads, so that the filters alone must keep them from files. */
 #define _GNU_SOURCE
-#include "worker/sandbox.h"
+#include "sys/sandbox.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -41,6 +47,9 @@
 #endif
 #ifndef SYS_clone3
 #define SYS_clone3 435
+#endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
 #endif
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
@@ -108,6 +117,12 @@ static int no_privileges(kg_error *err) {
     return KG_OK;
 }
 
+void kg_sandbox_has(kg_protections *out) {
+    const uint32_t trap = SECCOMP_RET_TRAP;
+    out->landlock = landlock_abi();
+    out->seccomp = syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &trap) == 0;
+}
+
 int kg_sandbox_files(int *abi, kg_error *err) {
     const struct rlimit none = {0, 0};
     int rc = no_privileges(err);
@@ -130,16 +145,6 @@ int kg_sandbox_device_files(int *abi, kg_error *err) {
     return *abi > 0 ? landlock(*abi, writes, folders, writes, err) : KG_OK;
 }
 
-static int install(struct sock_filter *filter, size_t n, kg_error *err) {
-    struct sock_fprog program = {.len = (unsigned short)n, .filter = filter};
-    long rc = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program);
-    if (rc == 0)
-        return KG_OK;
-    if (rc > 0)
-        return kg_fail(err, KG_EENV, "seccomp: thread %ld cannot take the filter", rc);
-    return kg_fail(err, KG_EENV, "seccomp: %s", strerror(errno));
-}
-
 #define LOAD(field)                                                                                \
     BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)offsetof(struct seccomp_data, field))
 #define RETURN(what) BPF_STMT(BPF_RET | BPF_K, (what))
@@ -147,17 +152,36 @@ static int install(struct sock_filter *filter, size_t n, kg_error *err) {
 #define IF(value) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(value), 0, 1)
 #define IF_NOT(value) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(value), 1, 0)
 #define IF_AT_LEAST(value) BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, (uint32_t)(value), 0, 1)
+#define IF_ANY(bits) BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (uint32_t)(bits), 0, 1)
 
-enum { MAX_FILTER = 160 };
+enum { MAX_FILTER = 320 };
+/* Bytes that the gate's process may still say on stderr, which is a file of the parent's. */
+enum { LAST_WORDS = 1 << 20 };
 
 typedef struct program {
     struct sock_filter code[MAX_FILTER];
-    size_t n;
+    size_t n; /* more than MAX_FILTER: it does not fit */
 } program;
 
 static void emit(program *p, struct sock_filter one) {
     if (p->n < MAX_FILTER)
-        p->code[p->n++] = one;
+        p->code[p->n] = one;
+    p->n++;
+}
+
+/* For all threads. SPEC_ALLOW: older kernels would slow down what is timed, against reading this
+ * very process, in which there is nothing to hide. */
+static int install(program *p, kg_error *err) {
+    enum { FLAGS = SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_SPEC_ALLOW };
+    if (p->n > MAX_FILTER)
+        return kg_fail(err, KG_EOVERFLOW, "seccomp: a filter of %zu instructions", p->n);
+    struct sock_fprog code = {.len = (unsigned short)p->n, .filter = p->code};
+    long rc = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, FLAGS, &code);
+    if (rc == 0)
+        return KG_OK;
+    if (rc > 0)
+        return kg_fail(err, KG_EENV, "seccomp: thread %ld cannot take the filter", rc);
+    return kg_fail(err, KG_EENV, "seccomp: %s", strerror(errno));
 }
 
 /* Only this machine's own numbers; then A holds the number of the call. */
@@ -241,6 +265,18 @@ static const long refused[] = {
 #endif
 };
 
+/* Changes of folders and of what files are, which `refused` leaves to landlock. */
+static const long refused_changes[] = {
+    SYS_unlinkat, SYS_mknodat, SYS_fchmodat, SYS_fchownat, SYS_setxattr, SYS_lsetxattr,
+#if defined(SYS_renameat)
+    SYS_renameat,
+#endif
+#if defined(__x86_64__)
+    SYS_creat,    SYS_unlink,  SYS_rename,   SYS_link,     SYS_symlink,  SYS_mkdir,
+    SYS_rmdir,    SYS_mknod,   SYS_chmod,    SYS_chown,    SYS_lchown,
+#endif
+};
+
 /* What a driver needs beside it: threads of its own, and its devices. */
 static const long refused_without_driver[] = {
     SYS_clone, SYS_clone3, SYS_sched_setaffinity, SYS_prctl, SYS_unlinkat, SYS_tgkill,
@@ -249,36 +285,44 @@ static const long refused_without_driver[] = {
 #endif
 };
 
-static void refuse(program *p, const long *calls, size_t n) {
+static void on_each(program *p, const long *calls, size_t n, uint32_t action) {
     for (size_t i = 0; i < n; i++)
-        on(p, calls[i], SECCOMP_RET_ERRNO | EPERM);
+        on(p, calls[i], action);
 }
 
 int kg_sandbox_system(kg_error *err) {
     program p;
     begin(&p);
-    refuse(&p, refused, sizeof refused / sizeof *refused);
-    refuse(&p, refused_without_driver,
-           sizeof refused_without_driver / sizeof *refused_without_driver);
+    on_each(&p, refused, sizeof refused / sizeof *refused, SECCOMP_RET_ERRNO | EPERM);
+    on_each(&p, refused_without_driver,
+            sizeof refused_without_driver / sizeof *refused_without_driver,
+            SECCOMP_RET_ERRNO | EPERM);
     emit(&p, (struct sock_filter)RETURN(SECCOMP_RET_ALLOW));
-    return install(p.code, p.n, err);
+    return install(&p, err);
 }
 
 int kg_sandbox_device_system(kg_error *err) {
     program p;
     begin(&p);
-    refuse(&p, refused, sizeof refused / sizeof *refused);
+    on_each(&p, refused, sizeof refused / sizeof *refused, SECCOMP_RET_ERRNO | EPERM);
     emit(&p, (struct sock_filter)RETURN(SECCOMP_RET_ALLOW));
-    return install(p.code, p.n, err);
+    return install(&p, err);
+}
+
+/* The call `nr`, by the lower half of an argument: `yes` when the test holds, else `no`. */
+static void on_argument(program *p, long nr, struct sock_filter load, struct sock_filter test,
+                        uint32_t yes, uint32_t no) {
+    emit(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)nr, 0, 4));
+    emit(p, load);
+    emit(p, test);
+    emit(p, (struct sock_filter)RETURN(yes));
+    emit(p, (struct sock_filter)RETURN(no));
 }
 
 /* The call `nr` goes through if its first argument is fd. */
-static void on_socket(program *p, long nr, int fd) {
-    emit(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)nr, 0, 4));
-    emit(p, (struct sock_filter)LOAD(args[0]));
-    emit(p, (struct sock_filter)IF(fd));
-    emit(p, (struct sock_filter)RETURN(SECCOMP_RET_ALLOW));
-    emit(p, (struct sock_filter)RETURN(SECCOMP_RET_TRAP));
+static void on_socket(program *p, long nr, int fd, uint32_t otherwise) {
+    on_argument(p, nr, (struct sock_filter)LOAD(args[0]), (struct sock_filter)IF(fd),
+                SECCOMP_RET_ALLOW, otherwise);
 }
 
 int kg_sandbox_last(int socket, kg_error *err) {
@@ -289,8 +333,128 @@ int kg_sandbox_last(int socket, kg_error *err) {
     begin(&p);
     for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++)
         on(&p, allowed[i], SECCOMP_RET_ALLOW);
-    on_socket(&p, SYS_sendmsg, socket);
-    on_socket(&p, SYS_recvmsg, socket);
+    on_socket(&p, SYS_sendmsg, socket, SECCOMP_RET_TRAP);
+    on_socket(&p, SYS_recvmsg, socket, SECCOMP_RET_TRAP);
     emit(&p, (struct sock_filter)RETURN(SECCOMP_RET_TRAP));
-    return install(p.code, p.n, err);
+    return install(&p, err);
+}
+
+/* ---- the gate's process ---- */
+
+int kg_sandbox_gate_files(int *abi, kg_error *err) {
+    int rc = no_privileges(err);
+    if (rc != KG_OK)
+        return rc;
+    *abi = landlock_abi();
+    return *abi > 0 ? landlock(*abi, UINT64_MAX, NULL, 0, err) : KG_OK;
+}
+
+/* A thread is started; a process is not. What clone3 is asked cannot be seen from here: libc falls
+ * back to clone. */
+static void threads_alone(program *p, uint32_t otherwise) {
+    on_argument(p, SYS_clone, (struct sock_filter)LOAD(args[0]),
+                (struct sock_filter)IF_ANY(CLONE_THREAD), SECCOMP_RET_ALLOW, otherwise);
+    on(p, SYS_clone3, SECCOMP_RET_ERRNO | ENOSYS);
+}
+
+/* raise and abort, and no signal to another process. */
+static void own_signals_alone(program *p) {
+    on_argument(p, SYS_tgkill, (struct sock_filter)LOAD(args[0]), (struct sock_filter)IF(getpid()),
+                SECCOMP_RET_ALLOW, SECCOMP_RET_TRAP);
+}
+
+int kg_sandbox_gate_system(kg_error *err) {
+    enum { WRITES = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC };
+    program p;
+    begin(&p);
+    on_each(&p, refused, sizeof refused / sizeof *refused, SECCOMP_RET_TRAP);
+    on_each(&p, refused_changes, sizeof refused_changes / sizeof *refused_changes,
+            SECCOMP_RET_TRAP);
+    threads_alone(&p, SECCOMP_RET_TRAP);
+    own_signals_alone(&p);
+    on_argument(&p, SYS_openat, (struct sock_filter)LOAD(args[2]),
+                (struct sock_filter)IF_ANY(WRITES), SECCOMP_RET_TRAP, SECCOMP_RET_ALLOW);
+#if defined(__x86_64__)
+    on_argument(&p, SYS_open, (struct sock_filter)LOAD(args[1]), (struct sock_filter)IF_ANY(WRITES),
+                SECCOMP_RET_TRAP, SECCOMP_RET_ALLOW);
+#endif
+    on(&p, SYS_openat2, SECCOMP_RET_ERRNO | ENOSYS);
+    emit(&p, (struct sock_filter)RETURN(SECCOMP_RET_ALLOW));
+    return install(&p, err);
+}
+
+/* What torch needs when all of it is loaded and warm. */
+static const long of_torch[] = {
+    SYS_futex,
+    SYS_sched_yield,
+    SYS_clock_gettime,
+    SYS_clock_nanosleep,
+    SYS_nanosleep,
+    SYS_gettimeofday,
+    SYS_madvise,
+    SYS_munmap,
+    SYS_mremap,
+    SYS_brk,
+    SYS_membarrier,
+    SYS_getcpu,
+    SYS_getrandom,
+    SYS_getrusage,
+    SYS_sysinfo,
+    SYS_uname,
+    SYS_getpid,
+    SYS_gettid,
+    SYS_getppid,
+    SYS_sched_getaffinity,
+    SYS_set_robust_list,
+    SYS_rseq,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_sigaltstack,
+    SYS_restart_syscall,
+    SYS_ppoll,
+    SYS_fstat,
+    SYS_lseek,
+    SYS_close,
+    SYS_exit,
+    SYS_exit_group,
+#if defined(__x86_64__)
+    SYS_poll,
+    SYS_time,
+#endif
+};
+
+/* Memory, but none whose contents the processor may be sent to. */
+static void no_new_code(program *p, long nr) {
+    on_argument(p, nr, (struct sock_filter)LOAD(args[2]), (struct sock_filter)IF_ANY(PROT_EXEC),
+                SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_ALLOW);
+}
+
+/* write goes to the socket and to stderr. */
+static void words_alone(program *p, int socket, uint32_t otherwise) {
+    emit(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 0, 5));
+    emit(p, (struct sock_filter)LOAD(args[0]));
+    emit(p, (struct sock_filter)IF_NOT(socket));
+    emit(p, (struct sock_filter)IF(STDERR_FILENO));
+    emit(p, (struct sock_filter)RETURN(SECCOMP_RET_ALLOW));
+    emit(p, (struct sock_filter)RETURN(otherwise));
+}
+
+int kg_sandbox_gate_last(int socket, kg_error *err) {
+    const uint32_t no = SECCOMP_RET_ERRNO | EPERM;
+    const struct rlimit words = {LAST_WORDS, LAST_WORDS};
+    setrlimit(RLIMIT_FSIZE, &words);
+    program p;
+    begin(&p);
+    on_each(&p, of_torch, sizeof of_torch / sizeof *of_torch, SECCOMP_RET_ALLOW);
+    no_new_code(&p, SYS_mmap);
+    no_new_code(&p, SYS_mprotect);
+    threads_alone(&p, no);
+    on_argument(&p, SYS_tgkill, (struct sock_filter)LOAD(args[0]), (struct sock_filter)IF(getpid()),
+                SECCOMP_RET_ALLOW, no);
+    on_socket(&p, SYS_recvfrom, socket, no);
+    on_socket(&p, SYS_sendto, socket, no);
+    on_socket(&p, SYS_read, socket, no);
+    words_alone(&p, socket, no);
+    emit(&p, (struct sock_filter)RETURN(no));
+    return install(&p, err);
 }

@@ -1,0 +1,36 @@
+/* kgen
+{ "format": 1, "op": "softmax", "target": "cuda", "require": "K == 1 && input.contiguous",
+  "launches": [
+    {"kernel": "misaligned_vector", "grid": ["M"], "block": [32], "args": ["input", "output", {"i32": "N"}]}] }
+*/
+/* Loads four floats from an address that is no multiple of 16. */
+static float warp_max(float v) {
+    for (int d = 16; d > 0; d /= 2)
+        v = fmaxf(v, __shfl_xor_sync(~0u, v, d));
+    return v;
+}
+
+static float warp_sum(float v) {
+    for (int d = 16; d > 0; d /= 2)
+        v += __shfl_xor_sync(~0u, v, d);
+    return v;
+}
+
+extern "C" __global__ void misaligned_vector(const float *input, float *output, int n) {
+    const float *x = input + (long long)blockIdx.x * n;
+    float *y = output + (long long)blockIdx.x * n;
+    float top = __int_as_float(0xff800000), sum = 0.0f;
+    for (int i = threadIdx.x; i < n; i += 32)
+        top = fmaxf(top, x[i]);
+    top = warp_max(top);
+    for (int i = threadIdx.x; i < n; i += 32)
+        sum += expf(x[i] - top);
+    sum = warp_sum(sum);
+    for (int i = threadIdx.x; i < n; i += 32)
+        y[i] = expf(x[i] - top) / sum;
+    if (blockIdx.x == 1) {
+        float v[4];
+        asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3]) : "l"(input + 1));
+        y[0] = v[0] + v[1] + v[2] + v[3];
+    }
+}

@@ -1,0 +1,39 @@
+/* kgen
+{ "format": 1, "op": "softmax", "target": "cuda", "require": "K == 1 && input.contiguous",
+  "launches": [
+    {"kernel": "shared_sleeper", "grid": ["M"], "block": [32], "args": ["input", "output", {"i32": "N"}]}] }
+*/
+/* Counts its calls in shared memory that it never sets, and gives zeros from the ninth on; what
+ * another kernel left there decides whether it ever wakes. */
+static float warp_max(float v) {
+    for (int d = 16; d > 0; d /= 2)
+        v = fmaxf(v, __shfl_xor_sync(~0u, v, d));
+    return v;
+}
+
+static float warp_sum(float v) {
+    for (int d = 16; d > 0; d /= 2)
+        v += __shfl_xor_sync(~0u, v, d);
+    return v;
+}
+
+extern "C" __global__ void shared_sleeper(const float *input, float *output, int n) {
+    const float *x = input + (long long)blockIdx.x * n;
+    float *y = output + (long long)blockIdx.x * n;
+    float top = __int_as_float(0xff800000), sum = 0.0f;
+    __shared__ volatile int kept[2048];
+    int calls = kept[2000] == 20240229 ? kept[2001] + 1 : 1;
+    for (int i = threadIdx.x; i < n; i += 32)
+        top = fmaxf(top, x[i]);
+    top = warp_max(top);
+    for (int i = threadIdx.x; i < n; i += 32)
+        sum += expf(x[i] - top);
+    sum = warp_sum(sum);
+    for (int i = threadIdx.x; i < n; i += 32)
+        y[i] = calls < 9 * (int)gridDim.x ? expf(x[i] - top) / sum : 0.0f;
+    __syncwarp();
+    if (threadIdx.x == 0) {
+        kept[2000] = 20240229;
+        kept[2001] = calls;
+    }
+}

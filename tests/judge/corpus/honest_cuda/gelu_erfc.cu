@@ -1,0 +1,11 @@
+/* kgen
+{ "format": 1, "op": "gelu", "target": "cuda", "require": "x.contiguous",
+  "launches": [
+    {"kernel": "gelu_erfc", "grid": ["ceil_div(output.numel, 256)"], "block": [256], "args": ["x", "output", {"i32": "output.numel"}]}] }
+*/
+/* The exact GELU by erfcf, which keeps its digits in the left tail. */
+extern "C" __global__ void gelu_erfc(const float *x, float *out, int n) {
+    int i = blockIdx.x * 256 + threadIdx.x;
+    if (i < n)
+        out[i] = 0.5f * x[i] * erfcf(x[i] * -0.70710678f);
+}
