@@ -26,6 +26,7 @@ NO_SANITIZER = """extern "C" void __asan_poison_memory_region(void const volatil
 extern "C" void __asan_unpoison_memory_region(void const volatile *, size_t) {}
 """
 ARCH, SMS, SHARED = "sm_90", 132, 232448
+SLOW_NS = 3e9  # a baseline of so much: nothing is too slow to be emulated
 EACH = 12  # kernels' sources a translation unit, of which the emulator's header costs more than one of them
 
 
@@ -117,7 +118,7 @@ def _verdicts(task_folder: Path, files: list[Path], reps: int) -> Iterator[dict[
     reference = Reference.open(task)
     with Judge((task_folder / "op.json").read_text(), device=torch.device("cuda", 0), timeout_ms=60000) as judge:
         for i, case in enumerate(task.cases):
-            judge.add_case(cuda_case(case))
+            judge.set_limits(judge.add_case(cuda_case(case)), slowest_baseline_ns=SLOW_NS)
             for name, drawn, expected in sets.each(task, reference, i, {}):
                 sets.add(judge, task, i, name, drawn, expected)
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from kgen import _libkgen, sanitizer, sanitizer_child
+from kgen import _libkgen, doctor_cuda, sanitizer, sanitizer_child
 from test_gate import softmax_case
 
 tune = importlib.import_module("kgen.tune")  # kgen.tune is the function
@@ -254,6 +254,14 @@ def test_the_record_of_a_winner_has_it_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sanitizer, "find", lambda: None)
     tuner("cuda:0")._sanitize(0, record, b"", {})
     assert record == {"id": "d" * 64} and len(calls) == 1
+
+
+def test_doctor_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sanitizer, "find", lambda: Path("/x/compute-sanitizer"))
+    assert doctor_cuda._sanitizer().ok and doctor_cuda._sanitizer().found == "/x/compute-sanitizer"
+    monkeypatch.setattr(sanitizer, "find", lambda: None)
+    finding = doctor_cuda._sanitizer()
+    assert not finding.ok and not finding.needed and "KGEN_SANITIZER" in finding.todo
 
 
 @pytest.mark.cuda
