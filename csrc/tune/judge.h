@@ -100,6 +100,10 @@ int kg_judge_record(const kg_judge_report *r, kg_json **out, kg_error *err);
  * KG_ENOTFOUND: it is for none of the Cases. */
 int kg_judge_prepare(const kg_judge *j, const kg_judge_request *request, kg_error *err);
 
+/* Whether a plan with these values is for some Case: KG_ENOTFOUND when `require` comes out 0 for
+ * all, else KG_OK, also where binding fails (judging says how). Compiles nothing. */
+int kg_judge_fits(const kg_judge *j, const kg_plan *plan, const kg_tuning *tuning, kg_error *err);
+
 /* Trivial answers that would pass on some input set of a Case: a JSON list of objects {"answer",
  * "output", "set"}. When it is not empty, the Task is degenerate. */
 int kg_judge_trivial(const kg_judge *j, size_t index, kg_json **out, kg_error *err);

@@ -44,11 +44,27 @@ void kg_candidate_clear(kg_candidate *c) {
     c->plan = NULL;
 }
 
-int kg_candidate_bind(const kg_judge *j, const kg_candidate *c, const kg_judged_case *jc,
-                      kg_instance **out, kg_error *err) {
+static int bind(const kg_judge *j, const kg_plan *plan, const kg_tuning *tuning,
+                const kg_judged_case *jc, kg_instance **out, kg_error *err) {
     kg_call call = jc->c->call;
     kg_fake_addresses(jc, &call);
-    return kg_plan_bind(c->plan, j->op, &c->tuning, &j->constants, &call, out, err);
+    return kg_plan_bind(plan, j->op, tuning, &j->constants, &call, out, err);
+}
+
+int kg_candidate_bind(const kg_judge *j, const kg_candidate *c, const kg_judged_case *jc,
+                      kg_instance **out, kg_error *err) {
+    return bind(j, c->plan, &c->tuning, jc, out, err);
+}
+
+int kg_judge_fits(const kg_judge *j, const kg_plan *plan, const kg_tuning *tuning, kg_error *err) {
+    for (size_t i = 0; i < j->ncases; i++) {
+        kg_instance *inst = NULL;
+        int rc = bind(j, plan, tuning, &j->cases[i], &inst, err);
+        kg_instance_free(inst);
+        if (rc != KG_ENOTFOUND)
+            return KG_OK;
+    }
+    return j->ncases > 0 ? KG_ENOTFOUND : KG_OK;
 }
 
 int kg_judge_prepare(const kg_judge *j, const kg_judge_request *request, kg_error *err) {

@@ -20,6 +20,7 @@
 /* Fully judged for each Case at most. */
 #define FINALISTS 2
 #define DEFAULT_CANDIDATES 96
+#define MAX_GRID 65536 /* combinations of which those that fit are looked for */
 /* Compiled ahead of being judged: enough to fill the pool, few enough that a budget is not spent on
  * it. */
 #define BATCH 16
@@ -83,12 +84,37 @@ static int note(search *s, const char *kind, kg_json *fields, kg_error *err) {
 
 /* --- the list of Candidates --- */
 
-static int add_source(search *s, int source, kg_error *err) {
-    const kg_source *src = &s->sources->items[source];
+/* Of a source's combinations those that are for some Case, thinned evenly. Where none is, the
+ * default alone, so that the search drops it and says why. */
+static int fitting_tunings(const search *s, const kg_source *src, kg_tuning **out, size_t *n,
+                           kg_error *err) {
+    const kg_evaluator *e = s->evaluator;
     size_t most = s->options->max_candidates ? s->options->max_candidates : DEFAULT_CANDIDATES;
     kg_tuning *list = NULL;
+    size_t all = 0, fit = 0;
+    int rc = kg_tunings(src->plan, e->fits ? MAX_GRID : most, &list, &all, err);
+    if (rc)
+        return rc;
+    for (size_t i = 0; e->fits && i < all; i++) {
+        kg_error why;
+        if (e->fits(e->ctx, src, &list[i], &why) == KG_OK)
+            list[fit++] = list[i];
+    }
+    if (!e->fits)
+        fit = all;
+    size_t take = fit < most ? fit : most;
+    for (size_t i = 0; i < take; i++)
+        list[i] = list[i * fit / take];
+    *out = list;
+    *n = take ? take : all != 0;
+    return KG_OK;
+}
+
+static int add_source(search *s, int source, kg_error *err) {
+    const kg_source *src = &s->sources->items[source];
+    kg_tuning *list = NULL;
     size_t n = 0;
-    int rc = kg_tunings(src->plan, most, &list, &n, err);
+    int rc = fitting_tunings(s, src, &list, &n, err);
     candidate *grown = rc ? NULL : realloc(s->all, (s->n + n + 1) * sizeof *grown);
     if (!rc && !grown)
         rc = kg_fail(err, KG_ENOMEM, "%zu Candidates", s->n + n);

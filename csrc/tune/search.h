@@ -32,6 +32,9 @@ typedef struct kg_evaluator {
     void *ctx;
     size_t ncases;
     size_t lanes; /* how many Candidates can be judged at once; 0 and 1: one */
+    /* Whether the values are for some Case, without compiling: KG_OK or KG_ENOTFOUND. NULL: all
+     * are. */
+    int (*fits)(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_error *err);
     /* Compiles ahead; several threads call it at once. Failure shows again when it is judged.
      * KG_ENOTFOUND: `require` holds for no Case, and the Candidate is dropped without a verdict. */
     int (*prepare)(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_error *err);

@@ -26,6 +26,11 @@ static int prepare(void *ctx, const kg_source *source, const kg_tuning *tuning, 
     return kg_judge_prepare(judges->items[0], &request, err);
 }
 
+static int fits(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_error *err) {
+    const kg_judges *judges = ctx;
+    return kg_judge_fits(judges->items[0], source->plan, tuning, err);
+}
+
 static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tuning *tuning,
                  kg_level level, kg_outcome *out, kg_error *err) {
     const kg_judges *judges = ctx;
@@ -71,6 +76,7 @@ int kg_judges_evaluator(kg_judges *judges, kg_evaluator *out, kg_error *err) {
     *out = (kg_evaluator){.ctx = judges,
                           .ncases = kg_judge_cases(judges->items[0]),
                           .lanes = judges->n,
+                          .fits = fits,
                           .prepare = prepare,
                           .judge = judge};
     return KG_OK;

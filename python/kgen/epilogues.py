@@ -213,12 +213,31 @@ def few_sizes() -> list[Product]:
     return [*sizes, Product(1, 1, 4099, 512), Product(1, 16, 1025, 769), Product(1, 2, 1 << 18, 3), Product(1, 3, 2, 1 << 18)]
 
 
+def gpu_sizes() -> list[Product]:
+    """For the products of a GPU: dims around the tiles' edges, one dim of 1, many batches, long K, large ones."""
+    dims = (1, 2, 7, 8, 16, 31, 33, 63, 64, 65, 72, 100, 127, 128, 129, 136, 200, 255, 256, 257, 264, 300, 520)
+    depths = (1, 3, 8, 16, 31, 32, 33, 63, 64, 65, 72, 96, 127, 128, 200, 264, 1000, 1032, 4096, 4099)
+    n = len(dims)
+    sizes = [Product((1, 1, 2, 3)[i % 4], dims[i * 7 % n], dims[i * 5 % n], depths[i % 20]) for i in range(2 * n)]
+    even = [Product((1, 2)[i % 2], 8 * (1 + i * 5 % 40), 8 * (1 + i * 7 % 67), 8 * (1 + i * 11 % 90)) for i in range(24)]
+    large = [Product(1, 1024, 1032, 2048), Product(1, 4096, 264, 512), Product(1, 264, 4096, 1024), Product(1, 16, 16, 1 << 18)]
+    return [*sizes, *even, *large, Product(300, 32, 64, 32), Product(1, 1 << 16, 8, 16), Product(1, 8, 1 << 16, 16)]
+
+
+def gpu_thin_sizes() -> list[Product]:
+    """At most 8 rows."""
+    columns, depths = (1, 5, 64, 255, 256, 257, 1000, 4096, 11008), (1, 8, 33, 255, 256, 257, 1024, 4096, 4099)
+    sizes = [Product((1, 1, 3)[i % 3], 1 + i % 8, columns[i * 2 % 9], depths[i * 4 % 9]) for i in range(36)]
+    return [*sizes, Product(1, 1, 32000, 4096), Product(1, 8, 4096, 11008), Product(64, 1, 128, 256)]
+
+
 LAYOUTS = ("c", "i")
 
 
-def dense(op: str, dtype: str, sizes: Sequence[Product], chosen: Sequence[str], aligns: Sequence[int]) -> list[Any]:
-    """One plain Case a size, with the layouts and alignments in turn."""
-    kinds = (*LAYOUTS, "t") if op == "matmul" else LAYOUTS
+def dense(op: str, dtype: str, sizes: Sequence[Product], chosen: Sequence[str], aligns: Sequence[int],
+          layouts: str = "") -> list[Any]:  # fmt: skip
+    """One plain Case a size, with the layouts (all there are, unless some are named) and alignments in turn."""
+    kinds = layouts or ((*LAYOUTS, "t") if op == "matmul" else LAYOUTS)
     return [
         trial(op, dtype, at, chosen, layout=kinds[i % len(kinds)], align=aligns[i // len(kinds) % len(aligns)])
         for i, at in enumerate(sizes)
@@ -226,12 +245,13 @@ def dense(op: str, dtype: str, sizes: Sequence[Product], chosen: Sequence[str], 
 
 
 def with_programs(op: str, dtype: str, sizes: Sequence[Product], at: Product, chosen: Sequence[str], aligns: Sequence[int],
-                  count: int, turn: int, of: int) -> list[Any]:  # fmt: skip
+                  count: int, turn: int, of: int, layouts: str = "") -> list[Any]:  # fmt: skip
     """What people write at one size, each size with one of them, and this dtype's part of the random ones."""
     from . import spread
 
-    found = [trial(op, dtype, at, chosen, p, name) for name, p in named(op, at, dtype)]
-    for i, (size, plain) in enumerate(zip(sizes, dense(op, dtype, sizes, chosen, aligns), strict=True)):
+    first = layouts[:1] or "c"
+    found = [trial(op, dtype, at, chosen, p, name, first) for name, p in named(op, at, dtype)]
+    for i, (size, plain) in enumerate(zip(sizes, dense(op, dtype, sizes, chosen, aligns, layouts), strict=True)):
         usable = list(named(op, size, dtype))
         usable = usable if size.m * size.n <= 1 << 18 else usable[:7]  # no tables of all elements
         name, (text, captured, scalars) = usable[i % len(usable)]
@@ -240,5 +260,5 @@ def with_programs(op: str, dtype: str, sizes: Sequence[Product], at: Product, ch
         found.append(replace(plain, label=f"{plain.label} {name}", case=case, blobs=blobs))
     for i, (name, p) in enumerate(random_ones(count, at)):
         if i % of == turn:
-            found.append(trial(op, dtype, at, chosen, p, name))
+            found.append(trial(op, dtype, at, chosen, p, name, first))
     return found

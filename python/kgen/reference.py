@@ -286,7 +286,7 @@ class Reference:
         gives NaN or infinities, too. Where the oracle may hold them, torch is to have them in the same places."""
         special = special or name in distributions.NONFINITE
         unresolved = _unresolved(drawn) if self.task.op == "attention" else None
-        if self.task.op in PRODUCTS:
+        if self.task.op in PRODUCTS and self.task.canonical:
             unresolved = _unresolved_sums(drawn, e)
         if unresolved:
             return unresolved

@@ -154,6 +154,7 @@ class House:
     threads: int | None = None
     tunables: dict[str, int] | None = None
     dtypes: tuple[str, ...] = DTYPES
+    layouts: str = ""  # of a product's operands; all of them
 
     @property
     def device(self) -> str:
@@ -175,7 +176,7 @@ class House:
                 spread.norm_trial(self.op, dtype, m, n, affine, ALIGNS[i % 3]) for i, (m, n) in enumerate(self.sizes())
             ]
         elif self.op in epilogues.CHOICES:
-            made = epilogues.dense(self.op, dtype, self.sizes(), affine, ALIGNS)
+            made = epilogues.dense(self.op, dtype, self.sizes(), affine, ALIGNS, self.layouts)
         elif self.op == "softmax":
             made = [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
         else:
@@ -189,7 +190,7 @@ class House:
         if self.op in spread.AFFINE:
             return spread.norm_trial(self.op, dtype, *self.timed, affine).on(self.device)
         if self.op in epilogues.CHOICES:
-            return epilogues.trial(self.op, dtype, self.timed, affine).on(self.device)
+            return epilogues.trial(self.op, dtype, self.timed, affine, layout=self.layouts[:1] or "c").on(self.device)
         softmax = self.op == "softmax"
         made = spread.softmax_trial(dtype, *self.timed) if softmax else spread.attention_trial(dtype, self.timed)
         return made.on(self.device)
@@ -199,7 +200,7 @@ class House:
         if self.op in epilogues.CHOICES:
             turn = self.dtypes.index(dtype)
             made = epilogues.with_programs(
-                self.op, dtype, self.sizes(), self.program_at, affine, ALIGNS, count, turn, len(self.dtypes)
+                self.op, dtype, self.sizes(), self.program_at, affine, ALIGNS, count, turn, len(self.dtypes), self.layouts
             )
         else:
             made = self._with_programs(dtype, count)
@@ -294,6 +295,27 @@ def _gpu_norms(op: str, name: str) -> list[House]:
     return [*made, House(f"norm/{name}_grid.cu", op, gpu_norm_sizes, (16, 1 << 20), tunables={"HELD": 4, "IN_SHARED": 12})]
 
 
+def _gpu_products(op: str) -> list[House]:
+    """Both orders of matmul's right operand; linear's weight is transposed. Of two for the same calls the later serves."""
+    prefix, turns = ("linear_", (1,)) if op == "linear" else ("", (0, 1))
+    square, few, thin = Product(1, 4096, 4096, 4096), Product(1, 256, 1024, 1024), Product(1, 4, 4096, 4096)
+    at, sizes = Product(1, 70, 136, 72), epilogues.gpu_sizes
+    made = []
+    for turned in turns:
+        right, across = {"RIGHT_TURNED": turned}, {"ACROSS": 1 - turned}
+        small, kinds = {**right, "BLOCK_N": 64, "CLUSTER_M": 1, "STAGES": 8}, "t" if op == "matmul" and turned else "ci"
+        made += [
+            House(f"matmul/{prefix}{file}.cu", op, sizes, timed, at, tunables=chosen, dtypes=dtypes, layouts=kinds)
+            for file, timed, chosen, dtypes in (
+                ("fma", Product(1, 1024, 1024, 1024), right, ("float32",)), ("mma", square, right, HALVES),
+                ("hopper", few, small, HALVES), ("hopper", square, right, HALVES),
+            )
+        ]  # fmt: skip
+        thin_at, thins = Product(1, 3, 136, 72), epilogues.gpu_thin_sizes
+        made.append(House(f"matmul/{prefix}skinny.cu", op, thins, thin, thin_at, tunables=across, layouts=kinds))
+    return [*made, House(f"matmul/{prefix}split.cu", op, sizes, square, at, dtypes=("float32",))]
+
+
 def _gpu_house() -> tuple[House, ...]:
     """The house kernels for GPUs, each with the choices of tunables that its range takes."""
     rows = [
@@ -330,7 +352,8 @@ def _gpu_house() -> tuple[House, ...]:
         )
     ]  # fmt: skip
     norms = [*_gpu_norms("layer_norm", "layer"), *_gpu_norms("rms_norm", "rms")]
-    return (*rows, *cluster, *others, *attention, *hopper, *norms)
+    products = [*_gpu_products("matmul"), *_gpu_products("linear")]
+    return (*rows, *cluster, *others, *attention, *hopper, *norms, *products)
 
 
 GPU_HOUSE = _gpu_house()

@@ -276,6 +276,11 @@ class Task:
     def op(self) -> str:
         return str(self.contract["op"])
 
+    @property
+    def canonical(self) -> bool:
+        """Whether the Op is torch's own, and not a module's that has its name."""
+        return bool(self.contract["reference"]["kind"] == "torch")
+
     def blob(self, name: str) -> bytes:
         """The bytes of a values file of a Case."""
         if Path(name).name != name:

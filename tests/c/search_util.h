@@ -29,6 +29,8 @@ typedef struct fake {
     size_t lanes;
     int in_lane[KG_MAX_LANES], at_once, most_at_once; /* calls under way */
     int by_lane[KG_MAX_LANES];
+    bool narrow; /* nothing fits but A = 3 and A = 5 */
+    size_t most; /* Candidates a source */
 } fake;
 
 static inline kg_op *fake_read_op(void) {
@@ -54,6 +56,12 @@ static inline int fake_prepare(void *ctx, const kg_source *source, const kg_tuni
     (void)source, (void)err;
     __atomic_fetch_add(&f->prepared, 1, __ATOMIC_SEQ_CST);
     return t->value[0] == 7 ? KG_ENOTFOUND : KG_OK;
+}
+
+static inline int fake_fits(void *ctx, const kg_source *source, const kg_tuning *t, kg_error *err) {
+    const fake *f = ctx;
+    (void)source, (void)err;
+    return f->narrow && t->value[0] != 3 && t->value[0] != 5 ? KG_ENOTFOUND : KG_OK;
 }
 
 /* One call of a lane at a time; with several lanes they take long enough to meet. */
@@ -106,9 +114,13 @@ static inline int fake_run(fake *f, int64_t budget_ms, kg_search_result *out) {
     kg_sources sources = {0};
     kg_journal *journal = NULL;
     kg_error err = {0};
-    kg_evaluator e = {
-        .ctx = f, .ncases = 2, .lanes = f->lanes, .prepare = fake_prepare, .judge = fake_judge};
-    kg_search_options o = {.budget_ms = budget_ms, .compile_jobs = 2};
+    kg_evaluator e = {.ctx = f,
+                      .ncases = 2,
+                      .lanes = f->lanes,
+                      .fits = fake_fits,
+                      .prepare = fake_prepare,
+                      .judge = fake_judge};
+    kg_search_options o = {.budget_ms = budget_ms, .compile_jobs = 2, .max_candidates = f->most};
     fake_read_sources(op, &sources);
     if (kg_journal_open(test_dir(), &journal, &err))
         FAIL("%s", err.msg);

@@ -87,6 +87,17 @@ TEST(search_answers_within_no_budget) {
 
 /* The budget is the Run's: a life that used it up leaves nothing for the next, unless more is
  * given. */
+/* Eight of 32 fit: all of them are tried, where thinning the whole grid to eight would meet two. */
+TEST(search_thins_what_fits_and_not_what_does_not) {
+    fake f = {.narrow = true, .most = 8};
+    kg_search_result r;
+    CHECK_INT(fake_run(&f, 60000, &r), KG_OK);
+    CHECK_INT(f.judged[0], 8);
+    CHECK_INT(r.dropped, 0);
+    fake_check_winners(&r);
+    kg_search_result_free(&r);
+}
+
 TEST(search_spends_its_budget_once) {
     fake first = {0}, same = {0}, more = {0};
     kg_search_result r;

@@ -87,6 +87,12 @@ namespace emu {
 
 struct Block;
 
+/* What a thread asked for and has not waited for, in groups. */
+struct Later {
+    std::vector<std::function<void()>> open;
+    std::deque<std::vector<std::function<void()>>> groups;
+};
+
 /* One CUDA thread. It may run when `event` is NULL or has another value than `seen`. */
 struct Fiber {
     void *stack_pointer = nullptr;
@@ -108,6 +114,8 @@ struct Fiber {
     };
     std::vector<Copy> open;               /* cp.async since the last commit */
     std::deque<std::vector<Copy>> groups; /* committed, not waited for */
+    Later later[2];                       /* bulk stores; wgmma */
+    unsigned products = 0;                /* groups of wgmma committed */
 };
 
 struct Barrier {
@@ -131,6 +139,13 @@ struct Warp {
     void *slot[32] = {};
 };
 
+/* Groups of wgmma of a warpgroup: how many threads committed the n-th, how many all have. */
+struct Products {
+    std::vector<unsigned> arrived;
+    unsigned complete = 0;
+    Barrier done;
+};
+
 /* Shared memory of a block: pieces at addresses of their own in a 24-bit window. */
 struct Piece {
     unsigned char *data;
@@ -142,6 +157,7 @@ struct Block {
     unsigned rank = 0;
     std::vector<Warp> warps;
     Barrier barriers[16];
+    Products products[8];
     std::map<int, unsigned> statics;        /* site: piece */
     std::map<unsigned, Mbarrier> mbarriers; /* by shared address */
     std::vector<Piece> pieces;
@@ -216,6 +232,9 @@ inline void fiber_main() {
     launch.kernel();
     if (!self->open.empty() || !self->groups.empty())
         fail("a thread ends while its cp.async copies are in flight");
+    for (const Later &l : self->later)
+        if (!l.open.empty() || !l.groups.empty())
+            fail("a thread ends while its bulk stores or products are in flight");
     self->done = true;
     switch_to(&home);
     abort();
@@ -536,6 +555,9 @@ template <class T> T atomicMax(T *at, T v) {
     return old;
 }
 inline void __threadfence() {}
+inline int __clz(int x) {
+    return x ? __builtin_clz(static_cast<unsigned>(x)) : 32;
+}
 inline int __ffs(int x) {
     return __builtin_ffs(x);
 }

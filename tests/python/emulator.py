@@ -200,6 +200,15 @@ def unit_of(source: str, call: Call, tunables: dict[str, int] | None = None, any
     return _libkgen.candidate_unit(op, call.case(), source.encode(), chosen, arch, sms, SHARED, any_size)
 
 
+def _expanded(unit: str) -> str:
+    """With the unit's own macros expanded, when its asm statements are made of macros."""
+    if not re.search(r"^#define \w+.*\\\n(?:.*\\\n)*.*\basm\b", unit, re.MULTILINE):
+        return unit
+    done = subprocess.run(["g++", "-E", "-xc++", "-std=gnu++17", "-"], input=unit, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+    return done.stdout
+
+
 class Program:
     """A unit compiled for the host."""
 
@@ -214,7 +223,7 @@ class Program:
         base = Path(self.folder.name) / key
         entries = ", ".join(f'{{"{k}", [](emu::Reader *in) {{ return emu::bind_arguments({k}, in); }}}}' for k in kernels)
         base.with_suffix(".cpp").write_text(
-            f'#include "ptx.h"\n{rewrite(unit)}\nint main(int argc, char **argv) {{\n'
+            f'#include "hopper.h"\n{rewrite(_expanded(unit))}\nint main(int argc, char **argv) {{\n'
             f"    static const emu::Entry entries[] = {{{entries}}};\n"
             f"    return emu::run(argc, argv, entries, {len(kernels)});\n}}\n")  # fmt: skip
         done = subprocess.run(["g++", *FLAGS, f"-I{EMULATE}", str(base.with_suffix(".cpp")), "-o", str(base)],
@@ -238,13 +247,27 @@ class EmulatorError(RuntimeError):
     """The kernel did what no kernel may: the emulator's or the sanitizer's message."""
 
 
-def _argument(job: _Job, arg: dict[str, Any], call: Call, where: dict[str, list[int]], core: Core | None) -> None:
+def _map(m: dict[str, Any], where: dict[str, list[int]]) -> tuple[bytes, int]:
+    """tests/emulate/hopper.h's TensorMap but for the pointer at its begin, and which tensor that is."""
+    rank = len(m["dims"])
+    raw = struct.pack("<Q5Q4Q5IHHI", 0, *(m["dims"] + [0] * (5 - rank)), *(m["strides"] + [0] * (5 - rank)),
+                      *(m["box"] + [0] * (5 - rank)), rank, m["swizzle"], getattr(torch, m["dtype"]).itemsize)  # fmt: skip
+    return raw.ljust(128, b"\0"), where["output" if m["is_output"] else "tensor"][m["tensor"]]
+
+
+def _argument(job: _Job, arg: dict[str, Any], call: Call, where: dict[str, list[int]], core: Core | None,
+              maps: list[dict[str, Any]]) -> None:  # fmt: skip
     kind = arg["kind"]
     if kind in _PACK:
         raw = struct.pack(_PACK[kind], arg["value"])
         job.number(1, len(raw))
         job.data += raw
         job.number(0)
+    elif kind == "map":
+        raw, data = _map(maps[arg["index"]], where)
+        job.number(2, len(raw))
+        job.data += raw
+        job.number(1, 0, data)
     elif kind == "programs":
         if core is None:
             job.number(2, 8)
@@ -303,7 +326,7 @@ def _describe(job: _Job, call: Call, name: str, plan: dict[str, Any], bound: dic
         together = launch["grid"] if launch["kernel"] in cooperative else launch["cluster"]
         job.number(*launch["grid"], *launch["block"], *together, launch["shared"])
         for arg in launch["args"]:
-            _argument(job, arg, call, where, core)
+            _argument(job, arg, call, where, core, bound["maps"])
     return outputs
 
 

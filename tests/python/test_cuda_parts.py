@@ -778,7 +778,7 @@ def test_kernels_to_ship_for_gpus() -> None:
             assert len(at) >= 6 and (head is None or {max(s.d, s.dv) for s in at} <= set(range(head // 2 + 1 if head > 64 else 1, head + 1)))
         if house.program_at is not None:
             made = house.with_programs(house.dtypes[0], 8)
-            assert all(t.gpu for t in made) and sum("random" in t.label for t in made) in (4, 8)
+            assert all(t.gpu for t in made) and sum("random" in t.label for t in made) in (3, 4, 8)
         for dtype in house.dtypes:
             fits(house, dtype)
     names_ = [h.name for h in ship.GPU_HOUSE]

@@ -52,9 +52,28 @@ def norm_calls(op: str) -> Callable[[torch.dtype], Iterator[tuple[str, Call]]]:
     return calls
 
 
+GELU = ("program 1\nepilogue\n%0 = mul float32 acc 0.5\n%1 = mul float32 acc 0.70710677\n%2 = erf float32 %1\n"
+        "%3 = add float32 1.0 %2\n%4 = mul float32 %0 %3\nreturn %4\n")  # fmt: skip
+
+
+def matmul_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
+    for m in (512, 4):
+        args = {"input": torch.empty((1, m, 1024), dtype=dtype), "other": torch.empty((1, 1024, 512), dtype=dtype)}
+        yield "plain", Call("matmul", args)
+        yield "gelu", Call("matmul", args, GELU)
+
+
+def linear_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
+    for m in (512, 4):
+        args = {"input": torch.empty((m, 1024), dtype=dtype), "weight": torch.empty((512, 1024), dtype=dtype)}
+        yield "plain", Call("linear", {**args, "bias": torch.empty(512, dtype=dtype)})
+        yield "gelu", Call("linear", {**args, "bias": torch.empty(512, dtype=dtype)}, GELU)
+
+
 # Calls of an Op, the likeliest first; a source is compiled for those that its `require` takes.
 CALLS = {
     "softmax": softmax_calls, "attention": attention_calls, "layer_norm": norm_calls("layer_norm"), "rms_norm": norm_calls("rms_norm"),
+    "matmul": matmul_calls, "linear": linear_calls,
 }  # fmt: skip
 
 
@@ -91,7 +110,7 @@ def units(path: Path, arch: str, thorough: bool) -> list[Unit]:
         for what, call in CALLS[plan["op"]](dtype):
             for any_size in (False, True):
                 name = f"{what} {dtype}{' any size' if any_size else ''}"
-                if name in found or not thorough and (what not in ("plain", "alibi") or what != "plain" and any_size):
+                if name in found or not thorough and (what not in ("plain", "alibi", "gelu") or what != "plain" and any_size):
                     continue
                 try:
                     unit = unit_of(text, call, tunables_of(path), any_size, arch.removesuffix("a"))

@@ -372,8 +372,8 @@ def test_the_emulator_sees_faults() -> None:
 
 
 def test_an_unknown_instruction_is_named() -> None:
-    text = 'extern "C" __global__ void k(unsigned *p) { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }'
-    with pytest.raises(AssertionError, match="wgmma_fence_sync_aligned"):
+    text = 'extern "C" __global__ void k(unsigned *p) { asm volatile("tcgen05.fence::after_thread_sync;" ::: "memory"); }'
+    with pytest.raises(AssertionError, match="tcgen05_fence_after_thread_sync"):
         Program(text, ["k"])
     with pytest.raises(ValueError, match="does not read the operand label"):
         rewrite('asm volatile("bra label;");')
