@@ -283,7 +283,7 @@ static void put_times(const kg_prompt *p, const kg_prompt_shown *c, kg_buf *b) {
         kg_prompt_time(b, t);
         if (k && k->floor_ns > 0)
             kg_buf_printf(b, ", %.2f times the roofline%s", t / k->floor_ns,
-                          t < k->floor_ns ? " (which was measured on a busy machine, then)" : "");
+                          t < k->floor_ns ? " (the machine was busy when that was measured)" : "");
         if (k && k->torch_ns > 0)
             kg_buf_printf(b, ", %.2f times as fast as eager torch", k->torch_ns / t);
         if (k && k->bytes > 0)

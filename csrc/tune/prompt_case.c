@@ -75,7 +75,9 @@ static void put_floor(kg_buf *b, const kg_prompt_case *k) {
     if (k->floor_ns > 0) {
         kg_buf_puts(b, "- roofline: a call takes at least ");
         kg_prompt_time(b, k->floor_ns);
-        kg_buf_puts(b, " on this machine\n");
+        kg_buf_puts(
+            b, " by what was measured of this machine (bytes at a copy's rate, arithmetic as the "
+               "reference does it)\n");
     }
     if (k->torch_ns > 0) {
         kg_buf_puts(b, "- the reference itself, in eager torch, takes ");

@@ -50,10 +50,15 @@ def default_dir(model: str) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same."""
     aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with open(aside, "w") as f:
-            f.write(json.dumps(value, indent=1) + "\n")
+            f.write(text)
             f.flush()
             os.fsync(f.fileno())
         os.replace(aside, path)

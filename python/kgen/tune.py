@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -33,7 +34,7 @@ from .interrupts import Stop, stoppable
 from .judge import Judge
 from .mutants import Examiner
 from .reference import Reference
-from .runs import FORMAT, Run, default_dir, now, write_json
+from .runs import FORMAT, Run, default_dir, now, write_json, write_text
 from .ui import Progress, show_result
 
 NO_TEMPLATE = (
@@ -306,7 +307,8 @@ class OpTuner:
     def _measure_loop(self, judge: Judge) -> dict[str, Any]:
         assert self.options.asking is not None
         limits = self.limits or askings.Budget(calls=1, tokens=1)  # used up: an earlier life's answers still count
-        kind, text = self.device.type, self._machine_text()
+        machine = targets.Machine.measure(self.device)
+        kind, text = self.device.type, self._machine_text(machine)
         self.check_machine(text)
         cases = []
         for i, least in enumerate(self.job.floors):
@@ -314,18 +316,20 @@ class OpTuner:
             moved = int(about["bytes"])
             if self.task.contract["reference"]["kind"] != "torch":  # of another Op the judge counts on no input being read
                 moved = floors.tensor_bytes([*about["inputs"], *about["outputs"]])
-            floor_ns = max(floors.copy_ns(moved, self.device), least)
-            case = {"floor_ns": floor_ns, "bytes": moved, "flops": float(about["flops"])}
-            cases.append({**case, "torch_ns": self.reference.eager_ns(i)})
+            flops, dtypes = float(about["flops"]), {t["dtype"] for t in about["inputs"]}
+            rate = machine.flops_of(torch.float32) if dtypes == {"float32"} else math.inf
+            floor_ns = max(floors.copy_ns(moved, self.device), least, flops / rate * 1e9)
+            # What torch itself takes is no bound for it: then the rates were measured at a bad moment.
+            torch_ns = self.reference.eager_ns(i)
+            cases.append({"floor_ns": min(floor_ns, torch_ns or floor_ns), "bytes": moved, "flops": flops, "torch_ns": torch_ns})
         devices.release(self.device)
         loop = askings.loop_options(self.options.asking, limits, self.task.folder, kind, text, cases)
         if self.stage is not None:
             self.run.add("machine", {"op": self.task.op, "target": kind, "text": text, "cases": cases})
         return loop
 
-    def _machine_text(self) -> str:
+    def _machine_text(self, machine: targets.Machine) -> str:
         """What a kernel can count on where it is judged, measured now."""
-        machine = targets.Machine.measure(self.device)
         if self.device.type == "cpu":
             threads = len(os.sched_getaffinity(0))
             return askings.machine_text(threads, machine.bytes_per_second, machine.flops_per_second)
@@ -554,8 +558,17 @@ def _tune_all(
         left_over = max(0.0, left_over - tuner.searched)
         spent = {k: v + tuner.spent[k] for k, v in spent.items()}
     if options.asking is not None and (run.path / "prompts").is_dir():
-        (run.path / "prompts" / "DONE").touch()
+        write_text(run.path / "prompts" / "DONE", "".join(f"{_outcome(r)}\n" for r in rows))
     return rows
+
+
+def _outcome(row: Row) -> str:
+    """For whoever answered the Run's questions."""
+    times = ""
+    if row.speedup is not None:
+        low, high = row.speedup[1:]
+        times = f": {row.kgen_ns / 1e6:.3g} ms, {row.speedup[0]:.2f}x ({low:.2f}..{high:.2f}) as fast as {row.baseline}"
+    return f"{row.op} {row.case}: {row.state}{times}{f'; {row.reason}' if row.reason else ''}"
 
 
 def _plan(model: capture.Model, run: Run, options: Options, progress: Progress) -> tuple[list[Job], list[Row]]:

@@ -156,6 +156,7 @@ def test_strays_are_exact(turned: bool) -> None:
         holds_everywhere(c, got)
 
 
+@pytest.mark.slow
 def test_no_stray_in_ordinary_data() -> None:
     """Normal data, rows of any size, columns over four decades: gemm_strays has nothing to do, and would show if it had."""
     torch.manual_seed(3)

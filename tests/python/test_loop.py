@@ -294,7 +294,7 @@ def test_an_agent_answers_with_files(kgen_server: Server, model: Path, tmp_path:
     thread.join()
     assert not failures and done.code == 0, (failures, done.err)
     kinds = nothing_twice(run)
-    assert kinds["answer"] == 6 and (run / "prompts" / "DONE").exists()
+    assert kinds["answer"] == 6 and (run / "prompts" / "DONE").read_text().startswith("softmax ")
     assert "it ended because: whoever answers is done" in done.err
     answers = [e["name"] for e in journal(run) if e["kind"] == "answer"]
     assert "softmax-0002-1.md" in answers and "softmax-0002-2.md" in answers and "unknown-0001.md" not in answers

@@ -252,7 +252,7 @@ return %1
     ("score %0\n", "score 1_0.0\n", "is no operand"),
     ("return %1\nmask", "return %0\nmask", "%1 is never used"),
     ("return %1\nmask", "mask", "expected '%2' or 'return', found 'mask'"),
-    ("%0 = sub int32 q kv", "%0 = sub int32 score kv", "score is not there in the mask section"),
+    ("%0 = sub int32 q kv", "%0 = sub int32 score kv", "score is there in the score section alone"),
     ("le bool %0 s0", "le bool %0 s1", "'s1' is not declared"),
     ("le bool %0 s0", "le bool %0 07", "must be written '7'"),
     ("le bool %0 s0", "le bool %0 2147483648", "out of range"),
@@ -265,7 +265,7 @@ return %1
     ("tensor t0 float32 1", "tensor t0 float32 7", "expected a rank of 0 to 6"),
     ("scalar s0 int32", "scalar s0 int64", "expected a type (float32, int32 or bool)"),
     ("scalar s0 int32", "scalar s0 int32\nscalar s1 int32", "s1 is never used"),
-    ("score\n%0", "mask\n%0", "line 6: score is not there in the mask section"),
+    ("score\n%0", "mask\n%0", "line 6: score is there in the score section alone"),
     ("mask\n", "score\n", "what may follow here is 'mask'"),
 ])
 def test_what_is_not_canonical_is_refused_with_line_and_reason(old: str, new: str, message: str) -> None:
@@ -278,7 +278,7 @@ def test_what_is_not_canonical_is_refused_with_line_and_reason(old: str, new: st
 
 @pytest.mark.parametrize(("text", "message"), [
     (b"", "found 'the end of the line'"),
-    (b"program 1\n", "neither a score nor a mask"),
+    (b"program 1\n", "neither a score, a mask nor an epilogue section"),
     (b"program 1\nmask\nreturn true", "must end with a newline"),
     (b"program 1\nmask\nreturn true\n\n", "what may follow here is nothing"),
     (b"program 1\nmask\nreturn tr\x00ue\n", "only load takes one"),
@@ -448,6 +448,7 @@ def test_float_division_and_extremes_are_torchs(op: str) -> None:
     np.testing.assert_array_equal(got.ravel(), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["floordiv", "rem", "truncdiv"])
 def test_int_division_is_exact_over_all_of_int32(op: str) -> None:
     """By tables, by lifted scalars and by literals, against Python's integers; zero gives zero, -2^31 / -1 wraps."""

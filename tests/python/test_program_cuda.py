@@ -149,6 +149,7 @@ def test_what_is_no_line_is_not_taken_for_one(name: str) -> None:
     assert not is_line(Core(trace(NO_LINES[name], None).text).lower(1))
 
 
+@pytest.mark.slow
 def test_random_lines() -> None:
     """Of random Programs, those that are taken for lines are lines."""
     found = 0

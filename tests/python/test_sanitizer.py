@@ -157,6 +157,7 @@ sys.exit(86 if tool in ("memcheck", "racecheck") else 0)
         assert t["registry"] == str(tmp_path / "registry") and t["caching"] == "1"
 
 
+@pytest.mark.slow
 def test_a_tool_that_hangs_costs_its_limit_and_leaves_nothing(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     program = stand_in(

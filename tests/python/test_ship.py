@@ -176,7 +176,7 @@ def test_a_linear_of_few_rows_never_falls_back_and_of_many_is_torchs(only: str) 
     assert kgen.why("linear", torch.randn(3, 20), torch.randn(20, 5).t()).fallbacks == 1
 
 
-@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("dtype", [pytest.param(d, marks=() if d == "float32" else pytest.mark.slow) for d in sorted(DTYPES)])
 def test_attention_of_random_sizes_never_falls_back(only: str, dtype: str) -> None:
     rng = random.Random(SEED)
     for n in sizes():

@@ -296,7 +296,7 @@ def capture(server: Server, folder: Path, *words: object, cwd: Path | None = Non
 
 
 def test_every_way_to_name_a_model(kgen_server: Server, tmp_path: Path) -> None:
-    bench = capture(kgen_server, tmp_path / "1", MODELS / "kernelbench.py")
+    bench = capture(kgen_server, tmp_path / "1", MODELS / "kernelbench.py", "--target", "softmax")
     assert (bench["op"], bench["cases"]) == ("softmax", 1)
     script = (MODELS / "script.py", "--module", "build", "--inputs", "batch", "--target", "Sequential", "--", "24")
     made = capture(kgen_server, tmp_path / "2", *script)
@@ -381,13 +381,13 @@ def test_an_op_of_the_models_own_is_judged(kgen_server: Server, tmp_path: Path) 
 
 def test_an_op_without_a_template_is_left_alone_with_its_share(kgen_server: Server, tmp_path: Path) -> None:
     path = tmp_path / "mlp.py"
-    path.write_text(NORM.replace("nn.GroupNorm(1, 64)", "nn.Linear(64, 2048)"))
+    path.write_text(NORM.replace("nn.GroupNorm(1, 64)", "nn.Conv1d(33, 2048, 1)"))
     done = kgen_server.run("tune", path, "--run", tmp_path / "run", "--json")
     assert done.code == 0, done.err
     rows = {r["op"]: r for r in done.records()[0]["rows"]}
-    assert set(rows) == {"model", "linear"} and all(r["state"] == "left" for r in rows.values())
-    assert rows["linear"]["reason"].startswith("no template") and "kgen judge" in rows["linear"]["reason"]
-    assert 0 < rows["linear"]["share"] <= 1 and 0 < rows["linear"]["floor_share"] <= 1
+    assert set(rows) == {"model", "conv1d"} and all(r["state"] == "left" for r in rows.values())
+    assert rows["conv1d"]["reason"].startswith("no template") and "kgen judge" in rows["conv1d"]["reason"]
+    assert 0 < rows["conv1d"]["share"] <= 1 and 0 < rows["conv1d"]["floor_share"] <= 1
     kinds = Counter(e["kind"] for e in journal(tmp_path / "run"))
     assert kinds == {"survey": 1}  # it cost no budget
     done = kgen_server.run("tune", path, "--run", tmp_path / "run", "--resume")

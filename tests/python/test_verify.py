@@ -111,6 +111,7 @@ def test_a_kernel_that_is_wrong_here_is_named(registry: Path, capsys: pytest.Cap
     assert record_of(registry) == before, "its Record stays as it was"
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_the_record_as_it_was(registry: Path, kgen_server: Server) -> None:
     made.promote(registry, "attention", FLASH, [made.attention_key(None), made.attention_key("*")], **ELSEWHERE)
     before = record_of(registry, "attention")
