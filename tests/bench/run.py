@@ -80,6 +80,7 @@ print(json.dumps({"ms": took * 1e3, "mb": grown / 1e6, "kernels": sum(len(o["ker
 
 def bench_import(b: Bench) -> Iterator[Row]:
     env = {**os.environ, "KGEN_REGISTRY": str(b.crowd), "PYTHONPATH": str(ROOT / "python")}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # what pip installed has its bytecode
     found = []
     for _ in range(b.rounds(15) + 1):
         done = subprocess.run([sys.executable, "-c", _IMPORT], env=env, capture_output=True, text=True, check=True)
