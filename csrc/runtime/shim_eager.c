@@ -7,7 +7,6 @@
  * Python 3, which need not be there (kgen_rt_start serves a process without). All of them are of
  * its stable ABI or, in older versions, exported under the same name. */
 #include <dlfcn.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/types.h>
 
@@ -127,12 +126,6 @@ static py_object *softmax(py_object *self, py_object *const *args, ssize_t nargs
     return result;
 }
 
-static int give(int rc, const kg_error *e, char *err, size_t nerr) {
-    if (rc != KG_OK && err != NULL && nerr > 0)
-        snprintf(err, nerr, "%s", e->msg);
-    return rc;
-}
-
 int kgen_rt_eager_learn(const void *tensor, size_t bytes, uint64_t impl, uint64_t keys,
                         uint64_t included, uint64_t excluded, int plain, char *err, size_t nerr) {
     kg_error e;
@@ -143,7 +136,7 @@ int kgen_rt_eager_learn(const void *tensor, size_t bytes, uint64_t impl, uint64_
                          .included = included,
                          .excluded = excluded,
                          .plain = plain != 0};
-    return give(kg_eager_learn(&s, &e), &e, err, nerr);
+    return kg_shim_give(kg_eager_learn(&s, &e), &e, err, nerr);
 }
 
 int kgen_rt_eager_open(void *tensor_type, void *forward_ad, char *err, size_t nerr) {
@@ -157,12 +150,12 @@ int kgen_rt_eager_open(void *tensor_type, void *forward_ad, char *err, size_t ne
         py.Py_IncRef(known.forward_ad);
         rc = kg_eager_open(&e);
     }
-    return give(rc, &e, err, nerr);
+    return kg_shim_give(rc, &e, err, nerr);
 }
 
 int kgen_rt_eager_admit(const void *tensor, uint64_t keys, char *err, size_t nerr) {
     kg_error e;
-    return give(kg_eager_admit(tensor, keys, &e), &e, err, nerr);
+    return kg_shim_give(kg_eager_admit(tensor, keys, &e), &e, err, nerr);
 }
 
 void *kgen_rt_eager_softmax(void *otherwise) {

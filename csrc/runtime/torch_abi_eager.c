@@ -32,15 +32,11 @@ static uint64_t plain_threads[MAX_PLAIN][2];
 static size_t nplain_threads;
 static _Atomic uint64_t plain_keys[MAX_PLAIN];
 
-static void set_function(void *slot, void *symbol) {
-    memcpy(slot, &symbol, sizeof(symbol));
-}
-
 static int find(const char *library, const char *symbol, void *slot, kg_error *err) {
     void *lib = kg_torch_library(library), *found = lib != NULL ? dlsym(lib, symbol) : NULL;
     if (found == NULL)
         return kg_fail(err, KG_EUNSUPPORTED, "%s has no %s", library, symbol);
-    set_function(slot, found);
+    memcpy(slot, &found, sizeof(found));
     return KG_OK;
 }
 
@@ -162,10 +158,10 @@ static size_t impl_bytes(const void *impl) {
 }
 
 int kg_eager_learn(const kg_eager_sample *s, kg_error *err) {
-    int rc = find_functions(err);
-    const uint64_t *words = rc == KG_OK ? thread_words() : NULL;
+    int rc = lesson.begun ? KG_OK : find_functions(err);
     if (rc != KG_OK)
         return rc;
+    const uint64_t *words = thread_words();
     if (words == NULL)
         return kg_fail(err, KG_EUNSUPPORTED, "libc10.so has no keys of a thread");
     narrow(&lesson.tensor, s->object, s->bytes, s->impl);

@@ -79,8 +79,12 @@ def _raise(code: int, message: str) -> None:
 
 
 def _call(name: str, *args: Any) -> None:
+    _checked(getattr(_lib, name), *args)
+
+
+def _checked(function: Callable[..., int], *args: Any) -> None:
     err = ctypes.create_string_buffer(_ERR)
-    code = getattr(_lib, name)(*args, err, _ERR)
+    code = function(*args, err, _ERR)
     if code != 0:
         _raise(code, err.value.decode("utf-8", "replace"))
 
@@ -226,25 +230,19 @@ def _eager() -> _Eager:
     return _Eager()
 
 
-def _eager_call(function: Any, *args: Any) -> None:
-    err = ctypes.create_string_buffer(_ERR)
-    if function(*args, err, _ERR) != 0:
-        raise LookupError(err.value.decode("utf-8", "replace"))
-
-
 def eager_learn(tensor: int, size: int, impl: int, keys: int, included: int, excluded: int, plain: bool) -> None:
-    """LookupError: the quick way stays shut, and why."""
-    _eager_call(_eager().learn, tensor, size, impl, keys, included, excluded, plain)
+    """BadInput: the quick way stays shut, and why."""
+    _checked(_eager().learn, tensor, size, impl, keys, included, excluded, plain)
 
 
 def eager_open(tensor_type: int, forward_ad: int) -> None:
     """The same."""
-    _eager_call(_eager().open, tensor_type, forward_ad)
+    _checked(_eager().open, tensor_type, forward_ad)
 
 
 def eager_admit(tensor: int, keys: int) -> None:
-    """LookupError: such tensors cannot go the quick way, and why."""
-    _eager_call(_eager().admit, tensor, keys)
+    """BadInput: such tensors cannot go the quick way, and why."""
+    _checked(_eager().admit, tensor, keys)
 
 
 def eager_softmax(otherwise: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _native
+from .errors import KgenError
 
 _lock = threading.Lock()
 _shut: str | None = "nobody has asked yet"
@@ -57,7 +58,7 @@ def admit(tensor: Tensor) -> bool:
         return False
     try:
         _native.eager_admit(id(tensor), torch._C._dispatch_keys(tensor).raw_repr())
-    except LookupError as e:
+    except KgenError as e:
         _native.say(f"calls on {tensor.device.type} take the dispatcher's way: {e}")
         return False
     return True
@@ -67,7 +68,7 @@ def _learn() -> None:
     global _shut
     try:
         if os.environ.get("KGEN_EAGER") == "0":
-            raise LookupError("KGEN_EAGER is 0")
+            raise KgenError("KGEN_EAGER is 0")
         _sample(torch.empty(2, 3), plain=True)
         _sample(torch.empty(2, device="meta"), plain=False)
         _sample(torch._neg_view(torch.empty(2)), plain=False)
