@@ -1,7 +1,7 @@
 """Makes the registry that comes with kgen, generated/, from the house kernels in kernels/. A tool for kgen's developers:
 
     python -m kgen.ship [--registry generated] [--arch x86-64-v3] [--only attention/flash.c] [--programs 200] [--again] [--jobs 16]
-                        [--most 14] [--seconds 400]
+                        [--most 14] [--seconds 400] [--faster]
 
 Each house kernel is built for any size, as a dynamic pin serves it, and judged for each dtype on sizes over its range
 (1, primes, a tile's edges and their neighbours, the longest), attention also with the variants by name and with random
@@ -11,7 +11,8 @@ Record says where). What passed is promoted; what is in the registry already wit
 Nothing is timed against torch here: that is the gate's, for Cases of a real model. With --jobs as many processes
 compile and judge; what is timed is timed afterwards, one Case after the other. --most thins the sizes and the Programs of
 each dtype to about so many (each dim's least and most stay), --seconds ends the judging: what is whole by then is promoted,
-and exit code 4 says that some are left for another call.
+and exit code 4 says that some are left for another call. --faster calls kernels of rows beside torch and narrows their pins
+to the lengths where they are no slower (ship_ranges).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, devices, epilogues, spread
+from . import _libkgen, devices, epilogues, serving, ship_ranges, spread
 from ._paths import kernels_dir, shipped_registry
 from .epilogues import Product
 from .errors import BadInput, KgenError
@@ -54,6 +55,8 @@ GPU_ARCHS = ("sm_80", "sm_90")
 LAYOUTS = ("c", "i", "h")
 # A dtype, and which optional tensors are there.
 Variant = tuple[str, tuple[str, ...]]
+# Of each variant the least and the most elements of a row; None: no row.
+Ranges = dict[Variant, "tuple[int, int] | None"]
 # A tensor's data is at least this aligned in some Cases, and at most an element in others.
 ALIGNS = (64, 16, 4)
 PROGRAMS = 200
@@ -341,16 +344,23 @@ def _gpu_house() -> tuple[House, ...]:
     rows = [
         House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, dtypes=dtypes, row_bytes=row_bytes)
         for timed, chosen, dtypes, row_bytes in (
-            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}, DTYPES, (0, 1 << 11)),
-            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, DTYPES, (1 << 11, 1 << 14)),
-            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}, ("float32",), (1 << 14, 1 << 17)),
-            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, HALVES, (1 << 14, 1 << 16)),
+            ((1 << 17, 64, 1), {"ROW_THREADS": 8, "ROWS": 16, "VECS": 2}, DTYPES, (0, 1 << 8)),
+            ((65536, 128, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 1}, DTYPES, (1 << 8, 1 << 9)),
+            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 2}, DTYPES, (1 << 9, 1 << 10)),
+            ((32768, 512, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}, DTYPES, (1 << 10, 1 << 11)),
+            ((16384, 1024, 1), {"ROW_THREADS": 128, "ROWS": 2, "VECS": 2}, DTYPES, (1 << 11, 1 << 12)),
+            ((8192, 2048, 1), {"ROW_THREADS": 128, "ROWS": 2, "VECS": 4}, DTYPES, (1 << 12, 1 << 13)),
+            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, DTYPES, (1 << 13, 1 << 14)),
+            ((8192, 8192, 1), {"ROW_THREADS": 512, "ROWS": 1, "VECS": 4}, DTYPES, (1 << 14, 1 << 15)),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}, ("float32",), (1 << 16, 1 << 17)),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, DTYPES, (1 << 15, 1 << 16)),
         )
     ]
     cluster = [
         House("softmax/cluster.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, row_bytes=row_bytes)
         for timed, chosen, row_bytes in (
-            ((4096, 65536, 1), {"CLUSTER": 8, "THREADS": 256, "VECS": 8}, (1 << 16, 1 << 18)),
+            ((4096, 32768, 1), {"CLUSTER": 8, "THREADS": 128, "VECS": 8}, (1 << 16, 1 << 17)),
+            ((4096, 65536, 1), {"CLUSTER": 8, "THREADS": 256, "VECS": 8}, (1 << 17, 1 << 18)),
             ((1024, 131072, 1), {"CLUSTER": 8, "THREADS": 512, "VECS": 8}, (1 << 18, 1 << 19)),
         )
     ]
@@ -524,21 +534,58 @@ class Shipping:
         times = {k: v for k, v in found.times[0].items() if k in ("time_ns", "floor_ns")} if found.times else {}
         return {**times, "timed": trial.label}
 
-    def promote(self, evidence: dict[Variant, list[Evidence]], times: dict[Variant, dict[str, Any]]) -> int:
-        """Promotes what has been judged and timed in each variant; the version."""
+    def key(self, variant: Variant, dense: Evidence) -> dict[str, Any]:
+        """Of a variant's plain calls: what was judged, of the rows that the tunables are for."""
+        return narrowed(judged_key(self.contract, self.dense(variant), dense.skipped, False), self.house.row_bytes)
+
+    def faster(self, evidence: dict[Variant, list[Evidence]]) -> Ranges:
+        """Of each variant the lengths of rows for which it is no slower than torch; one choice of optional tensors stands
+        for the others. Empty where the house kernel is not one of rows."""
+        if self.house.row_bytes is None:
+            return {}
+        found: Ranges = {}
+        device = devices.of_case(self.dense(self.variants()[0])[0].case, self.index)
+        with tempfile.TemporaryDirectory(prefix="kgen-ship-") as folder:
+            registry = Path(folder)
+            self.promote(evidence, {}, registry=registry)
+            serving.load(registry)
+            try:
+                for variant in self.variants():
+                    dtype, first = variant[0], (variant[0], self.house.affines[0])
+                    if first in found:
+                        found[variant] = found[first]
+                        continue
+                    ratio = ship_ranges.beside_torch(registry, self.house.op, dtype, variant[1], device)
+                    n = self.key(variant, evidence[variant][0])["dims"]["N"]
+                    ends = (n["min"], n["max"]) if isinstance(n, dict) else (n, n)
+                    found[variant] = ship_ranges.stretch(*ends, ratio)
+                    self.say(f"{self.house.name} {self.arch} {dtype}: rows of {ends}, no slower than torch: {found[variant]}")
+            finally:
+                serving.unload(registry)
+        return found
+
+    def promote(
+        self, evidence: dict[Variant, list[Evidence]], times: dict[Variant, dict[str, Any]], ranges: Ranges | None = None,
+        registry: Path | None = None,
+    ) -> int:  # fmt: skip
+        """Promotes what has been judged and timed in each variant; the version. ranges: lengths of rows that its pins are
+        for; a variant with none has no pin."""
         keys, entries, programs = [], [], []
         for variant, (dense, *rest) in evidence.items():
-            if self.house.plain:
-                key = judged_key(self.contract, self.dense(variant), dense.skipped, False)
-                keys.append(narrowed(key, self.house.row_bytes))
+            rows = (ranges or {}).get(variant, True)
+            if self.house.plain and rows:
+                key = self.key(variant, dense)
+                keys.append(key if rows is True else ship_ranges.within(key, rows))
                 entries.append({**_entry(keys[-1], dense, 0), **times.get(variant, {})})
             for found in rest:
                 trials = self.with_programs(variant)
                 keys.append(judged_key(self.contract, trials, found.skipped, True))
                 entries.append(_entry(keys[-1], found, sum("random" in t.label for t in trials)))
                 programs.append(found.programs)
+        if not keys:
+            raise KgenError(f"{self.house.name} for {self.arch}: nowhere as fast as torch")
         record = next(iter(evidence.values()))[0].record
-        return self._promote(record, entries, keys, _in_all(programs))
+        return self._promote(registry or self.registry, record, entries, keys, _in_all(programs))
 
     def run(self) -> int:
         """Judges, times and promotes; the version."""
@@ -548,7 +595,7 @@ class Shipping:
         return self.promote(evidence, times)
 
     def _promote(
-        self, record: dict[str, Any], entries: list[dict[str, Any]], keys: list[dict[str, Any]], programs: list[str]
+        self, registry: Path, record: dict[str, Any], entries: list[dict[str, Any]], keys: list[dict[str, Any]], programs: list[str]
     ) -> int:
         environment = {**record["environment"], "torch": torch.__version__}
         made = {
@@ -557,7 +604,7 @@ class Shipping:
             "parent": None, "cases": entries, "programs": programs, "environment": environment,
             "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }  # fmt: skip
-        return _libkgen.registry_promote(self.registry, self.contract, None, self.source, made, keys)
+        return _libkgen.registry_promote(registry, self.contract, None, self.source, made, keys)
 
 
 def _in_all(lists: list[list[str]]) -> list[str]:
@@ -647,7 +694,7 @@ def _judged(kinds: dict[Kind, list[Shipping]], jobs: int, seconds: float) -> Ite
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf) -> tuple[int, int]:
+def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf, faster: bool = False) -> tuple[int, int]:
     """Ships all: compiles and judges in so many processes, then times one Case after the other. A house kernel for two
     architectures of GPUs is judged once, on the GPU at hand. How many were shipped, and how many are left."""
     kinds: dict[Kind, list[Shipping]] = {}
@@ -660,8 +707,9 @@ def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf) ->
             # On a GPU one choice of optional tensors stands for the others: each takes as long as judging them all.
             some = [v for v in evidence if of[0].house.device == "cpu" or v[1] == of[0].house.affines[0]]
             times = {v: of[0].time(v) for v in some if of[0].house.plain}
+            ranges = of[0].faster(evidence) if faster else {}
             for one in of:
-                print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times)}", flush=True)
+                print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times, ranges)}", flush=True)
             shipped += len(of)
         except KgenError as e:
             print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
@@ -679,6 +727,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that compile and judge (default 1)")
     p.add_argument("--most", type=int, default=0, metavar="N", help="about so many Cases of each dtype (default: all)")
     p.add_argument("--seconds", type=float, default=math.inf, help="with --jobs: end the judging after so long")
+    p.add_argument("--faster", action="store_true", help="with --jobs: no pins for rows that torch is faster for")
     p.add_argument("--again", action="store_true", help="also what is in the registry already")
     args = p.parse_args(argv)
     if args.programs < 1:
@@ -703,7 +752,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.only:
         todo.sort(key=lambda one: args.only.index(one.house.file))
     if args.jobs > 1:
-        _, left = _together(todo, args.jobs, args.seconds)
+        _, left = _together(todo, args.jobs, args.seconds, args.faster)
         return 0 if not left else LEFT if math.isfinite(args.seconds) else 1
     failed = 0
     for one in todo:

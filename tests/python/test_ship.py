@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import json
 import math
@@ -21,8 +22,9 @@ import torch
 import torch.nn.functional as F
 
 import kgen
-from kgen import _libkgen, ship, spread
+from kgen import _libkgen, ship, ship_ranges, spread
 from kgen.doctor import machine_arch
+from kgen.errors import KgenError
 from kgen.verify import runs_on
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,6 +254,47 @@ def test_a_pin_is_for_the_rows_that_its_tunables_are_for() -> None:
     for op in ("softmax", "layer_norm", "rms_norm"):
         rows = [h.row_bytes for h in ship.GPU_HOUSE if h.op == op and "columns" not in h.file]
         assert all(rows) and min(r[0] for r in rows if r) == 0
+
+
+def test_a_stretch_of_lengths_is_where_the_kernel_holds() -> None:
+    at = ship_ranges.lengths(1, 1000)
+    assert at[0] == 1 and at[-1] == 1000 and len(at) <= ship_ranges.LENGTHS and any(n % 2 for n in at[1:-1]) and any(n % 8 == 0 for n in at)
+    assert ship_ranges.lengths(7, 7) == [7] and ship_ranges.lengths(3, 4) == [3, 4]
+    # One loss with one number of rows ends a stretch; of two stretches the wider one is taken.
+    found = ship_ranges.stretch(1, 1000, lambda m, n: 0.5 if n == 75 and m < 10_000 else 1.0, (1 << 16, 1 << 21))
+    assert found == (1, 24)
+    assert ship_ranges.stretch(1, 1000, lambda m, n: 1.0) == (1, 1000) and ship_ranges.stretch(1, 1000, lambda m, n: 0.9) is None
+
+
+def test_rows_that_torch_is_faster_for_get_no_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shipped Kernel of rows, beside torch at two lengths for real and at others by word."""
+    house = dataclasses.replace(next(h for h in ship.HOUSE if h.file == "softmax/rows.c"), row_bytes=(0, 4000), dtypes=("float32",))
+    one = ship.Shipping(house, RUNNABLE[0], tmp_path / "g", 1, lambda _: None, most=4)
+    evidence = {v: one.evidence(v) for v in one.variants()}
+    real, asked = ship_ranges.beside_torch, []
+
+    def beside(registry: Path, *rest: Any) -> ship_ranges.Ratio:
+        measured = real(registry, *rest)
+
+        def ratio(m: int, n: int) -> float:
+            asked.append(n)
+            assert n not in (1, 1000) or measured(3, n) > 0
+            return 1.0 if 3 <= n <= 500 else 0.5
+
+        return ratio
+
+    monkeypatch.setattr(ship_ranges, "beside_torch", beside)
+    ranges = one.faster(evidence)
+    assert {1, 1000} <= set(asked)
+    ((low, high),) = ranges.values()
+    assert 1 < low <= 16 and 300 <= high <= 500
+    one.promote(evidence, {}, ranges)
+    (pin,) = (json.loads(p.read_text()) for p in (tmp_path / "g").rglob("pins/*"))
+    assert pin["key"]["dims"]["N"] == {"min": low, "max": high}
+    with pytest.raises(KgenError, match="nowhere as fast as torch"):
+        one.promote(evidence, {}, dict.fromkeys(ranges))
+    with pytest.raises(KgenError, match="not served by the Kernel"):
+        real(tmp_path / "empty", "softmax", "float32", (), torch.device("cpu"))(2, 40)
 
 
 def test_thinned_a_range_keeps_its_ends(monkeypatch: pytest.MonkeyPatch) -> None:
