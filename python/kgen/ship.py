@@ -1,6 +1,6 @@
 """Makes the registry that comes with kgen, generated/, from the house kernels in kernels/. A tool for kgen's developers:
 
-    python -m kgen.ship [--registry generated] [--arch x86-64-v3] [--only attention/flash.c] [--programs 200] [--again] [--jobs 16]
+    python -m kgen.ship [--registry generated] [--arch x86-64-v3] [--only attention/flash.c] [--programs 100] [--again] [--jobs 16]
                         [--most 14] [--seconds 400] [--faster]
 
 Each house kernel is built for any size, as a dynamic pin serves it, and judged for each dtype on sizes over its range
@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ Variant = tuple[str, tuple[str, ...]]
 Ranges = dict[Variant, "tuple[int, int] | None"]
 # A tensor's data is at least this aligned in some Cases, and at most an element in others.
 ALIGNS = (64, 16, 4)
-PROGRAMS = 200
+PROGRAMS = 100
 # Processes that judge beside each other on one GPU, and the exit code that says that some are left.
 BESIDE, LEFT = 4, 4
 
@@ -135,6 +135,18 @@ def decode_sizes() -> list[Sizes]:
         sizes.append(Sizes((1, 2, 3)[i % 3], hq, sq, d, hkv, keys[i * 5 % 14], dv))
     sizes += [Sizes(4096, 1, 1, 8, 1, 3, 8), Sizes(1, 512, 1, 16, 512, 5, 16), Sizes(1, 512, 1, 16, 32, 5, 16)]
     return [*sizes, Sizes(1, 1, 2, 8, 1, 1 << 20, 8)]
+
+
+def cpu_decode_sizes() -> list[Sizes]:
+    """For a CPU's attention with up to four queries, at most 16 of them for each head of keys."""
+    return [replace(s, sq=min(s.sq, 4)) for s in decode_sizes()]
+
+
+def short_sizes() -> list[Sizes]:
+    """For attention with up to 16 queries of each head."""
+    queries = (1, 2, 5, 6, 7, 8, 11, 13, 15, 16)
+    short = [replace(s, sq=queries[i % 10]) for i, s in enumerate(flash_sizes()[:-2])]
+    return [*short, Sizes(1, 32, 16, 128, 8, 4099, 128), Sizes(1, 1, 16, 8, 1, 1 << 20, 8)]
 
 
 def gpu_row_sizes() -> list[tuple[int, int, int]]:
@@ -254,7 +266,12 @@ HOUSE = (
     House("norm/layer_rows.c", "layer_norm", norm_sizes, (4096, 4096)),
     House("norm/rms_rows.c", "rms_norm", norm_sizes, (4096, 4096)),
     House("attention/flash.c", "attention", flash_sizes, Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(2, 4, 70, 16, 4, 131, 16)),
-    House("attention/decode.c", "attention", decode_sizes, Sizes(1, 32, 1, 128, 8, 4096, 128), Sizes(2, 4, 3, 16, 4, 131, 16)),
+    # Of two for the same calls the later serves.
+    House(
+        "attention/flash.c", "attention", short_sizes, Sizes(1, 32, 16, 128, 8, 1024, 128), Sizes(2, 4, 13, 16, 4, 131, 16),
+        tunables={"BLOCK_M": 16, "MR": 8, "NR": 1},
+    ),
+    House("attention/decode.c", "attention", cpu_decode_sizes, Sizes(1, 32, 1, 128, 8, 4096, 128), Sizes(2, 4, 3, 16, 4, 131, 16)),
     House(
         "matmul/linear_few.c", "linear", epilogues.few_sizes, Product(1, 1, 2048, 2048), Product(1, 5, 67, 100), dtypes=("float32",)
     ),

@@ -218,13 +218,19 @@ def test_a_score_function_never_falls_back(only: str) -> None:
 
 
 def test_few_queries_and_few_rows_have_kernels_of_their_own(only: str) -> None:
-    def template(why: Any) -> str:
+    def record(why: Any) -> dict[str, Any]:
         found = _libkgen.registry_find(why.decisions[0].registry, f"{why.decisions[0].op}/{why.decisions[0].id}")
-        return json.loads((Path(found["path"]) / "record.json").read_text())["proposer"]["template"]
+        return json.loads((Path(found["path"]) / "record.json").read_text())
+
+    def template(why: Any) -> str:
+        return record(why)["proposer"]["template"]
 
     q, k = torch.randn(1, 4, 1, 64), torch.randn(1, 4, 700, 64)
     assert template(kgen.why("attention", q, k, k)) == "attention/decode.c"
-    assert template(kgen.why("attention", k, k, k)) == "attention/flash.c"
+    for n, block in ((4, None), (5, 16), (16, 16), (17, 64), (700, 64)):
+        found = record(kgen.why("attention", k[:, :, :n].contiguous(), k, k))
+        assert found["proposer"]["template"] == f"attention/{'flash' if block else 'decode'}.c", n
+        assert found["tunables"].get("BLOCK_M") == block, n
     if torch.get_num_threads() > 1:
         assert template(kgen.why("softmax", torch.randn(1, 50257), 1)) == "softmax/split.c"
     assert template(kgen.why("softmax", torch.randn(64, 100), 1)) == "softmax/rows.c"
