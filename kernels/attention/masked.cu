@@ -19,7 +19,7 @@
     {"kernel": "attention_survey", "grid": ["(MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(ceil_div(SK, BOX_X > 0 ? 256 : BLOCK_N), min(32, max(1, (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(SK, BOX_X > 0 ? 256 : BLOCK_N) / 8192)))"], "block": [256],
      "args": ["bits", "codes", "bounds", "drawn", "programs", {"i32": "HQ"}, {"i32": "SQ"}, {"i32": "SK"}, {"i32": "MASK_WIDTH"}, {"i32": "min(32, max(1, (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(SK, BOX_X > 0 ? 256 : BLOCK_N) / 8192))"}]},
     {"kernel": "attention_masked", "grid": ["min(NUM_SMS, B * HQ * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)))"], "block": ["128 * (CONSUMERS + 1)"],
-     "shared": "CONSUMERS * 64 * HEAD * 2 + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280", "pdl": true,
+     "shared": "CONSUMERS * 64 * HEAD * 2 * (CONSUMERS * 64 * HEAD * 4 + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280 <= 232448 ? 2 : 1) + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280", "pdl": true,
      "args": [{"map": "queries"}, {"map": "keys"}, {"map": "values"}, "output", "lse", "bits", "codes", "bounds", "drawn", "programs",
               {"i32": "B"}, {"i32": "HQ"}, {"i32": "HQ / HKV"}, {"i32": "SQ"}, {"i32": "SK"}, {"i32": "DV"}, {"i32": "MASK_WIDTH"},
               {"i32": "min(B * HQ, HQ / HKV * max(1, 16777216 / (SK * (D + DV))))"}, {"f32": "scale"}]}] }
@@ -40,7 +40,6 @@
  * queries in a row take 14 x 64. The width is read off the mask; bits make every mask right.
  *
  * The maximum in use lags a row's true one: it rises when it would be exceeded by more than 8 in log2.
- *
  * Traffic: K and V once a tile, out of L2, and SQ * SK / 8 bytes of bits at most; floor: flops of what
  * the codes leave over 4096 a clock and multiprocessor.
  *
@@ -64,7 +63,9 @@
 #endif
 #define Q_BYTES (64 * HEAD * 2) /* of one warpgroup */
 #define KV_BYTES (KEYS * HEAD * 2)
-#define K_AT (CONSUMERS * Q_BYTES)
+/* Two where they fit: the next tile's queries come while this one's last blocks are at work. */
+#define Q_STAGES (2 * CONSUMERS * Q_BYTES + 2 * STAGES * KV_BYTES + 1280 <= 232448 ? 2 : 1)
+#define K_AT (Q_STAGES * CONSUMERS * Q_BYTES)
 #define V_AT (K_AT + STAGES * KV_BYTES)
 #define BARRIERS_AT (V_AT + STAGES * KV_BYTES)
 #define TILE_X 16 /* queries in a row of a tile, with BOX_X */
@@ -309,13 +310,13 @@ extern "C" __global__ void __launch_bounds__(256)
 /* By address: a full and an empty one for each warpgroup's queries, each stage of keys and of values. */
 struct barriers { u32 q_full, q_empty, k_full, k_empty, v_full, v_empty; };
 DEV struct barriers barriers_at(u32 at) {
-    const u32 k = at + 16 * CONSUMERS, v = k + 16 * STAGES;
-    return {at, at + 8 * CONSUMERS, k, k + 8 * STAGES, v, v + 8 * STAGES};
+    const u32 k = at + 16 * CONSUMERS * Q_STAGES, v = k + 16 * STAGES;
+    return {at, at + 8 * CONSUMERS * Q_STAGES, k, k + 8 * STAGES, v, v + 8 * STAGES};
 }
 
 struct ring { int stage; u32 phase; };
-DEV void step(struct ring &r) {
-    if (++r.stage == STAGES)
+template <int N = STAGES> DEV void step(struct ring &r) {
+    if (++r.stage == N)
         r.stage = 0, r.phase ^= 1;
 }
 
@@ -326,15 +327,14 @@ struct block { int x, y; u32 flags; };
 #define END (1u << 31)
 
 /* What a stage's keys, and a consumer's queries, are known by. */
-struct messages { struct block block[STAGES]; int tile[CONSUMERS]; };
+struct messages { struct block block[STAGES]; int tile[Q_STAGES * CONSUMERS]; };
 /* One warp that walks together and whose first lane loads. late: whose values are due (y < 0: none's). */
 struct feeder {
     const tensor_map *queries, *keys, *values;
     struct barriers bar;
     u32 shared;
     struct messages *say;
-    struct ring k, v;
-    u32 q_phase;
+    struct ring q, k, v;
     int late_x, late_y, late_h, late_b;
 };
 
@@ -365,14 +365,15 @@ DEV void feed_block(struct feeder &f, struct block now, int h, int b) {
 DEV void feed_queries(struct feeder &f, int t, struct tile at, const struct sizes &n) {
     const int q = query_of(at.m, 0, n.width);
     EACH(w, CONSUMERS) {
-        barrier_wait(f.bar.q_empty + 8 * w, f.q_phase);
+        const int i = f.q.stage * CONSUMERS + w;
+        barrier_wait(f.bar.q_empty + 8 * i, f.q.phase ^ 1);
         if (threadIdx.x != 0)
             continue;
-        f.say->tile[w] = t;
-        load_rows<64>(f.shared + w * Q_BYTES, f.queries, f.bar.q_full + 8 * w,
+        f.say->tile[i] = t;
+        load_rows<64>(f.shared + i * Q_BYTES, f.queries, f.bar.q_full + 8 * i,
                       BOX_X > 0 ? q % n.width : q + w * 64, BOX_X > 0 ? q / n.width + w * 4 : 0, at.h, at.b);
     }
-    f.q_phase ^= 1;
+    step<Q_STAGES>(f.q);
 }
 
 #if BOX_X > 0
@@ -647,8 +648,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int warpgroup = __shfl_sync(0xffffffff, (int)threadIdx.x / 128, 0);
     const struct sizes n = {batches, hq, share, sq, sk, width, group};
     if (threadIdx.x == 0) {
-        for (int w = 0; w < CONSUMERS; w++)
-            barrier_init(bar.q_full + 8 * w, 1), barrier_init(bar.q_empty + 8 * w, 4);
+        for (int i = 0; i < CONSUMERS * Q_STAGES; i++)
+            barrier_init(bar.q_full + 8 * i, 1), barrier_init(bar.q_empty + 8 * i, 4);
         for (int i = 0; i < STAGES; i++) {
             barrier_init(bar.k_full + 8 * i, 1), barrier_init(bar.k_empty + 8 * i, 4 * CONSUMERS);
             barrier_init(bar.v_full + 8 * i, 1), barrier_init(bar.v_empty + 8 * i, 4 * CONSUMERS);
@@ -663,7 +664,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
         if (threadIdx.x < 32) {
-            struct feeder f = {&queries, &keys, &values, bar, shared, said, {0, 0}, {0, 0}, 1, 0, -1, 0, 0};
+            struct feeder f = {&queries, &keys, &values, bar, shared, said, {0, 0}, {0, 0}, {0, 0}, 0, -1, 0, 0};
             feed(f, n, codes, bounds, drawn);
         }
         return;
@@ -671,7 +672,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     const int w = warpgroup - 1, tid = (int)threadIdx.x % 128, lane = tid % 32;
     const int row = w * 64 + tid / 32 * 16 + lane / 4; /* of this thread; the other is row + 8 */
-    const u32 q_at = shared + w * Q_BYTES;
     const float sign = !KG_HAS_SCORE && scale < 0.0f ? -1.0f : 1.0f;
     /* A scale of zero must not make NaN of a masked score. */
     const float factor = KG_HAS_SCORE ? LOG2E : fmaxf(fabsf(scale) * LOG2E, 1e-37f);
@@ -679,8 +679,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     u32 p[SCORES / 2];
     EACH(e, SCORES / 2) p[e] = 0;
     EACH(e, O_PARTS * O_REGS) o[e / O_REGS][e % O_REGS] = 0.0f;
-    struct ring k = {0, 0}, v = {0, 0};
-    u32 q_phase = 0;
+    struct ring q = {0, 0}, k = {0, 0}, v = {0, 0};
     struct stats st = no_stats();
     struct place here = {};
     here.head = -1;
@@ -702,8 +701,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             first = fresh, last = (now.flags & LAST) != 0;
             if (code != NOTHING || owed || now.flags == END || (first && last))
                 break;
-            release(k_empty, last ? bar.q_empty + 8 * w : 0, lane);
+            release(k_empty, last ? bar.q_empty + 8 * (q.stage * CONSUMERS + w) : 0, lane);
             step(k);
+            last ? step<Q_STAGES>(q) : (void)0;
             fresh = first || last, owed = true;
         }
         fresh = last;
@@ -730,19 +730,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (first) {
                 clear(o);
                 st = no_stats();
-                barrier_wait(bar.q_full + 8 * w, q_phase);
-                q_phase ^= 1;
-                here = place_of(programs, n, bits, said->tile[w], row);
+                barrier_wait(bar.q_full + 8 * (q.stage * CONSUMERS + w), q.phase);
+                here = place_of(programs, n, bits, said->tile[q.stage * CONSUMERS + w], row);
             }
-            release(k_empty, last ? bar.q_empty + 8 * w : 0, lane);
+            release(k_empty, last ? bar.q_empty + 8 * (q.stage * CONSUMERS + w) : 0, lane);
             step(k);
+            last ? step<Q_STAGES>(q) : (void)0;
             continue;
         }
         const int done_q = here.q, done_head = here.head;
         if (first) {
-            barrier_wait(bar.q_full + 8 * w, q_phase);
-            q_phase ^= 1;
-            here = place_of(programs, n, bits, said->tile[w], row);
+            barrier_wait(bar.q_full + 8 * (q.stage * CONSUMERS + w), q.phase);
+            here = place_of(programs, n, bits, said->tile[q.stage * CONSUMERS + w], row);
         }
         struct raw_bits found;
         if (EARLY && code == PARTLY)
@@ -751,13 +750,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         EACH(part, O_PARTS) pin(o[part]);
         EACH(e, SCORES / 2) asm volatile("" : "+r"(p[e])::"memory");
         wgmma_fence();
-        issue_scores(s, q_at, shared + K_AT + k.stage * KV_BYTES);
+        issue_scores(s, shared + (q.stage * CONSUMERS + w) * Q_BYTES, shared + K_AT + k.stage * KV_BYTES);
         wgmma_commit();
         issue_values(o, p, shared + V_AT + v.stage * KV_BYTES);
         wgmma_commit(), wgmma_wait<1>();
         pin(s);
-        release(k_empty, last ? bar.q_empty + 8 * w : 0, lane);
+        release(k_empty, last ? bar.q_empty + 8 * (q.stage * CONSUMERS + w) : 0, lane);
         step(k);
+        last ? step<Q_STAGES>(q) : (void)0;
         if (sign < 0.0f)
             EACH(e, SCORES) s[e] = -s[e];
         apply_score(programs, here, now, width, scale, s);
