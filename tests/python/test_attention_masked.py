@@ -79,7 +79,7 @@ DECODE_TRIALS = {
     "short": Trial("causal", (2, 8, 2, 1, 37, 120), {"STAGES": 2}, sms=4),
     "wide heads": Trial("cut", (1, 4, 1, 3, 300, 256), {"HEAD": 256, "STAGES": 2}, sms=4),
     "halves": Trial("cut", (1, 2, 1, 4, 700, 64), {"HEAD": 64, "STAGES": 4}, torch.float16, any_size=True, sms=8),
-    "more parts than threads": Trial("all", (1, 1, 1, 1, 64 * 140, 64), {"HEAD": 64, "WAVES": 1}, sms=140),
+    "more parts than threads": Trial("all", (1, 1, 1, 1, 64 * 140, 64), {"HEAD": 64, "WAVES": 1}, grow=8.0, sms=140),
     "nobody": Trial("few queries", (1, 2, 1, 4, 700, 64), {"HEAD": 64}, sms=8),
     "one part": Trial("cut", (1, 4, 2, 2, 1000, 128), sms=1),
 }
@@ -94,7 +94,7 @@ def holds(trial: Trial, call: Call, got: list[Tensor]) -> None:
     none = lse == -math.inf
     assert not got[0].isnan().any(), "outputs that nobody wrote"
     assert (got[1] == -math.inf).equal(none) and not got[0][none].any(), "rows that see no key"
-    norm = output.norm()
+    norm = output.norm() + 1e-30
     error, theirs = (float((x.double() - output).norm() / norm) for x in (got[0], own))
     assert error <= 3 * theirs + 1e-6, f"{error}, torch {theirs}"
     # Scores of the grown keys are some hundreds; fp32 keeps 2^-24 of them.
@@ -153,10 +153,9 @@ MUTANTS = {
     "whole where it is not": ("(whole ? 0u : 2u)", "0u", "documents"),
     "rows without a key": ("sum == 0.0f ? 0.0f : reciprocal(sum)", "reciprocal(sum)", "few queries"),
     "queries given back early": ("if (!EARLY)", "if (false)", "three consumers"),
-    "no wait for values": ("    barrier_wait(bar.v_full + 8 * v.stage, v.phase);\n    if (lane == 0)", "    if (lane == 0)", "boxes"),
     "stages not swizzled": ("((k % 4 * 2 + key_at) ^ turned)", "(k % 4 * 2 + key_at)", "a score and a cut"),
     "a phase for ever": ("phase ^= stage == 0;", "", "a score and a cut"),
-    "maxima of the first parts alone": ("fmaxf(tops[2], tops[3])), base)", "fmaxf(tops[2], tops[3])), -infinity())", "more parts than threads"),
+    "parts that come first weigh too much": ("float x = out[j] * decay;", "float x = out[j];", "more parts than threads"),
 }  # fmt: skip
 
 
