@@ -79,7 +79,7 @@ DECODE_TRIALS = {
     "short": Trial("causal", (2, 8, 2, 1, 37, 120), {"STAGES": 2}, sms=4),
     "wide heads": Trial("cut", (1, 4, 1, 3, 300, 256), {"HEAD": 256, "STAGES": 2}, sms=4),
     "halves": Trial("cut", (1, 2, 1, 4, 700, 64), {"HEAD": 64, "STAGES": 4}, torch.float16, any_size=True, sms=8),
-    "more parts than threads": Trial("all", (1, 1, 1, 1, 64 * 140, 64), {"HEAD": 64, "WAVES": 1}, grow=8.0, sms=140),
+    "more parts than threads": Trial("all", (1, 1, 1, 1, 128 * 140, 64), {"HEAD": 64, "WAVES": 1, "WARPS": 2}, score=lambda s, b, h, q, kv: s + kv * 0.01, sms=140),
     "nobody": Trial("few queries", (1, 2, 1, 4, 700, 64), {"HEAD": 64}, sms=8),
     "one part": Trial("cut", (1, 4, 2, 2, 1000, 128), sms=1),
 }
