@@ -16,7 +16,7 @@
      "args": ["query", {"map": "keys"}, {"map": "values"}, "output", "lse", "partial", "programs", {"i32": "max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64)))"},
               {"i32": "HQ"}, {"i32": "HKV"}, {"i32": "SQ"}, {"i32": "SK"}, {"i32": "D"}, {"i32": "DV"},
               {"i64": "query.stride(0)"}, {"i64": "query.stride(1)"}, {"i64": "query.stride(2)"}, {"f32": "scale"}]},
-    {"kernel": "attention_join", "grid": ["B * HQ * SQ"], "block": [128], "when": "max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64))) > 1", "pdl": true,
+    {"kernel": "attention_join", "grid": ["B * HQ * SQ"], "block": [512], "when": "max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64))) > 1", "pdl": true,
      "args": ["output", "lse", "partial", {"i32": "max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64)))"}, {"i32": "HQ / HKV * SQ"}, {"i32": "DV"}]}] }
 */
 /* Attention for few queries on Hopper: decode.cu with its keys and values by TMA.
@@ -57,6 +57,8 @@
 #define Q_AT (WARPS * STAGES * STAGE)
 #define BARRIERS_AT (Q_AT + 16 * ROW)
 #define WORDS_AT (BARRIERS_AT + WARPS * STAGES * 8)
+#define JOINERS 4 /* groups of 128 threads */
+#define COLUMNS ((HEAD + 127) / 128)
 #define SLACK 8.0f /* how far scores may outgrow the maximum in use, in log2 */
 
 typedef unsigned short half_bits;
@@ -463,56 +465,65 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                (long long)group * at.rows, dv);
 }
 
-/* Block: one row of the output. rows: of a part. The parts go by 128: their maxima and sums one a thread. */
-extern "C" __global__ void __launch_bounds__(128)
+/* Block: one row of the output. rows: of a part. The parts go by 128: their maxima and sums one a thread,
+ * their outputs among JOINERS groups of threads. */
+extern "C" __global__ void __launch_bounds__(JOINERS * 128)
     attention_join(KG_T_output *output, KG_T_lse *lse, KG_T_partial *partial, int parts, int rows,
                    int dv) {
     __shared__ float weight[128];
-    __shared__ float tops[4];
-    __shared__ float sums[4];
+    __shared__ float ends[2][4];
+    __shared__ float outs[JOINERS][HEAD];
     asm volatile("griddepcontrol.wait;" ::: "memory");
     const long long row = blockIdx.x, step = (long long)rows * (dv + 2);
     const float *from = partial + (row / rows * parts * rows + row % rows) * (dv + 2);
-    const int t = (int)threadIdx.x;
-    float base = -infinity(), sum = 0.0f, out[(HEAD + 127) / 128] = {};
+    const int t = (int)threadIdx.x, c = t % 128;
+    float base = -infinity(), sum = 0.0f, out[COLUMNS] = {};
     for (int first = 0; first < parts; first += 128) {
         const int n = min(128, parts - first);
-        const float *part = from + (first + min(t, n - 1)) * step + dv;
-        const float top = t < n ? part[0] : -infinity(), own = t < n ? part[1] : 0.0f;
+        const float *part = from + (first + min(c, n - 1)) * step + dv;
+        const float top = c < n ? part[0] : -infinity(), own = c < n ? part[1] : 0.0f;
         float most = top;
 #pragma unroll
         for (int i = 16; i > 0; i /= 2)
             most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, i));
-        if (t % 32 == 0)
-            tops[t / 32] = most;
+        if (t < 128 && t % 32 == 0)
+            ends[0][t / 32] = most;
         __syncthreads();
-        most = fmaxf(fmaxf(fmaxf(tops[0], tops[1]), fmaxf(tops[2], tops[3])), base);
+        most = fmaxf(fmaxf(fmaxf(ends[0][0], ends[0][1]), fmaxf(ends[0][2], ends[0][3])), base);
         const float low = most == -infinity() ? 0.0f : most, w = exp2f(top - low), decay = exp2f(base - low);
         float all = own * w;
 #pragma unroll
         for (int i = 16; i > 0; i /= 2)
             all += __shfl_xor_sync(0xffffffff, all, i);
-        weight[t] = w;
-        if (t % 32 == 0)
-            sums[t / 32] = all;
+        if (t < 128)
+            weight[t] = w;
+        if (t < 128 && t % 32 == 0)
+            ends[1][t / 32] = all;
         __syncthreads();
-        base = most, sum = sum * decay + (sums[0] + sums[1] + sums[2] + sums[3]);
+        base = most, sum = sum * decay + (ends[1][0] + ends[1][1] + ends[1][2] + ends[1][3]);
 #pragma unroll
-        for (int j = 0; j < (HEAD + 127) / 128; j++) {
-            const int c = min(t + j * 128, dv - 1);
+        for (int j = 0; j < COLUMNS; j++) {
             float x = out[j] * decay;
 #pragma unroll 8
-            for (int i = 0; i < n; i++)
-                x += from[(first + i) * step + c] * weight[i];
+            for (int i = t / 128; i < n; i += JOINERS)
+                x += from[(first + i) * step + min(c + j * 128, dv - 1)] * weight[i];
             out[j] = x;
         }
         __syncthreads();
     }
-    const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
 #pragma unroll
-    for (int j = 0; j < (HEAD + 127) / 128; j++)
-        if (t + j * 128 < dv)
-            output[row * dv + t + j * 128] = (half_bits)pack2(out[j] * scale, 0.0f);
+    for (int j = 0; j < COLUMNS; j++)
+        if (c + j * 128 < HEAD)
+            outs[t / 128][c + j * 128] = out[j];
+    __syncthreads();
+    const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
+    if (t < dv) {
+        float all = 0.0f;
+#pragma unroll
+        for (int i = 0; i < JOINERS; i++)
+            all += outs[i][t];
+        output[row * dv + t] = (half_bits)pack2(all * scale, 0.0f);
+    }
     if (t == 0)
         write_lse(lse, row, base, sum);
 }

@@ -1,6 +1,6 @@
 /* kgen
 { "format": 1, "op": "attention", "target": "cuda", "min_arch": "sm_90",
-  "tunables": {"BLOCK_N": [128, 64], "HEAD": [128, 64, 256], "CONSUMERS": [2, 3], "STAGES": [2, 3], "BOX_X": [0, 28, 32, 16]},
+  "tunables": {"BLOCK_N": [128, 64], "HEAD": [128, 64, 256], "CONSUMERS": [2, 3], "STAGES": [2, 3, 4], "BOX_X": [0, 28, 32, 16]},
   "specialize": ["D", "DV"],
   "require": "HAS_MASK && (query.dtype == float16 || query.dtype == bfloat16) && max(D, DV) <= HEAD && D % 8 == 0 && DV % 8 == 0 && SQ >= 1 && SK >= 1 && SQ <= 4194304 && SK <= 4194304 && B * HQ * ceil_div(SQ, 64) <= 1073741824 && (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * align_up(SQ, 192) * align_up(SK, 128) <= 4294967296 && min(align(query), align(key), align(value)) >= 16 && query.stride(3) == 1 && key.stride(3) == 1 && value.stride(3) == 1 && (SQ == 1 || query.stride(2) % 8 == 0 && query.stride(2) > 0) && (HQ == 1 || query.stride(1) % 8 == 0 && query.stride(1) > 0) && (B == 1 || query.stride(0) % 8 == 0 && query.stride(0) > 0) && (SK == 1 || key.stride(2) % 8 == 0 && key.stride(2) > 0) && (HKV == 1 || key.stride(1) % 8 == 0 && key.stride(1) > 0) && (B == 1 || key.stride(0) % 8 == 0 && key.stride(0) > 0) && (SK == 1 || value.stride(2) % 8 == 0 && value.stride(2) > 0) && (HKV == 1 || value.stride(1) % 8 == 0 && value.stride(1) > 0) && (B == 1 || value.stride(0) % 8 == 0 && value.stride(0) > 0) && (CONSUMERS == 2 || HEAD == 64) && (HEAD < 256 || BLOCK_N <= 64 && BOX_X == 0 || BOX_X == 16) && (BOX_X == 0 || BLOCK_N == 128 && MASK_WIDTH > 0 && MASK_WIDTH % 32 == 0 && MASK_WIDTH <= 32768 && SQ % max(MASK_WIDTH, 1) == 0 && SK % max(MASK_WIDTH, 1) == 0) && CONSUMERS * 64 * HEAD * 2 + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280 <= 232448",
   "holes": ["SCORE", "MASK"],
@@ -16,8 +16,8 @@
     "values": {"tensor": "value", "dims": ["DV", "BOX_X > 0 ? MASK_WIDTH : SK", "BOX_X > 0 ? SK / max(MASK_WIDTH, 1) : 1", "HKV", "B"], "box": [64, "BOX_X > 0 ? BOX_X : BLOCK_N", "BOX_X > 0 ? 4 : 1", 1, 1], "swizzle": 128, "l2": 256,
       "strides": ["SK == 1 ? 16 : value.stride(2) * 2", "BOX_X > 0 ? MASK_WIDTH * value.stride(2) * 2 : 16", "HKV == 1 ? 16 : value.stride(1) * 2", "B == 1 ? 16 : value.stride(0) * 2"]}},
   "launches": [
-    {"kernel": "attention_survey", "grid": ["(MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(ceil_div(SK, BOX_X > 0 ? 256 : BLOCK_N), min(32, max(1, (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(SK, BOX_X > 0 ? 256 : BLOCK_N) / 8192)))"], "block": [256],
-     "args": ["bits", "codes", "bounds", "drawn", "programs", {"i32": "HQ"}, {"i32": "SQ"}, {"i32": "SK"}, {"i32": "MASK_WIDTH"}, {"i32": "min(32, max(1, (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(SK, BOX_X > 0 ? 256 : BLOCK_N) / 8192))"}]},
+    {"kernel": "attention_survey", "grid": ["(MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(ceil_div(SK, BOX_X > 0 ? 64 : BLOCK_N), min(32, max(1, (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(SK, BOX_X > 0 ? 64 : BLOCK_N) / 8192)))"], "block": [256],
+     "args": ["bits", "codes", "bounds", "drawn", "programs", {"i32": "HQ"}, {"i32": "SQ"}, {"i32": "SK"}, {"i32": "MASK_WIDTH"}, {"i32": "min(32, max(1, (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(SK, BOX_X > 0 ? 64 : BLOCK_N) / 8192))"}]},
     {"kernel": "attention_masked", "grid": ["min(NUM_SMS, B * HQ * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)))"], "block": ["128 * (CONSUMERS + 1)"],
      "shared": "CONSUMERS * 64 * HEAD * 2 * (CONSUMERS * 64 * HEAD * 4 + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280 <= 232448 ? 2 : 1) + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280", "pdl": true,
      "args": [{"map": "queries"}, {"map": "keys"}, {"map": "values"}, "output", "lse", "bits", "codes", "bounds", "drawn", "programs",
@@ -206,7 +206,7 @@ DEV int surveyed_head(int b, int h, int heads) {
 }
 
 /* ---- the survey ---- */
-#define UNIT (BOX_X > 0 ? 256 : KEYS) /* keys that a block of threads takes at a time */
+#define UNIT (BOX_X > 0 ? 64 : KEYS) /* keys that a block of threads takes at a time */
 /* What 64 queries see of a block. */
 enum : u32 { NOTHING, WHOLE, PARTLY };
 
@@ -216,7 +216,7 @@ struct view { int b, h, m, sq, sk, width; };
 DEV void look(KG_ARGS p, const struct view &v, int first, int k0, u32 (&mine)[UNIT / 32], u32 (&seen)[UNIT / 32],
               bool &whole) {
     const int lane = (int)threadIdx.x % 32;
-#pragma unroll 2
+#pragma unroll 1 /* what depends on kv alone stays in registers */
     for (int i = 0; i < 16; i++) {
         const int q = query_of(v.m, first + i, v.width);
         if (q >= v.sq)
@@ -315,8 +315,8 @@ DEV struct barriers barriers_at(u32 at) {
 }
 
 struct ring { int stage; u32 phase; };
-template <int N = STAGES> DEV void step(struct ring &r) {
-    if (++r.stage == N)
+DEV void step(struct ring &r) {
+    if (++r.stage == STAGES)
         r.stage = 0, r.phase ^= 1;
 }
 
@@ -334,7 +334,8 @@ struct feeder {
     struct barriers bar;
     u32 shared;
     struct messages *say;
-    struct ring q, k, v;
+    struct ring k, v;
+    u32 count; /* of tiles */
     int late_x, late_y, late_h, late_b;
 };
 
@@ -365,15 +366,15 @@ DEV void feed_block(struct feeder &f, struct block now, int h, int b) {
 DEV void feed_queries(struct feeder &f, int t, struct tile at, const struct sizes &n) {
     const int q = query_of(at.m, 0, n.width);
     EACH(w, CONSUMERS) {
-        const int i = f.q.stage * CONSUMERS + w;
-        barrier_wait(f.bar.q_empty + 8 * i, f.q.phase ^ 1);
+        const int i = f.count % Q_STAGES * CONSUMERS + w;
+        barrier_wait(f.bar.q_empty + 8 * i, (f.count / Q_STAGES & 1) ^ 1);
         if (threadIdx.x != 0)
             continue;
         f.say->tile[i] = t;
         load_rows<64>(f.shared + i * Q_BYTES, f.queries, f.bar.q_full + 8 * i,
                       BOX_X > 0 ? q % n.width : q + w * 64, BOX_X > 0 ? q / n.width + w * 4 : 0, at.h, at.b);
     }
-    step<Q_STAGES>(f.q);
+    f.count++;
 }
 
 #if BOX_X > 0
@@ -664,7 +665,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
         if (threadIdx.x < 32) {
-            struct feeder f = {&queries, &keys, &values, bar, shared, said, {0, 0}, {0, 0}, {0, 0}, 0, -1, 0, 0};
+            struct feeder f = {&queries, &keys, &values, bar, shared, said, {0, 0}, {0, 0}, 0, 0, -1, 0, 0};
             feed(f, n, codes, bounds, drawn);
         }
         return;
@@ -679,7 +680,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     u32 p[SCORES / 2];
     EACH(e, SCORES / 2) p[e] = 0;
     EACH(e, O_PARTS * O_REGS) o[e / O_REGS][e % O_REGS] = 0.0f;
-    struct ring q = {0, 0}, k = {0, 0}, v = {0, 0};
+    struct ring k = {0, 0}, v = {0, 0};
+    u32 count = 0; /* of tiles */
     struct stats st = no_stats();
     struct place here = {};
     here.head = -1;
@@ -701,9 +703,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             first = fresh, last = (now.flags & LAST) != 0;
             if (code != NOTHING || owed || now.flags == END || (first && last))
                 break;
-            release(k_empty, last ? bar.q_empty + 8 * (q.stage * CONSUMERS + w) : 0, lane);
-            step(k);
-            last ? step<Q_STAGES>(q) : (void)0;
+            release(k_empty, last ? bar.q_empty + 8 * (count % Q_STAGES * CONSUMERS + w) : 0, lane);
+            step(k), count += last;
             fresh = first || last, owed = true;
         }
         fresh = last;
@@ -730,18 +731,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (first) {
                 clear(o);
                 st = no_stats();
-                barrier_wait(bar.q_full + 8 * (q.stage * CONSUMERS + w), q.phase);
-                here = place_of(programs, n, bits, said->tile[q.stage * CONSUMERS + w], row);
+                barrier_wait(bar.q_full + 8 * (count % Q_STAGES * CONSUMERS + w), count / Q_STAGES & 1);
+                here = place_of(programs, n, bits, said->tile[count % Q_STAGES * CONSUMERS + w], row);
             }
-            release(k_empty, last ? bar.q_empty + 8 * (q.stage * CONSUMERS + w) : 0, lane);
-            step(k);
-            last ? step<Q_STAGES>(q) : (void)0;
+            release(k_empty, last ? bar.q_empty + 8 * (count % Q_STAGES * CONSUMERS + w) : 0, lane);
+            step(k), count += last;
             continue;
         }
         const int done_q = here.q, done_head = here.head;
         if (first) {
-            barrier_wait(bar.q_full + 8 * (q.stage * CONSUMERS + w), q.phase);
-            here = place_of(programs, n, bits, said->tile[q.stage * CONSUMERS + w], row);
+            barrier_wait(bar.q_full + 8 * (count % Q_STAGES * CONSUMERS + w), count / Q_STAGES & 1);
+            here = place_of(programs, n, bits, said->tile[count % Q_STAGES * CONSUMERS + w], row);
         }
         struct raw_bits found;
         if (EARLY && code == PARTLY)
@@ -750,14 +750,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         EACH(part, O_PARTS) pin(o[part]);
         EACH(e, SCORES / 2) asm volatile("" : "+r"(p[e])::"memory");
         wgmma_fence();
-        issue_scores(s, shared + (q.stage * CONSUMERS + w) * Q_BYTES, shared + K_AT + k.stage * KV_BYTES);
+        issue_scores(s, shared + (count % Q_STAGES * CONSUMERS + w) * Q_BYTES, shared + K_AT + k.stage * KV_BYTES);
         wgmma_commit();
         issue_values(o, p, shared + V_AT + v.stage * KV_BYTES);
         wgmma_commit(), wgmma_wait<1>();
         pin(s);
-        release(k_empty, last ? bar.q_empty + 8 * (q.stage * CONSUMERS + w) : 0, lane);
+        release(k_empty, last ? bar.q_empty + 8 * (count % Q_STAGES * CONSUMERS + w) : 0, lane);
         step(k);
-        last ? step<Q_STAGES>(q) : (void)0;
+        count += last;
         if (sign < 0.0f)
             EACH(e, SCORES) s[e] = -s[e];
         apply_score(programs, here, now, width, scale, s);
