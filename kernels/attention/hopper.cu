@@ -275,6 +275,7 @@ DEV bool must_ask(const struct survey &s, int t, int sk) {
 
 extern "C" __global__ void __launch_bounds__(128)
     attention_survey(KG_T_seen *seen, KG_T_drawn *drawn, KG_PROGRAMS programs, int hq, int sq, int sk) {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     const int m_blocks = (sq + BLOCK_M - 1) / BLOCK_M, head = (int)blockIdx.x / m_blocks;
     const int b = head / hq, h = head % hq, q0 = (int)blockIdx.x % m_blocks * BLOCK_M;
     const int blocks = (sk + BLOCK_N - 1) / BLOCK_N, words = (blocks + 31) / 32;
@@ -685,8 +686,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     float s[SCORES], o[O_PARTS][O_REGS];
     u32 p[SCORES / 2];
     EACH(e, SCORES / 2) p[e] = 0;
-    EACH(part, O_PARTS)
-        EACH(e, O_REGS) o[part][e] = 0.0f;
+    EACH(e, O_PARTS * O_REGS) o[e / O_REGS][e % O_REGS] = 0.0f;
     struct ring k = {0, 0}, v = {0, 0};
     u32 count = 0; /* of tiles */
     struct stats st = no_stats();
