@@ -371,6 +371,7 @@ def _gpu_house() -> tuple[House, ...]:
             (128, {"BLOCK_N": 160}, False), (256, {"BLOCK_N": 80}, False),
         )
     ]  # fmt: skip
+    hopper += [_gpu_attention("decode_hopper.cu", head, {"STAGES": n}, HALVES, True) for head, n in ((64, 3), (128, 3), (256, 2))]
     norms = [*_gpu_norms("layer_norm", "layer"), *_gpu_norms("rms_norm", "rms")]
     products = [*_gpu_products("matmul"), *_gpu_products("linear")]
     return (*rows, *cluster, *others, *attention, *hopper, *norms, *products)
