@@ -1,8 +1,8 @@
 /* kgen
 { "format": 1, "op": "attention", "target": "cuda", "min_arch": "sm_90",
-  "tunables": {"BLOCK_N": [128, 64], "HEAD": [128, 64, 256], "CONSUMERS": [2, 3], "STAGES": [2, 3, 4], "BOX_X": [0, 28, 32, 16]},
+  "tunables": {"BLOCK_N": [128, 64], "HEAD": [128, 64, 256], "CONSUMERS": [2, 3], "STAGES": [2, 3, 4], "QUERIES": [1, 2], "BOX_X": [0, 28, 32, 16]},
   "specialize": ["D", "DV"],
-  "require": "HAS_MASK && (query.dtype == float16 || query.dtype == bfloat16) && max(D, DV) <= HEAD && D % 8 == 0 && DV % 8 == 0 && SQ >= 1 && SK >= 1 && SQ <= 4194304 && SK <= 4194304 && B * HQ * ceil_div(SQ, 64) <= 1073741824 && (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * align_up(SQ, 192) * align_up(SK, 128) <= 4294967296 && min(align(query), align(key), align(value)) >= 16 && query.stride(3) == 1 && key.stride(3) == 1 && value.stride(3) == 1 && (SQ == 1 || query.stride(2) % 8 == 0 && query.stride(2) > 0) && (HQ == 1 || query.stride(1) % 8 == 0 && query.stride(1) > 0) && (B == 1 || query.stride(0) % 8 == 0 && query.stride(0) > 0) && (SK == 1 || key.stride(2) % 8 == 0 && key.stride(2) > 0) && (HKV == 1 || key.stride(1) % 8 == 0 && key.stride(1) > 0) && (B == 1 || key.stride(0) % 8 == 0 && key.stride(0) > 0) && (SK == 1 || value.stride(2) % 8 == 0 && value.stride(2) > 0) && (HKV == 1 || value.stride(1) % 8 == 0 && value.stride(1) > 0) && (B == 1 || value.stride(0) % 8 == 0 && value.stride(0) > 0) && (CONSUMERS == 2 || HEAD == 64) && (HEAD < 256 || BLOCK_N <= 64 && BOX_X == 0 || BOX_X == 16) && (BOX_X == 0 || BLOCK_N == 128 && MASK_WIDTH > 0 && MASK_WIDTH % 32 == 0 && MASK_WIDTH <= 32768 && SQ % max(MASK_WIDTH, 1) == 0 && SK % max(MASK_WIDTH, 1) == 0) && CONSUMERS * 64 * HEAD * 2 + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280 <= 232448",
+  "require": "HAS_MASK && (query.dtype == float16 || query.dtype == bfloat16) && max(D, DV) <= HEAD && D % 8 == 0 && DV % 8 == 0 && SQ >= 1 && SK >= 1 && SQ <= 4194304 && SK <= 4194304 && B * HQ * ceil_div(SQ, 64) <= 1073741824 && (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * align_up(SQ, 192) * align_up(SK, 128) <= 4294967296 && min(align(query), align(key), align(value)) >= 16 && query.stride(3) == 1 && key.stride(3) == 1 && value.stride(3) == 1 && (SQ == 1 || query.stride(2) % 8 == 0 && query.stride(2) > 0) && (HQ == 1 || query.stride(1) % 8 == 0 && query.stride(1) > 0) && (B == 1 || query.stride(0) % 8 == 0 && query.stride(0) > 0) && (SK == 1 || key.stride(2) % 8 == 0 && key.stride(2) > 0) && (HKV == 1 || key.stride(1) % 8 == 0 && key.stride(1) > 0) && (B == 1 || key.stride(0) % 8 == 0 && key.stride(0) > 0) && (SK == 1 || value.stride(2) % 8 == 0 && value.stride(2) > 0) && (HKV == 1 || value.stride(1) % 8 == 0 && value.stride(1) > 0) && (B == 1 || value.stride(0) % 8 == 0 && value.stride(0) > 0) && (CONSUMERS == 2 || HEAD == 64) && (HEAD < 256 || BLOCK_N <= 64 && BOX_X == 0 || BOX_X == 16) && (BOX_X == 0 || BLOCK_N == 128 && MASK_WIDTH > 0 && MASK_WIDTH % 32 == 0 && MASK_WIDTH <= 32768 && SQ % max(MASK_WIDTH, 1) == 0 && SK % max(MASK_WIDTH, 1) == 0) && QUERIES * CONSUMERS * 64 * HEAD * 2 + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280 <= 232448",
   "holes": ["SCORE", "MASK"],
   "workspace": {"bits": {"dtype": "int32", "shape": ["(MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? SQ : align_up(SQ, 64 * CONSUMERS))", "(BOX_X > 0 ? SK : align_up(SK, BLOCK_N)) / 32"]},
                 "codes": {"dtype": "int32", "shape": ["(MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS))", "BOX_X > 0 ? 0 : ceil_div(SK, 4 * BLOCK_N)"]},
@@ -19,7 +19,7 @@
     {"kernel": "attention_survey", "grid": ["(MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(ceil_div(SK, BOX_X > 0 ? 64 : BLOCK_N), min(32, max(1, (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(SK, BOX_X > 0 ? 64 : BLOCK_N) / 8192)))"], "block": [256],
      "args": ["bits", "codes", "bounds", "drawn", "programs", {"i32": "HQ"}, {"i32": "SQ"}, {"i32": "SK"}, {"i32": "MASK_WIDTH"}, {"i32": "min(32, max(1, (MASK_OF_B ? B : 1) * (MASK_OF_H ? HQ : 1) * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)) * ceil_div(SK, BOX_X > 0 ? 64 : BLOCK_N) / 8192))"}]},
     {"kernel": "attention_masked", "grid": ["min(NUM_SMS, B * HQ * (BOX_X > 0 ? MASK_WIDTH / 16 * ceil_div(SQ / max(MASK_WIDTH, 1), 4 * CONSUMERS) : ceil_div(SQ, 64 * CONSUMERS)))"], "block": ["128 * (CONSUMERS + 1)"],
-     "shared": "CONSUMERS * 64 * HEAD * 2 * (CONSUMERS * 64 * HEAD * 4 + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280 <= 232448 ? 2 : 1) + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280", "pdl": true,
+     "shared": "QUERIES * CONSUMERS * 64 * HEAD * 2 + STAGES * (BOX_X > 0 ? 4 * BOX_X : BLOCK_N) * HEAD * 4 + 1280", "pdl": true,
      "args": [{"map": "queries"}, {"map": "keys"}, {"map": "values"}, "output", "lse", "bits", "codes", "bounds", "drawn", "programs",
               {"i32": "B"}, {"i32": "HQ"}, {"i32": "HQ / HKV"}, {"i32": "SQ"}, {"i32": "SK"}, {"i32": "DV"}, {"i32": "MASK_WIDTH"},
               {"i32": "min(B * HQ, HQ / HKV * max(1, 16777216 / (SK * (D + DV))))"}, {"f32": "scale"}]}] }
@@ -39,6 +39,7 @@
  * 13x13 of 8 x 16 queries then loads 20 x 28 keys, of which each consumer takes 16 x 28, where 128
  * queries in a row take 14 x 64. The width is read off the mask; bits make every mask right.
  *
+ * With QUERIES 2 the next tile's queries come while this one's last block is at work.
  * The maximum in use lags a row's true one: it rises when it would be exceeded by more than 8 in log2.
  * Traffic: K and V once a tile, out of L2, and SQ * SK / 8 bytes of bits at most; floor: flops of what
  * the codes leave over 4096 a clock and multiprocessor.
@@ -63,9 +64,7 @@
 #endif
 #define Q_BYTES (64 * HEAD * 2) /* of one warpgroup */
 #define KV_BYTES (KEYS * HEAD * 2)
-/* Two where they fit: the next tile's queries come while this one's last blocks are at work. */
-#define Q_STAGES (2 * CONSUMERS * Q_BYTES + 2 * STAGES * KV_BYTES + 1280 <= 232448 ? 2 : 1)
-#define K_AT (Q_STAGES * CONSUMERS * Q_BYTES)
+#define K_AT (QUERIES * CONSUMERS * Q_BYTES)
 #define V_AT (K_AT + STAGES * KV_BYTES)
 #define BARRIERS_AT (V_AT + STAGES * KV_BYTES)
 #define TILE_X 16 /* queries in a row of a tile, with BOX_X */
@@ -310,8 +309,8 @@ extern "C" __global__ void __launch_bounds__(256)
 /* By address: a full and an empty one for each warpgroup's queries, each stage of keys and of values. */
 struct barriers { u32 q_full, q_empty, k_full, k_empty, v_full, v_empty; };
 DEV struct barriers barriers_at(u32 at) {
-    const u32 k = at + 16 * CONSUMERS * Q_STAGES, v = k + 16 * STAGES;
-    return {at, at + 8 * CONSUMERS * Q_STAGES, k, k + 8 * STAGES, v, v + 8 * STAGES};
+    const u32 k = at + 16 * CONSUMERS * QUERIES, v = k + 16 * STAGES;
+    return {at, at + 8 * CONSUMERS * QUERIES, k, k + 8 * STAGES, v, v + 8 * STAGES};
 }
 
 struct ring { int stage; u32 phase; };
@@ -327,7 +326,7 @@ struct block { int x, y; u32 flags; };
 #define END (1u << 31)
 
 /* What a stage's keys, and a consumer's queries, are known by. */
-struct messages { struct block block[STAGES]; int tile[Q_STAGES * CONSUMERS]; };
+struct messages { struct block block[STAGES]; int tile[QUERIES * CONSUMERS]; };
 /* One warp that walks together and whose first lane loads. late: whose values are due (y < 0: none's). */
 struct feeder {
     const tensor_map *queries, *keys, *values;
@@ -366,8 +365,8 @@ DEV void feed_block(struct feeder &f, struct block now, int h, int b) {
 DEV void feed_queries(struct feeder &f, int t, struct tile at, const struct sizes &n) {
     const int q = query_of(at.m, 0, n.width);
     EACH(w, CONSUMERS) {
-        const int i = f.count % Q_STAGES * CONSUMERS + w;
-        barrier_wait(f.bar.q_empty + 8 * i, (f.count / Q_STAGES & 1) ^ 1);
+        const int i = f.count % QUERIES * CONSUMERS + w;
+        barrier_wait(f.bar.q_empty + 8 * i, (f.count / QUERIES & 1) ^ 1);
         if (threadIdx.x != 0)
             continue;
         f.say->tile[i] = t;
@@ -649,7 +648,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int warpgroup = __shfl_sync(0xffffffff, (int)threadIdx.x / 128, 0);
     const struct sizes n = {batches, hq, share, sq, sk, width, group};
     if (threadIdx.x == 0) {
-        for (int i = 0; i < CONSUMERS * Q_STAGES; i++)
+        for (int i = 0; i < CONSUMERS * QUERIES; i++)
             barrier_init(bar.q_full + 8 * i, 1), barrier_init(bar.q_empty + 8 * i, 4);
         for (int i = 0; i < STAGES; i++) {
             barrier_init(bar.k_full + 8 * i, 1), barrier_init(bar.k_empty + 8 * i, 4 * CONSUMERS);
@@ -703,7 +702,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             first = fresh, last = (now.flags & LAST) != 0;
             if (code != NOTHING || owed || now.flags == END || (first && last))
                 break;
-            release(k_empty, last ? bar.q_empty + 8 * (count % Q_STAGES * CONSUMERS + w) : 0, lane);
+            release(k_empty, last ? bar.q_empty + 8 * (count % QUERIES * CONSUMERS + w) : 0, lane);
             step(k), count += last;
             fresh = first || last, owed = true;
         }
@@ -731,17 +730,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (first) {
                 clear(o);
                 st = no_stats();
-                barrier_wait(bar.q_full + 8 * (count % Q_STAGES * CONSUMERS + w), count / Q_STAGES & 1);
-                here = place_of(programs, n, bits, said->tile[count % Q_STAGES * CONSUMERS + w], row);
+                barrier_wait(bar.q_full + 8 * (count % QUERIES * CONSUMERS + w), count / QUERIES & 1);
+                here = place_of(programs, n, bits, said->tile[count % QUERIES * CONSUMERS + w], row);
             }
-            release(k_empty, last ? bar.q_empty + 8 * (count % Q_STAGES * CONSUMERS + w) : 0, lane);
+            release(k_empty, last ? bar.q_empty + 8 * (count % QUERIES * CONSUMERS + w) : 0, lane);
             step(k), count += last;
             continue;
         }
         const int done_q = here.q, done_head = here.head;
         if (first) {
-            barrier_wait(bar.q_full + 8 * (count % Q_STAGES * CONSUMERS + w), count / Q_STAGES & 1);
-            here = place_of(programs, n, bits, said->tile[count % Q_STAGES * CONSUMERS + w], row);
+            barrier_wait(bar.q_full + 8 * (count % QUERIES * CONSUMERS + w), count / QUERIES & 1);
+            here = place_of(programs, n, bits, said->tile[count % QUERIES * CONSUMERS + w], row);
         }
         struct raw_bits found;
         if (EARLY && code == PARTLY)
@@ -750,12 +749,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         EACH(part, O_PARTS) pin(o[part]);
         EACH(e, SCORES / 2) asm volatile("" : "+r"(p[e])::"memory");
         wgmma_fence();
-        issue_scores(s, shared + (count % Q_STAGES * CONSUMERS + w) * Q_BYTES, shared + K_AT + k.stage * KV_BYTES);
+        issue_scores(s, shared + (count % QUERIES * CONSUMERS + w) * Q_BYTES, shared + K_AT + k.stage * KV_BYTES);
         wgmma_commit();
         issue_values(o, p, shared + V_AT + v.stage * KV_BYTES);
         wgmma_commit(), wgmma_wait<1>();
         pin(s);
-        release(k_empty, last ? bar.q_empty + 8 * (count % Q_STAGES * CONSUMERS + w) : 0, lane);
+        release(k_empty, last ? bar.q_empty + 8 * (count % QUERIES * CONSUMERS + w) : 0, lane);
         step(k);
         count += last;
         if (sign < 0.0f)
