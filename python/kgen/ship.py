@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,11 @@ def decode_sizes() -> list[Sizes]:
         sizes.append(Sizes((1, 2, 3)[i % 3], hq, sq, d, hkv, keys[i * 5 % 14], dv))
     sizes += [Sizes(4096, 1, 1, 8, 1, 3, 8), Sizes(1, 512, 1, 16, 512, 5, 16), Sizes(1, 512, 1, 16, 32, 5, 16)]
     return [*sizes, Sizes(1, 1, 2, 8, 1, 1 << 20, 8)]
+
+
+def decode_hopper_sizes() -> list[Sizes]:
+    """The same with heads of multiples of 8, as TMA needs them."""
+    return [replace(s, d=(s.d + 7) // 8 * 8, dv=(s.dv + 7) // 8 * 8) for s in decode_sizes()]
 
 
 def gpu_row_sizes() -> list[tuple[int, int, int]]:
@@ -273,7 +278,7 @@ def _gpu_attention(
 ) -> House:
     if decode:
         more = [Sizes(1, 8, 1, head, 8, 1021, head), Sizes(3, 32, 2, head, 4, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
-        sizes = _of_heads(head, decode_sizes, more)
+        sizes = _of_heads(head, decode_hopper_sizes if file == "decode_hopper.cu" else decode_sizes, more)
         timed, at = Sizes(8, 32, 1, head, 8, 8192, head), Sizes(2, 4, 3, head, 4, 131, head)
     else:
         more = [Sizes(1, 2, 333, head, 1, 1021, head), Sizes(2, 3, 65, head, 3, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
