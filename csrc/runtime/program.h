@@ -33,7 +33,8 @@ int kg_program_check(const kg_program *p, const kg_call *call, kg_error *err);
  * 1 struct kg_score_row, kg_score_row(p, b, h, q)    what does not depend on kv or score, computed
  * once a row float kg_score(p, row, score, b, h, q, kv)       fp32; `score` is the scaled product
  *   struct kg_mask_row, kg_mask_row(p, b, h, q); int kg_mask(p, row, b, h, q, kv)      0 or 1
- *   int kg_mask_range(p, b, h, q0, q1, k0, k1)       over [q0,q1) x [k0,k1): 0 none, 1 all, 2
+ *   int kg_mask_range(p, b, h, q0, q1, k0, k1)       (kg_mask_range_within: see
+ * docs/formats.md) over [q0,q1) x [k0,k1): 0 none, 1 all, 2
  * unknown The scalar functions are branch-free, so that a compiler vectorises a loop over kv (or
  * over q, rows included) that calls them; what they read of memory is int, which a float row that
  * the loop writes cannot alias. On the CPU a row struct has a pointer in it exactly when a
@@ -53,6 +54,11 @@ int kg_program_lower_epilogue(const kg_program *p, int target, kg_buf *out, kg_e
  * tensors). */
 size_t kg_program_args_size(const kg_program *p);
 int kg_program_args(const kg_program *p, const kg_call *call, void *bytes, size_t n, kg_error *err);
+
+/* Whether the mask reads the batch entry ('b') or the head ('h'); and by what it divides both q and
+ * kv, 0 when there is no such number: the width of an image whose pixels are queries and keys. */
+bool kg_program_mask_reads(const kg_program *p, char index);
+int64_t kg_program_mask_width(const kg_program *p, const kg_call *call);
 
 /* Evaluates on the host in double precision: the judge's and the tests' own reference. */
 int kg_program_score(const kg_program *p, const kg_call *call, double score, int64_t b, int64_t h,

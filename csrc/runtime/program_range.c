@@ -409,10 +409,10 @@ static void put_load(kg_buf *out, const kg_program *p, size_t k) {
         put_operand(out, &in->arg[d]);
         kg_buf_printf(out, ", KG_P(p, t%u_n%u));\n        n = kg_ir_count(n, i%u);\n", t, d, d);
     }
-    kg_buf_printf(out, "        if (n <= 512) v%zu = %s;\n", k,
+    kg_buf_printf(out, "        if (n <= looks) v%zu = %s;\n", k,
                   in->type == KG_PT_F32 ? "kg_fr_raw(KG_DINF, -KG_DINF, 0)"
                                         : "kg_ir_raw(2147483647LL, -2147483648LL)");
-    kg_buf_puts(out, "        if (n <= 512)\n");
+    kg_buf_puts(out, "        if (n <= looks)\n");
     for (unsigned d = 0; d < rank; d++)
         kg_buf_printf(out, "        for (long long x%u = i%u.lo; x%u <= i%u.hi; x%u++)\n", d, d, d,
                       d, d);
@@ -439,14 +439,20 @@ static bool has_floats(const kg_psection *s) {
 }
 
 static const char HEAD[] =
-    "KG_COLD int kg_mask_range(KG_ARGS p, int b, int h, int q0, int q1, int k0, int k1) {\n"
-    "    (void)p, (void)b, (void)h;\n"
+    "KG_COLD int kg_mask_range_within(KG_ARGS p, int b, int h, int q0, int q1, int k0, int k1,\n"
+    "                                 int looks) {\n"
+    "    (void)p, (void)b, (void)h, (void)looks;\n"
     "    if (q0 >= q1 || k0 >= k1) return 0;\n";
+
+static const char TAIL[] =
+    "KG_COLD int kg_mask_range(KG_ARGS p, int b, int h, int q0, int q1, int k0, int k1) {\n"
+    "    return kg_mask_range_within(p, b, h, q0, q1, k0, k1, 512);\n}\n";
 
 int kg_program_range(const kg_program *p, kg_buf *out) {
     if (!kg_program_has(p, "MASK")) {
         kg_buf_puts(out, HEAD);
-        return kg_buf_puts(out, "    return 1;\n}\n");
+        kg_buf_puts(out, "    return 1;\n}\n");
+        return kg_buf_puts(out, TAIL);
     }
     const kg_psection *s = &p->mask;
     kg_buf_puts(out, INT_TEXT);
@@ -470,5 +476,6 @@ int kg_program_range(const kg_program *p, kg_buf *out) {
     }
     kg_buf_puts(out, "    const struct kg_ir all = ");
     put_operand(out, &s->result);
-    return kg_buf_puts(out, ";\n    return all.lo ? 1 : all.hi ? 2 : 0;\n}\n");
+    kg_buf_puts(out, ";\n    return all.lo ? 1 : all.hi ? 2 : 0;\n}\n");
+    return kg_buf_puts(out, TAIL);
 }

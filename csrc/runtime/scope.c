@@ -14,9 +14,9 @@
 #define ALIGN_CPU_OUTPUT 64
 #define ALIGN_CUDA_OUTPUT 256
 
-const char *const kg_constant_names[] = {"NUM_SMS",  "MAX_SHARED",   "NUM_THREADS",
-                                         "ARCH",     "HAS_AMX",      "HAS_SCORE",
-                                         "HAS_MASK", "HAS_EPILOGUE", NULL};
+const char *const kg_constant_names[] = {"NUM_SMS",   "MAX_SHARED", "NUM_THREADS",  "ARCH",
+                                         "HAS_AMX",   "HAS_SCORE",  "HAS_MASK",     "MASK_OF_B",
+                                         "MASK_OF_H", "MASK_WIDTH", "HAS_EPILOGUE", NULL};
 
 static bool same(const char *a, const char *b) {
     return strcmp(a, b) == 0;
@@ -40,6 +40,12 @@ static bool constant(const kg_scope *s, const char *name, int64_t *out) {
         *out = kg_program_has(s->call->program, "SCORE");
     else if (same(name, "HAS_MASK"))
         *out = kg_program_has(s->call->program, "MASK");
+    else if (same(name, "MASK_OF_B"))
+        *out = kg_program_mask_reads(s->call->program, 'b');
+    else if (same(name, "MASK_OF_H"))
+        *out = kg_program_mask_reads(s->call->program, 'h');
+    else if (same(name, "MASK_WIDTH"))
+        *out = kg_program_mask_width(s->call->program, s->call);
     else if (same(name, "HAS_EPILOGUE"))
         *out = kg_program_has(s->call->program, "EPILOGUE");
     else

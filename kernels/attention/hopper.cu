@@ -1,9 +1,9 @@
 /* kgen
 { "format": 1, "op": "attention", "target": "cuda", "min_arch": "sm_90",
-  "tunables": {"BLOCK_N": [128, 160, 176, 80, 64], "HEAD": [128, 64, 256], "CONSUMERS": [2, 3], "STAGES": [2, 3],
+  "tunables": {"BLOCK_N": [128, 160, 176, 80, 64], "HEAD": [128, 64, 256], "CONSUMERS": [2, 3], "STAGES": [2, 3], "QUERIES": [1, 2],
                "PINGPONG": [0, 1], "QUICK": [1, 0]},
   "specialize": ["D", "DV"],
-  "require": "(query.dtype == float16 || query.dtype == bfloat16) && max(D, DV) <= HEAD && D % 8 == 0 && DV % 8 == 0 && SQ >= 1 && SK >= 1 && SQ <= 4194304 && SK <= 4194304 && B * HQ * ceil_div(SQ, 64) <= 1073741824 && min(align(query), align(key), align(value)) >= 16 && query.stride(3) == 1 && key.stride(3) == 1 && value.stride(3) == 1 && (SQ == 1 || query.stride(2) % 8 == 0 && query.stride(2) > 0) && (HQ == 1 || query.stride(1) % 8 == 0 && query.stride(1) > 0) && (B == 1 || query.stride(0) % 8 == 0 && query.stride(0) > 0) && (SK == 1 || key.stride(2) % 8 == 0 && key.stride(2) > 0) && (HKV == 1 || key.stride(1) % 8 == 0 && key.stride(1) > 0) && (B == 1 || key.stride(0) % 8 == 0 && key.stride(0) > 0) && (SK == 1 || value.stride(2) % 8 == 0 && value.stride(2) > 0) && (HKV == 1 || value.stride(1) % 8 == 0 && value.stride(1) > 0) && (B == 1 || value.stride(0) % 8 == 0 && value.stride(0) > 0) && (CONSUMERS == 2 || PINGPONG == 0 && HEAD == 64 && BLOCK_N <= 128) && (HEAD < 256 || BLOCK_N <= 80) && CONSUMERS * 64 * HEAD * 2 + STAGES * BLOCK_N * HEAD * 4 + (HAS_SCORE ? 32 * BLOCK_N : 0) + 1280 <= 232448",
+  "require": "(query.dtype == float16 || query.dtype == bfloat16) && max(D, DV) <= HEAD && D % 8 == 0 && DV % 8 == 0 && SQ >= 1 && SK >= 1 && SQ <= 4194304 && SK <= 4194304 && B * HQ * ceil_div(SQ, 64) <= 1073741824 && min(align(query), align(key), align(value)) >= 16 && query.stride(3) == 1 && key.stride(3) == 1 && value.stride(3) == 1 && (SQ == 1 || query.stride(2) % 8 == 0 && query.stride(2) > 0) && (HQ == 1 || query.stride(1) % 8 == 0 && query.stride(1) > 0) && (B == 1 || query.stride(0) % 8 == 0 && query.stride(0) > 0) && (SK == 1 || key.stride(2) % 8 == 0 && key.stride(2) > 0) && (HKV == 1 || key.stride(1) % 8 == 0 && key.stride(1) > 0) && (B == 1 || key.stride(0) % 8 == 0 && key.stride(0) > 0) && (SK == 1 || value.stride(2) % 8 == 0 && value.stride(2) > 0) && (HKV == 1 || value.stride(1) % 8 == 0 && value.stride(1) > 0) && (B == 1 || value.stride(0) % 8 == 0 && value.stride(0) > 0) && (CONSUMERS == 2 || PINGPONG == 0 && HEAD == 64 && BLOCK_N <= 128) && (HEAD < 256 || BLOCK_N <= 80) && QUERIES * CONSUMERS * 64 * HEAD * 2 + STAGES * BLOCK_N * HEAD * 4 + (HAS_SCORE ? 32 * BLOCK_N : 0) + 1280 <= 232448",
   "holes": ["SCORE", "MASK"],
   "workspace": {"seen": {"dtype": "int32", "shape": ["HAS_MASK ? B * HQ * ceil_div(SQ, 64 * CONSUMERS) : 1", "2 * ceil_div(SK, 32 * BLOCK_N)"]},
                 "drawn": {"dtype": "int32", "shape": [1]}},
@@ -18,7 +18,7 @@
     {"kernel": "attention_survey", "when": "HAS_MASK", "grid": ["B * HQ * ceil_div(SQ, 64 * CONSUMERS)"], "block": [128],
      "args": ["seen", "drawn", "programs", {"i32": "HQ"}, {"i32": "SQ"}, {"i32": "SK"}]},
     {"kernel": "attention_hopper", "grid": ["min(NUM_SMS, B * HQ * ceil_div(SQ, 64 * CONSUMERS))"], "block": ["128 * (CONSUMERS + 1)"],
-     "shared": "CONSUMERS * 64 * HEAD * 2 + STAGES * BLOCK_N * HEAD * 4 + (HAS_SCORE ? 32 * BLOCK_N : 0) + 1280", "pdl": true,
+     "shared": "QUERIES * CONSUMERS * 64 * HEAD * 2 + STAGES * BLOCK_N * HEAD * 4 + (HAS_SCORE ? 32 * BLOCK_N : 0) + 1280", "pdl": true,
      "args": [{"map": "queries"}, {"map": "keys"}, {"map": "values"}, "output", "lse", "seen", "drawn", "programs",
               {"i32": "B"}, {"i32": "HQ"}, {"i32": "HQ / HKV"}, {"i32": "SQ"}, {"i32": "SK"}, {"i32": "DV"},
               {"i32": "HAS_MASK ? min(B * HQ, HQ / HKV * max(1, 16777216 / (SK * (D + DV)))) : 1"}, {"f32": "scale"}]}] }
@@ -69,7 +69,8 @@
 #endif
 #define Q_BYTES (64 * HEAD * 2) /* of one warpgroup */
 #define KV_BYTES (BLOCK_N * HEAD * 2)
-#define K_AT (CONSUMERS * Q_BYTES)
+/* QUERIES 2: the next tile's come while this one's last block is at work. */
+#define K_AT (QUERIES * CONSUMERS * Q_BYTES)
 #define V_AT (K_AT + STAGES * KV_BYTES)
 #define STEPS_AT (V_AT + STAGES * KV_BYTES) /* of a line: BLOCK_N * 32 bytes, below */
 #define BARRIERS_AT (STEPS_AT + (KG_SCORE_LINE ? BLOCK_N * 32 : 0))
@@ -273,6 +274,7 @@ DEV bool must_ask(const struct survey &s, int t, int sk) {
 
 extern "C" __global__ void __launch_bounds__(128)
     attention_survey(KG_T_seen *seen, KG_T_drawn *drawn, KG_PROGRAMS programs, int hq, int sq, int sk) {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     const int m_blocks = (sq + BLOCK_M - 1) / BLOCK_M, head = (int)blockIdx.x / m_blocks;
     const int b = head / hq, h = head % hq, q0 = (int)blockIdx.x % m_blocks * BLOCK_M;
     const int blocks = (sk + BLOCK_N - 1) / BLOCK_N, words = (blocks + 31) / 32;
@@ -296,8 +298,8 @@ extern "C" __global__ void __launch_bounds__(128)
 struct barriers { u32 q_full, q_empty, k_full, k_empty, v_full, v_empty; };
 
 DEV struct barriers barriers_at(u32 at) {
-    const u32 k = at + 16 * CONSUMERS, v = k + 16 * STAGES;
-    return {at, at + 8 * CONSUMERS, k, k + 8 * STAGES, v, v + 8 * STAGES};
+    const u32 k = at + 16 * CONSUMERS * QUERIES, v = k + 16 * STAGES;
+    return {at, at + 8 * CONSUMERS * QUERIES, k, k + 8 * STAGES, v, v + 8 * STAGES};
 }
 
 struct ring { int stage; u32 phase; };
@@ -312,7 +314,7 @@ struct sizes { int batches, hq, share, sq, sk, group; }; /* share: heads of quer
  * some more than once. The feeder's own, which has few registers: how many marks it looked at, and the
  * block whose values are due (-1: none) with its head of keys and batch entry. */
 struct messages {
-    int block[STAGES], tile[CONSUMERS], marks, marked[MARKS], looked, late, late_h, late_b;
+    int block[STAGES], tile[QUERIES * CONSUMERS], marks, marked[MARKS], looked, late, late_h, late_b;
 };
 
 DEV void mark(struct messages &said, int t) {
@@ -327,7 +329,7 @@ struct feeder {
     u32 shared;
     struct messages *say;
     struct ring k, v;
-    u32 q_phase;
+    u32 count; /* of tiles */
 };
 
 DEV void feed_values(struct feeder &f) {
@@ -354,12 +356,13 @@ DEV void feed_block(struct feeder &f, int block, int flags, int h, int b) {
 /* Each warpgroup's queries as soon as it is ready for them. */
 DEV void feed_queries(struct feeder &f, int t, struct tile at) {
     EACH(w, CONSUMERS) {
-        barrier_wait(f.bar.q_empty + 8 * w, f.q_phase);
-        f.say->tile[w] = t;
-        load_rows<64>(f.shared + w * Q_BYTES, f.queries, f.bar.q_full + 8 * w,
+        const int i = f.count % QUERIES * CONSUMERS + w;
+        barrier_wait(f.bar.q_empty + 8 * i, (f.count / QUERIES & 1) ^ 1);
+        f.say->tile[i] = t;
+        load_rows<64>(f.shared + i * Q_BYTES, f.queries, f.bar.q_full + 8 * i,
                       at.m * BLOCK_M + w * 64, at.h, at.b);
     }
-    f.q_phase ^= 1;
+    f.count++;
 }
 
 /* Blocks go from the last to the first; where the score falls along a row, the other way round: weights
@@ -650,8 +653,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x == 0) {
         said.marks = said.looked = 0;
         said.late = -1;
-        for (int w = 0; w < CONSUMERS; w++)
-            barrier_init(bar.q_full + 8 * w, 1), barrier_init(bar.q_empty + 8 * w, 4);
+        for (int i = 0; i < QUERIES * CONSUMERS; i++)
+            barrier_init(bar.q_full + 8 * i, 1), barrier_init(bar.q_empty + 8 * i, 4);
         for (int i = 0; i < STAGES; i++) {
             barrier_init(bar.k_full + 8 * i, 1), barrier_init(bar.k_empty + 8 * i, 4 * CONSUMERS);
             barrier_init(bar.v_full + 8 * i, 1), barrier_init(bar.v_empty + 8 * i, 4 * CONSUMERS);
@@ -670,7 +673,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
         if (threadIdx.x == 0) {
-            struct feeder f = {&queries, &keys, &values, bar, shared, &said, {0, 0}, {0, 0}, 1};
+            struct feeder f = {&queries, &keys, &values, bar, shared, &said, {0, 0}, {0, 0}, 0};
             const struct sizes n = {batches, hq, share, sq, sk, group};
             feed(programs, f, n, seen, drawn);
         }
@@ -679,14 +682,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     const int w = warpgroup - 1, tid = (int)threadIdx.x % 128, lane = tid % 32, quad = lane % 4;
     const int row = w * 64 + tid / 32 * 16 + lane / 4; /* of this thread; the other is row + 8 */
-    const u32 q_at = shared + w * Q_BYTES;
     float s[SCORES], o[O_PARTS][O_REGS];
     u32 p[SCORES / 2];
     EACH(e, SCORES / 2) p[e] = 0;
-    EACH(part, O_PARTS)
-        EACH(e, O_REGS) o[part][e] = 0.0f;
+    EACH(e, O_PARTS * O_REGS) o[e / O_REGS][e % O_REGS] = 0.0f;
     struct ring k = {0, 0}, v = {0, 0};
-    u32 q_phase = 0;
+    u32 count = 0; /* of tiles */
     struct stats st = no_stats();
     struct place here = {};
     struct slopes slope = {};
@@ -707,9 +708,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const bool first = fresh;
         const int done_q = here.q, done_head = here.head;
         if (first) {
-            barrier_wait(bar.q_full + 8 * w, q_phase);
-            q_phase ^= 1;
-            const int t = said.tile[w];
+            barrier_wait(bar.q_full + 8 * (count % QUERIES * CONSUMERS + w), count / QUERIES & 1);
+            const int t = said.tile[count % QUERIES * CONSUMERS + w];
             here = place_of(programs, t, tile_of(t, m_blocks, batches, hq, group), row);
 #if KG_SCORE_LINE
             if (!KG_SCORE_UNIT)
@@ -722,7 +722,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (PINGPONG)
             turn_wait(1 + w);
         wgmma_fence();
-        issue_scores(s, q_at, k_at, slope, shared + STEPS_AT);
+        issue_scores(s, shared + (count % QUERIES * CONSUMERS + w) * Q_BYTES, k_at, slope, shared + STEPS_AT);
         wgmma_commit();
         if (!idle)
             barrier_wait(bar.v_full + 8 * v.stage, v.phase);
@@ -741,9 +741,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (lane == 0) {
             barrier_arrive(k_empty);
             if (fresh)
-                barrier_arrive(bar.q_empty + 8 * w);
+                barrier_arrive(bar.q_empty + 8 * (count % QUERIES * CONSUMERS + w));
         }
-        step(k);
+        step(k), count += fresh;
         if (KG_SCORE_LINE && !KG_SCORE_UNIT ? __any_sync(0xffffffff, sign.x + sign.y < 2.0f) : sign.x < 0.0f)
             EACH(e, SCORES) s[e] *= e & 2 ? sign.y : sign.x;
 #if KG_SCORE_LINE
@@ -793,8 +793,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     wgmma_fence();
     issue_values(o, p, shared + V_AT + v.stage * KV_BYTES);
-    wgmma_commit();
-    wgmma_wait<0>();
+    wgmma_commit(), wgmma_wait<0>();
     EACH(part, O_PARTS) pin(o[part]);
     finish(o, st, output, lse, here.head, here.q, sq, dv);
 }

@@ -149,6 +149,11 @@ def short_sizes() -> list[Sizes]:
     return [*short, Sizes(1, 32, 16, 128, 8, 4099, 128), Sizes(1, 1, 16, 8, 1, 1 << 20, 8)]
 
 
+def decode_hopper_sizes() -> list[Sizes]:
+    """decode_sizes with heads of multiples of 8, as TMA needs them."""
+    return [replace(s, d=(s.d + 7) // 8 * 8, dv=(s.dv + 7) // 8 * 8) for s in decode_sizes()]
+
+
 def gpu_row_sizes() -> list[tuple[int, int, int]]:
     """(M, N, 1) for the softmax of rows on a GPU: those of a CPU, and rows that fill blocks and clusters."""
     widths = (2047, 2048, 2049, 8192, 16384, 16388, 24576, 32764, 32768, 32772, 49152, 65532, 65536, 65540, 100000, 131072,
@@ -293,7 +298,7 @@ def _gpu_attention(
 ) -> House:
     if decode:
         more = [Sizes(1, 8, 1, head, 8, 1021, head), Sizes(3, 32, 2, head, 4, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
-        sizes = _of_heads(head, decode_sizes, more)
+        sizes = _of_heads(head, decode_hopper_sizes if file == "decode_hopper.cu" else decode_sizes, more)
         timed, at = Sizes(8, 32, 1, head, 8, 8192, head), Sizes(2, 4, 3, head, 4, 131, head)
     else:
         more = [Sizes(1, 2, 333, head, 1, 1021, head), Sizes(2, 3, 65, head, 3, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
@@ -398,6 +403,7 @@ def _gpu_house() -> tuple[House, ...]:
             (128, {"BLOCK_N": 160}, False), (256, {"BLOCK_N": 80}, False),
         )
     ]  # fmt: skip
+    hopper += [_gpu_attention("decode_hopper.cu", head, {"STAGES": n}, HALVES, True) for head, n in ((64, 3), (128, 3), (256, 2))]
     norms = [*_gpu_norms("layer_norm", "layer"), *_gpu_norms("rms_norm", "rms")]
     products = [*_gpu_products("matmul"), *_gpu_products("linear")]
     return (*rows, *cluster, *others, *attention, *hopper, *norms, *products)

@@ -266,6 +266,30 @@ TEST(program_lowers_for_both_targets_and_plain) {
     kg_program_free(p);
 }
 
+TEST(program_tells_what_a_mask_reads_and_divides_by) {
+    kg_program *p = parse("program 1\nscalar s0 int32\nmask\n%0 = floordiv int32 q s0\n"
+                          "%1 = add int32 kv b\n%2 = eq bool %0 %1\n%3 = rem int32 kv s0\n"
+                          "%4 = lt bool %3 5\n%5 = and bool %2 %4\nreturn %5\n");
+    kg_call c = {.program = p, .nscalars = 1, .scalars = {48}};
+    CHECK_INT(kg_program_mask_width(p, &c), 48);
+    c.scalars[0] = 1;
+    CHECK_INT(kg_program_mask_width(p, &c), 0); /* no width */
+    CHECK(kg_program_mask_reads(p, 'b'));
+    CHECK(!kg_program_mask_reads(p, 'h'));
+    kg_program_free(p);
+    p = parse("program 1\nmask\n%0 = floordiv int32 q 8\n%1 = floordiv int32 kv 16\n"
+              "%2 = eq bool %0 %1\n%3 = eq bool h 1\n%4 = or bool %2 %3\nreturn %4\n");
+    CHECK_INT(kg_program_mask_width(p, &c), 0); /* two numbers */
+    CHECK(!kg_program_mask_reads(p, 'b'));
+    CHECK(kg_program_mask_reads(p, 'h'));
+    kg_program_free(p);
+    p = parse("program 1\nscore\n%0 = cast float32 b\n%1 = mul float32 score %0\nreturn %1\n");
+    CHECK(!kg_program_mask_reads(p, 'b')); /* no mask: the score may read what it likes */
+    CHECK(!kg_program_mask_reads(NULL, 'b'));
+    CHECK_INT(kg_program_mask_width(NULL, &c), 0);
+    kg_program_free(p);
+}
+
 TEST(program_parses_the_same_in_any_locale) {
     kg_program *p = parse("program 1\nscore\n%0 = mul float32 score 0.5\nreturn %0\n");
     kg_buf out;

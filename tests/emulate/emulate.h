@@ -558,6 +558,11 @@ template <class T> T atomicMax(T *at, T v) {
     *at = old < v ? v : old;
     return old;
 }
+template <class T> T atomicOr(T *at, T v) {
+    const T old = *at;
+    *at = old | v;
+    return old;
+}
 inline void __threadfence() {}
 inline int __clz(int x) {
     return x ? __builtin_clz(static_cast<unsigned>(x)) : 32;

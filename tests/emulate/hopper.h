@@ -90,6 +90,17 @@ void cp_async_bulk_tensor_3d_shared_cluster_global_tile_mbarrier_complete_tx_byt
     load_tile(to, reinterpret_cast<const TensorMap *>(m), {x, y, z, 0, 0}, barrier, mask);
 }
 
+template <class M>
+void cp_async_bulk_tensor_4d_shared_cluster_global_tile_mbarrier_complete_tx_bytes(
+    u32 to, const M *m, int x, int y, int z, int v, u32 barrier) {
+    load_tile(to, reinterpret_cast<const TensorMap *>(m), {x, y, z, v, 0}, barrier, own_mask());
+}
+template <class M>
+void cp_async_bulk_tensor_5d_shared_cluster_global_tile_mbarrier_complete_tx_bytes(
+    u32 to, const M *m, int x, int y, int z, int v, int w, u32 barrier) {
+    load_tile(to, reinterpret_cast<const TensorMap *>(m), {x, y, z, v, w}, barrier, own_mask());
+}
+
 /* Plain bulk copies; sizes and addresses are multiples of 16. */
 inline void load_bytes(u32 to, const void *from, u32 bytes, u32 barrier, u32 mask) {
     if (to % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
@@ -213,13 +224,14 @@ EMULATE_FAST inline void read_row(const Operand &o, const float *value, u32 r, d
     }
 }
 
+/* A thread's two rows of the left factor. */
+using Rows = std::array<std::array<double, 16>, 2>;
+
 /* d (+)= a b for one thread's elements of 64 x N x 16. */
 template <u32 N>
-EMULATE_FAST void multiply(float *const *d, const float *value, const Operand &a, const Operand &b,
-                           bool more, u32 lane, u32 warp) {
-    double left[2][16], right[16];
-    for (u32 h = 0; h < 2; h++)
-        read_row(a, value, warp * 16 + lane / 4 + h * 8, left[h]);
+EMULATE_FAST void multiply(float *const *d, const float *value, const Rows &left, const Operand &b,
+                           bool more, u32 lane) {
+    double right[16];
     for (u32 j = 0; j < N / 8; j++)
         for (u32 e = 0; e < 2; e++) {
             read_row(b, value, j * 8 + lane % 4 * 2 + e, right);
@@ -233,36 +245,66 @@ EMULATE_FAST void multiply(float *const *d, const float *value, const Operand &a
         }
 }
 #undef EMULATE_FAST
-/* operands: accumulators, two descriptors, a predicate, then the signs and orders of the operands.
- */
-template <u32 N>
+/* Where a left factor in shared memory and one in registers differ: the latter is 4 words in each
+ * thread of a quad, and is taken when the product is asked for. */
+inline Rows rows_of(const Operand &a, const float *value) {
+    double row[16];
+    Rows left;
+    for (u32 h = 0; h < 2; h++) {
+        read_row(a, value, emu::self->warp % 4 * 16 + emu::self->lane / 4 + h * 8, row);
+        std::copy(row, row + 16, left[h].begin());
+    }
+    return left;
+}
+inline Rows rows_of(const std::array<u32, 4> &a, const float *value) {
+    Rows left;
+    for (u32 h = 0; h < 2; h++)
+        for (u32 k = 0; k < 16; k++) {
+            const int from = static_cast<int>(emu::self->lane / 4 * 4 + k % 8 / 2);
+            const u32 pair = emu::shuffle("wgmma", 0xffffffff, a[h + k / 8 * 2], from);
+            left[h][k] = static_cast<double>(value[pair >> k % 2 * 16 & 0xffff]);
+        }
+    return left;
+}
+
+/* operands: accumulators, a descriptor or 4 words, a descriptor, whether the accumulators count,
+ * the signs of the factors, and their orders: of both, or of the right one beside words. */
+template <u32 N, bool WORDS>
 void product_of(const void *const *operands, const size_t *bytes, const float *value) {
     std::array<float *, N / 2> d;
-    u64 descriptor[2];
-    bool more;
-    int flag[4] = {};
+    const u32 begin = N / 2, after = begin + (WORDS ? 4 : 1);
+    u64 descriptor[2] = {};
+    std::array<u32, 4> words = {};
+    int flag[5] = {};
     if ((emu::self->warp / 4 + 1) * 128 > emu::block_threads())
         emu::fail("wgmma in a warpgroup of fewer than 128 threads");
     for (u32 i = 0; i < N / 2; i++)
         d[i] = static_cast<float *>(const_cast<void *>(operands[i]));
-    for (u32 i = 0; i < 2; i++)
-        memcpy(&descriptor[i], operands[N / 2 + i], 8);
-    memcpy(&more, operands[N / 2 + 2], sizeof more);
-    for (u32 i = 0; i < 4; i++)
-        memcpy(&flag[i], operands[N / 2 + 3 + i], bytes[N / 2 + 3 + i]);
-    if (flag[0] != 1 || flag[1] != 1)
+    for (u32 i = 0; WORDS && i < 4; i++)
+        memcpy(&words[i], operands[begin + i], 4);
+    if (!WORDS)
+        memcpy(&descriptor[0], operands[begin], 8);
+    memcpy(&descriptor[1], operands[after], 8);
+    for (u32 i = 0; i < (WORDS ? 4u : 5u); i++)
+        memcpy(&flag[i], operands[after + 1 + i], bytes[after + 1 + i]);
+    if (flag[1] != 1 || flag[2] != 1)
         emu::fail("wgmma that negates an operand is not emulated");
+    const bool more = flag[0] != 0, left_turned = flag[3] != 0, turned = flag[WORDS ? 3 : 4] != 0;
+    Rows taken = {};
+    if (WORDS)
+        taken = rows_of(words, value);
     emu::self->later[1].open.push_back([=] {
-        multiply<N>(d.data(), value, operand(descriptor[0], flag[2] != 0, 64),
-                    operand(descriptor[1], flag[3] != 0, N), more, emu::self->lane,
-                    emu::self->warp % 4);
+        const Rows left = WORDS ? taken : rows_of(operand(descriptor[0], left_turned, 64), value);
+        multiply<N>(d.data(), value, left, operand(descriptor[1], turned, N), more,
+                    emu::self->lane);
     });
 }
 template <float (*widen)(u16), u32 N, class... A> void product(A &&...operands) {
-    static_assert(sizeof...(A) == N / 2 + 7);
+    constexpr bool WORDS = sizeof...(A) == N / 2 + 9;
+    static_assert(WORDS || sizeof...(A) == N / 2 + 7);
     const void *const all[] = {&operands...};
     const size_t bytes[] = {sizeof(operands)...};
-    product_of<N>(all, bytes, widened<widen>());
+    product_of<N, WORDS>(all, bytes, widened<widen>());
 }
 #define EMULATE_WGMMA(N)                                                                           \
     template <class... A>                                                                          \
@@ -274,6 +316,8 @@ template <float (*widen)(u16), u32 N, class... A> void product(A &&...operands) 
         product<from_f16, N>(operands...);                                                         \
     }
 EMULATE_WGMMA(64)
+EMULATE_WGMMA(96)
+EMULATE_WGMMA(112)
 EMULATE_WGMMA(128)
 EMULATE_WGMMA(192)
 EMULATE_WGMMA(256)

@@ -48,6 +48,9 @@ inline void ex2_approx_ftz_f32(float &d, float a) {
     d = exp2f(a);
     d = fabsf(d) < 0x1p-126f ? 0.0f : d;
 }
+inline void lg2_approx_ftz_f32(float &d, float a) {
+    d = log2f(fabsf(a) < 0x1p-126f ? 0.0f : a);
+}
 inline void rcp_approx_ftz_f32(float &d, float a) {
     d = fabsf(a) < 0x1p-126f ? copysignf(INFINITY, a) : 1.0f / a;
     d = fabsf(d) < 0x1p-126f ? copysignf(0.0f, d) : d;
@@ -90,6 +93,15 @@ inline u32 cluster_ctarank() {
 }
 inline void mov_u32(u32 &d, u32 a) {
     d = a;
+}
+template <class T> void mov_b32(T &d, u32 a) {
+    d = static_cast<T>(a);
+}
+template <class T> void st_global_v4_b32(T *to, u32 a, u32 b, u32 c, u32 d) {
+    const u32 all[4] = {a, b, c, d};
+    if (reinterpret_cast<uintptr_t>(to) % sizeof all)
+        emu::fail("st.global.v4.b32 at %p is not aligned", static_cast<const void *>(to));
+    memcpy(to, all, sizeof all);
 }
 inline void barrier_cluster_arrive_release_aligned() {
     emu::self->cluster_seen = emu::cluster_barrier.generation;

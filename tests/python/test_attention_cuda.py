@@ -4,6 +4,7 @@ Programs of each kind that the kernel treats in its own way, scores that outgrow
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from kgen.trace import trace
 pytestmark = pytest.mark.cuda
 GPU = torch.device("cuda", 0)
 SOURCE = kernels_dir() / "attention" / "hopper.cu"
+MASKED = kernels_dir() / "attention" / "masked.cu"
+DECODE = kernels_dir() / "attention" / "decode_hopper.cu"
 CONTRACT = canonical_contract("attention").decode()
 HALVES = ("bfloat16", "float16")
 # Tunables that make another kernel of it, and the width of heads that each is tried with.
@@ -33,6 +36,13 @@ BUILDS: dict[str, tuple[int, dict[str, int]]] = {
     "128, plain": (128, {"BLOCK_N": 160, "PINGPONG": 1}),
     "256, plain": (256, {"HEAD": 256, "BLOCK_N": 80}),
 }
+MASKED_BUILDS: dict[str, tuple[int, dict[str, int]]] = {
+    "128": (128, {}),
+    "128, short blocks": (128, {"BLOCK_N": 64, "STAGES": 3}),
+    "64, three consumers": (64, {"HEAD": 64, "CONSUMERS": 3, "STAGES": 3}),
+    "256": (256, {"HEAD": 256, "BLOCK_N": 64}),
+}
+BOXES = ({"BOX_X": 28}, {"BOX_X": 32}, {"BOX_X": 16, "STAGES": 3})
 
 
 @pytest.fixture(autouse=True)
@@ -41,16 +51,17 @@ def hopper() -> None:
         pytest.skip("for sm_90")
 
 
-def judged(trials: list[spread.Trial], tunables: dict[str, int], any_size: bool = True) -> spread.Evidence:
-    chosen = all_tunables(tunables)
-    found = spread.judge(CONTRACT, SOURCE.read_bytes(), "hopper.cu", chosen, [t.on("cuda") for t in trials], any_size=any_size)
+def judged(trials: list[spread.Trial], tunables: dict[str, int], any_size: bool = True, source: Path = SOURCE) -> spread.Evidence:
+    chosen = all_tunables(tunables, source)
+    made = [t.on("cuda") for t in trials]
+    found = spread.judge(CONTRACT, source.read_bytes(), source.name, chosen, made, any_size=any_size)
     assert found.verdict == "pass", found.message
     return found
 
 
-def all_tunables(chosen: dict[str, int]) -> dict[str, int]:
+def all_tunables(chosen: dict[str, int], source: Path) -> dict[str, int]:
     """Those and the defaults of the others."""
-    about = _libkgen.candidate_check(CONTRACT, SOURCE.read_bytes(), "hopper.cu")["tunables"]
+    about = _libkgen.candidate_check(CONTRACT, source.read_bytes(), source.name)["tunables"]
     return {n: chosen.get(n, v[0] if isinstance(v, list) else v) for n, v in about.items()}
 
 
@@ -87,6 +98,54 @@ def test_programs_at_random(first: int) -> None:
         for i, (name, program) in enumerate(spread.random_programs(12, at.extent, 5000 + first))
     ]
     judged(trials, {"HEAD": 64, "CONSUMERS": 3})
+
+
+def masks(at: Sizes, count: int = 0) -> list[tuple[str, Any]]:
+    """Of the Programs by name, or of some at random, those that have a mask."""
+    found = spread.random_programs(count, at.extent, 7000) if count else spread.named_programs(at.extent)
+    return [(name, program) for name, program in found if "mask\n" in program[0]]
+
+
+@pytest.mark.parametrize("build", MASKED_BUILDS)
+def test_bits_of_masks(build: str) -> None:
+    d, chosen = MASKED_BUILDS[build]
+    trials = [
+        attention_trial(HALVES[i % 2], at, program, name, layout="cih"[i % 3])
+        for at in (Sizes(2, 4, 150, d, 2, 290, d), Sizes(1, 4, 700, d - 8, 4, 643, d))
+        for i, (name, program) in enumerate(masks(at) + masks(at, 12))
+    ]
+    found = judged(trials, chosen, source=MASKED)
+    assert not found.skipped, found.skipped
+
+
+@pytest.mark.parametrize("chosen", BOXES)
+def test_boxes_of_an_image(chosen: dict[str, int]) -> None:
+    """Images of which the last tile hangs over, a neighbourhood, one with borders that shift, and rows far apart."""
+    at = Sizes(2, 2, 64 * 13, 128, 1, 64 * 13, 128)
+    makes = (
+        lambda b, h, q, kv: ((q // 64 - kv // 64).abs() <= 6) & ((q % 64 - kv % 64).abs() <= 6),
+        lambda b, h, q, kv: ((q // 64).clamp(4, 8) - kv // 64).abs() + ((q % 64).clamp(5, 58) - kv % 64).abs() <= 5 + h,
+        lambda b, h, q, kv: (q // 64 != kv // 64) & (q % 64 == kv % 64),
+    )
+    trials = []
+    for i, mask in enumerate(makes):
+        t = trace(None, mask)
+        trials.append(attention_trial(HALVES[i % 2], at, (t.text, t.captured, t.scalars), f"image {i}"))
+    found = judged(trials, chosen, source=MASKED)
+    assert not found.skipped, found.skipped
+
+
+@pytest.mark.parametrize("chosen", [{}, {"STAGES": 6, "WAVES": 1}, {"WARPS": 8}])
+def test_decoding(chosen: dict[str, int]) -> None:
+    lengths = (1, 15, 64, 1021, 4099, 33000)
+    trials = [
+        attention_trial(HALVES[i % 2], Sizes(1 + i % 3, 8, 1 + i % 4, 128 - 8 * (i % 2), (2, 8)[i % 2], n, 128), layout="cih"[i % 3])
+        for i, n in enumerate(lengths)
+    ]
+    at = Sizes(2, 8, 2, 128, 4, 900, 128)
+    trials += [attention_trial(HALVES[i % 2], at, p, name) for i, (name, p) in enumerate(spread.named_programs(at.extent))]
+    found = judged(trials, chosen, source=DECODE)
+    assert not found.skipped, found.skipped
 
 
 def served(change: Callable[[Tensor, Tensor, Tensor], Any], mods: programs.Mods, dtype: torch.dtype, s: int = 900) -> None:

@@ -517,7 +517,7 @@ class InProcess:
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Gate, str]]:
+def pretended(nothing_shipped: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Gate, str]]:
     """A right Kernel at the gate of a CUDA Case."""
     monkeypatch.setattr(gate_memory, "Shared", HostShared)
     monkeypatch.setattr(devices, "Events", ClockEvents)
@@ -536,7 +536,6 @@ def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple
         yield g, id_
 
 
-@pytest.mark.usefixtures("nothing_shipped")
 def test_a_cuda_case_at_the_gate(pretended: tuple[Gate, str], monkeypatch: pytest.MonkeyPatch) -> None:
     g, id_ = pretended
     assert g.gpu and g.job["device"] == "cuda" and g.job["index"] == 1
@@ -550,17 +549,16 @@ def test_a_cuda_case_at_the_gate(pretended: tuple[Gate, str], monkeypatch: pytes
     assert gate.GateResult.read(json.loads(json.dumps(result.json())), 0.001) == result
 
 
-@pytest.mark.usefixtures("nothing_shipped")
 def test_events_that_disagree_with_the_clock_are_no_number(pretended: tuple[Gate, str], monkeypatch: pytest.MonkeyPatch) -> None:
     g, _ = pretended
     assert g.prepare(1) == "" and g.prepare(0) == ""
-    for ClockEvents.skew in (0.9, 0.4):
-        assert ClockEvents.skew < 0.5 or g.batch(1, 0, 200) > 0  # torch's own is not left out for a tenth
+    monkeypatch.setattr(ClockEvents, "skew", 0.9)
+    assert g.batch(1, 0, 200) > 0  # torch's own is not left out for a tenth
+    monkeypatch.setattr(ClockEvents, "skew", 0.4)
     with pytest.raises(GateError, match=r"the events of a batch and the clock are \d+% apart, 5 times in a row: something else uses cuda:1"):
         g.batch(0, 0, 200)
 
 
-@pytest.mark.usefixtures("nothing_shipped")
 def test_a_lost_context_costs_the_process(pretended: tuple[Gate, str]) -> None:
     g, _ = pretended
     assert g.prepare(1) == ""
@@ -786,7 +784,7 @@ def test_kernels_to_ship_for_gpus() -> None:
     names_ = [h.name for h in ship.GPU_HOUSE]
     assert len(set(names_)) == len(names_) and "softmax/rows.cu ROW_THREADS=256 ROWS=1 VECS=4" in names_
     assert max(n for house in ship.GPU_HOUSE if house.op == "softmax" for _, n, _ in house.sizes()) >= 1 << 20
-    assert not any(h.device == "cuda" for h in ship.HOUSE)
+    assert all(h.device == "cpu" for h in ship.HOUSE)
 
 
 def test_what_a_gpu_can_judge(monkeypatch: pytest.MonkeyPatch) -> None:
