@@ -107,7 +107,10 @@ def is_channels_last(t: Tensor) -> bool:
     """Whether torch takes the strides of a tensor (N, C, H, W) or (C, H, W) for channels last, as csrc/runtime/shim_conv.c
     tells it."""
     t = t.unsqueeze(0) if t.dim() == 3 else t
-    size, stride = t.shape, t.stride()
+    return is_channels_last_strides(t.shape, t.stride())
+
+
+def is_channels_last_strides(size: Sequence[int], stride: Sequence[int]) -> bool:
     least = 0
     if stride[1] == 0:
         return False

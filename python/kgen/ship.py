@@ -167,7 +167,7 @@ class House:
 
     @property
     def affines(self) -> tuple[tuple[str, ...], ...]:
-        """Of a norm or a linear, which of weight and bias its pins are for; a call of another Op has no such choice."""
+        """Of a norm, a linear or a conv2d, which of weight and bias its pins are for; a call of another Op has no such choice."""
         return {**spread.AFFINE, **epilogues.CHOICES}.get(self.op, ((),))
 
     def dense(self, dtype: str, affine: Sequence[str] = ()) -> list[Trial]:
@@ -176,7 +176,7 @@ class House:
                 spread.norm_trial(self.op, dtype, m, n, affine, ALIGNS[i % 3]) for i, (m, n) in enumerate(self.sizes())
             ]
         elif self.op in epilogues.CHOICES:
-            made = epilogues.dense(self.op, dtype, self.sizes(), affine, ALIGNS, self.layouts)
+            made = epilogues.of(self.op).dense(self.op, dtype, self.sizes(), affine, ALIGNS, self.layouts)
         elif self.op == "softmax":
             made = [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
         else:
@@ -190,7 +190,8 @@ class House:
         if self.op in spread.AFFINE:
             return spread.norm_trial(self.op, dtype, *self.timed, affine).on(self.device)
         if self.op in epilogues.CHOICES:
-            return epilogues.trial(self.op, dtype, self.timed, affine, layout=self.layouts[:1] or "c").on(self.device)
+            cases = epilogues.of(self.op)
+            return cases.trial(self.op, dtype, self.timed, affine, layout=self.layouts[:1] or "c").on(self.device)
         softmax = self.op == "softmax"
         made = spread.softmax_trial(dtype, *self.timed) if softmax else spread.attention_trial(dtype, self.timed)
         return made.on(self.device)
@@ -199,7 +200,7 @@ class House:
         """Named variants at one size, each size with one of them, and this dtype's part of the random ones."""
         if self.op in epilogues.CHOICES:
             turn = self.dtypes.index(dtype)
-            made = epilogues.with_programs(
+            made = epilogues.of(self.op).with_programs(
                 self.op, dtype, self.sizes(), self.program_at, affine, ALIGNS, count, turn, len(self.dtypes), self.layouts
             )
         else:
