@@ -72,17 +72,19 @@ class At:
 
 # ---- Cases ----
 
-# Of the operands: c row-major, i with gaps between images and channels, l channels last (with an output that is, too).
-LAYOUTS = ("c", "l", "i")
+# Of the operands: c row-major, i with gaps between rows and channels, s with gaps throughout, l channels last (with an output
+# that is, too).
+LAYOUTS = ("c", "i", "s", "l")
 
 
 def _strides(shape: Sequence[int], layout: str) -> list[int]:
     n, c, h, w = shape
     if layout == "l":
         return [c * h * w, 1, w * c, c]
-    rows = w + (3 if layout == "i" else 0)
-    plane = h * rows + (8 if layout == "i" else 0)
-    return [c * plane, plane, rows, 1]
+    step, gap = (2 if layout == "s" else 1), (0 if layout == "c" else 3)
+    rows = w * step + gap
+    plane = h * rows + gap * 8
+    return [c * plane, plane, rows, step]
 
 
 def trial(op: str, dtype: str, at: At, chosen: Sequence[str] = (), program: Program | None = None, label: str = "plain",
@@ -109,7 +111,7 @@ def trial(op: str, dtype: str, at: At, chosen: Sequence[str] = (), program: Prog
 
 
 def layout_of(key: Key) -> str:
-    return "l" if key["attrs"]["channels_last"] else "i" if "i" in key["layout"][:2] else "c"
+    return "l" if key["attrs"]["channels_last"] else max(key["layout"][:2])
 
 
 def of_key(key: Key, at: At, program: Program | None = None, label: str = "plain") -> Any:
@@ -192,8 +194,8 @@ def gpu_sizes() -> list[At]:
 
 
 def dense(op: str, dtype: str, sizes: Sequence[At], chosen: Sequence[str], aligns: Sequence[int], layouts: str = "") -> list[Any]:
-    """One plain Case a size, with the layouts (c and i, unless some are named) and alignments in turn."""
-    kinds = layouts or "ci"
+    """One plain Case a size, with the layouts (all but l, unless some are named) and alignments in turn."""
+    kinds = layouts or "cis"
     return [
         trial(op, dtype, at, chosen, layout=kinds[i % len(kinds)], align=aligns[i // len(kinds) % len(aligns)])
         for i, at in enumerate(sizes)

@@ -29,8 +29,9 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, devices, epilogues, spread
+from . import _libkgen, convs, devices, epilogues, spread
 from ._paths import kernels_dir, shipped_registry
+from .convs import At
 from .epilogues import Product
 from .errors import BadInput, KgenError
 from .judge import Judge
@@ -317,6 +318,15 @@ def _gpu_products(op: str) -> list[House]:
     return [*made, House(f"matmul/{prefix}split.cu", op, sizes, square, at, dtypes=("float32",))]
 
 
+def _gpu_convs() -> list[House]:
+    """In both memory formats: channels last, and any other."""
+    layer, at = At(32, 64, 56, 56, 64, ph=1, pw=1), At(2, 12, 13, 10, 24, 3, 3, 1, 2, 1, 1)
+    return [
+        House(f"conv/{file}.cu", "conv2d", convs.gpu_sizes, layer, at, tunables={"LAST": last}, dtypes=dtypes, layouts="l" * last)
+        for last in (0, 1) for file, dtypes in (("fma", ("float32",)), ("mma", HALVES))
+    ]  # fmt: skip
+
+
 def _gpu_house() -> tuple[House, ...]:
     """The house kernels for GPUs, each with the choices of tunables that its range takes."""
     rows = [
@@ -353,7 +363,7 @@ def _gpu_house() -> tuple[House, ...]:
         )
     ]  # fmt: skip
     norms = [*_gpu_norms("layer_norm", "layer"), *_gpu_norms("rms_norm", "rms")]
-    products = [*_gpu_products("matmul"), *_gpu_products("linear")]
+    products = [*_gpu_products("matmul"), *_gpu_products("linear"), *_gpu_convs()]
     return (*rows, *cluster, *others, *attention, *hopper, *norms, *products)
 
 
