@@ -323,7 +323,7 @@ def _gpu_convs() -> list[House]:
     layer, at = At(32, 64, 56, 56, 64, ph=1, pw=1), At(2, 12, 13, 10, 24, 3, 3, 1, 2, 1, 1)
     return [
         House(f"conv/{file}.cu", "conv2d", convs.gpu_sizes, layer, at, tunables={"LAST": last}, dtypes=dtypes, layouts="l" * last)
-        for last in (0, 1) for file, dtypes in (("fma", ("float32",)), ("mma", HALVES))
+        for last in (0, 1) for file, dtypes in (("fma", ("float32",)), ("mma", HALVES), ("split", ("float32",)))
     ]  # fmt: skip
 
 

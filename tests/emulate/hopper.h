@@ -274,6 +274,7 @@ template <float (*widen)(u16), u32 N, class... A> void product(A &&...operands) 
         product<from_f16, N>(operands...);                                                         \
     }
 EMULATE_WGMMA(64)
+EMULATE_WGMMA(96)
 EMULATE_WGMMA(128)
 EMULATE_WGMMA(192)
 EMULATE_WGMMA(256)

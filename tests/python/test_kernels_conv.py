@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from emulator import Call, EmulatorError, emulate
 from kgen.convolution import contract_dims, is_channels_last
 from test_kernels_cuda import BF16, F16, F32, maybe_slow, source
+from test_kernels_cuda import source as source_of
 from test_kernels_matmul import GELU
 from torch import Tensor
 
@@ -27,6 +28,8 @@ SHAPES: dict[str, Shape] = {
     "groups": (2, 12, 10, 9, 24, 3, 3, (1, 2), (2, 0), ONE, 4),
     "first": (1, 3, 24, 24, 8, 7, 7, (2, 2), (3, 3), ONE, 1),
     "wide": (1, 16, 12, 12, 130, 3, 3, ONE, ONE, (2, 2), 1),
+    "strided first": (2, 3, 40, 33, 20, 11, 11, (4, 4), (2, 2), ONE, 1),
+    "long": (2, 40, 9, 14, 100, 3, 3, ONE, (2, 1), (2, 1), 1),
     "depthwise": (2, 6, 8, 9, 12, 3, 3, ONE, ONE, ONE, 6),
     "one": (1, 1, 1, 1, 1, 1, 1, ONE, NONE, ONE, 1),
 }  # fmt: skip
@@ -78,15 +81,17 @@ def holds(c: Call, got: Tensor) -> None:
 
 
 def run(name: str, calls: list[Call], tunables: dict[str, int], text: str | None = None) -> None:
+    """On few multiprocessors, so that blocks go on from tile to tile."""
     outputs = []
     for backwards in (False, True):
-        for c, found in zip(calls, emulate(text or source(f"conv/{name}.cu"), calls, tunables, backwards=backwards), strict=True):
+        found_all = emulate(text or source(f"conv/{name}.cu"), calls, tunables, backwards=backwards, sms=2)
+        for c, found in zip(calls, found_all, strict=True):
             holds(c, found[0])
             outputs.append(found[0])
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(outputs[: len(calls)], outputs[len(calls) :], strict=True))
 
 
-DTYPES = {"fma": (F32,), "mma": (BF16, F16)}
+DTYPES = {"fma": (F32,), "mma": (BF16, F16), "split": (F32,)}
 # Way: source, tunables, layouts of the operands.
 WAYS: dict[str, tuple[str, dict[str, int], str]] = {
     "fma": ("fma", {}, "cs"),
@@ -96,27 +101,32 @@ WAYS: dict[str, tuple[str, dict[str, int], str]] = {
     "mma": ("mma", {}, "cs"),
     "mma, last": ("mma", {"LAST": 1}, "l"),
     "mma, large": ("mma", {"BLOCK_O": 128, "WARPS_P": 4, "STAGES": 2}, "c"),
+    "split": ("split", {}, "cs"),
+    "split, last": ("split", {"LAST": 1}, "l"),
+    "split, 96": ("split", {"BLOCK_N": 96}, "c"),
+    "split, 64": ("split", {"BLOCK_N": 64, "LAST": 1}, "l"),
     "mma, 16 channels": ("mma", {"BLOCK_O": 16, "WARPS_O": 1, "WARPS_P": 4, "STAGES": 4, "LAST": 1}, "l"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", [maybe_slow(w in ("fma", "fma, last", "mma", "mma, last"), w) for w in WAYS])
+@pytest.mark.parametrize("way", [maybe_slow(w in ("fma", "mma, last", "split", "split, last"), w) for w in WAYS])
 def test_values(way: str) -> None:
     torch.manual_seed(0)
     name, tunables, layouts = WAYS[way]
     for dtype in DTYPES[name]:
         calls = [call(s, dtype, layout, bias=i % 2 == 0) for layout in layouts for i, s in enumerate(SHAPES.values())]
         calls = [c for c in calls if c.args["channels_last"] == bool(tunables.get("LAST"))]
-        assert len(calls) >= len(SHAPES) - 2
+        calls = [c for c in calls if name != "split" or c.args["groups"] == 1]
+        assert len(calls) >= len(SHAPES) - 3
         run(name, calls, tunables)
 
 
-@pytest.mark.parametrize("name, last", [("fma", 0), ("mma", 1)])
+@pytest.mark.parametrize("name, last", [("fma", 0), ("mma", 1), ("split", 0), ("split", 1)])
 @pytest.mark.parametrize("epilogue", ["gelu", "residual"])
 def test_epilogues(name: str, last: int, epilogue: str) -> None:
     torch.manual_seed(1)
     program = {"gelu": GELU, "residual": RESIDUAL}[epilogue]
-    calls = [call(SHAPES[s], DTYPES[name][0], "l" if last else "c", True, program) for s in ("plain", "odd", "groups")]
+    calls = [call(SHAPES[s], DTYPES[name][0], "l" if last else "c", True, program) for s in ("plain", "odd", "groups" if name != "split" else "first")]
     run(name, calls, {"LAST": last})
 
 
@@ -129,6 +139,34 @@ def test_not_finite(name: str) -> None:
     run(name, [c], {})
 
 
+def stray_calls() -> list[Call]:
+    """Images and weights that two planes cannot hold: sizes that make up for each other, tiny ones, one element far below
+    the others, NaN and infinities; each beside plain ones."""
+    wide = call((4, 8, 9, 10, 20, 3, 3, ONE, ONE, ONE, 1), F32)
+    x, w = wide.args["input"], wide.args["weight"]
+    x[1] *= torch.logspace(-15, 15, 8)[:, None, None]
+    w[5] *= torch.logspace(15, -15, 8)[:, None, None]
+    w[7, 0, 0, 0] = 1e-14
+    x[2] *= 1e-36
+    special = call((3, 3, 12, 12, 9, 3, 3, (2, 2), ONE, ONE, 1), F32)
+    special.args["input"][1, 0, 3, 3], special.args["weight"][4, 1, 1, 1] = torch.inf, torch.nan
+    return [wide, special]
+
+
+def test_strays_are_exact() -> None:
+    """Each image and each channel by itself."""
+    torch.manual_seed(4)
+    calls = stray_calls()
+    for c, (got,) in zip(calls, emulate(source("conv/split.cu"), calls, {}, sms=2), strict=True):
+        exact, theirs = computed(c.args, torch.float64), computed(c.args, F32).double()
+        assert torch.equal(torch.isfinite(got), torch.isfinite(theirs)) and torch.equal(torch.isnan(got), torch.isnan(theirs))
+        for n in range(exact.shape[0]):
+            for o in range(exact.shape[1]):
+                kept = torch.isfinite(exact[n, o]) & torch.isfinite(theirs[n, o])
+                ours, want, own = got[n, o].double()[kept], exact[n, o][kept], theirs[n, o][kept]
+                assert (ours - want).norm() <= 2 * (own - want).norm() + 2.0**-21 * want.norm(), (n, o)
+
+
 # Way, what is changed, into what.
 MUTANTS: dict[str, tuple[str, str, str]] = {
     "the padding is not zero": ("fma", "(u32)(l.w + p.j * t.dilation_w) < (u32)t.w", "true"),
@@ -138,16 +176,30 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "the next tap is the same": ("mma", "    if (++p.j < CONV_KW)\n        return;\n    p.j = 0;", "    if (++p.j < CONV_KW)\n        return;"),
     "a barrier is missing": ("mma, last", "__syncthreads();\n        /* Into", "/* Into"),
     "the end of the sum is not seen": ("mma", "e < left && inside", "inside"),
+    "the corrections are forgotten": ("split", "fmaf(low[i], 1.0f / LOW_SCALE, sums[i])", "sums[i]"),
+    "low planes are swapped": ("split", "a_low + 2 * i, b + 2 * i", "a_low + 2 * i, b_low + 2 * i"),
+    "a stage is loaded before it is free": ("split", "barrier_wait(f.empty + 8 * r.stage, r.phase ^ 1);", ""),
+    "a stage is let go too early": ("split", "barrier_init(empty + 8 * i, 8)", "barrier_init(empty + 8 * i, 4)"),
+    "copies are not waited for": ("split", "cp.async.wait_group 1;", "cp.async.wait_group 2;"),
+    "the first step is added to what was there": ("split", "b_low + 2 * i, k | i)", "b_low + 2 * i, 1)"),
+    "no image is a stray": ("strays", "return hopeless(s.tops[image]) || s.misfits[image] > (u64)elements;", "return false;"),
+    "losses do not count": ("strays", "x == 0 || d < 28 ? 0 :", "true ? 0 :"),
+    "no weight is a stray": ("strays", "= hopeless(top) || *losses > (u64)all", "= 0"),
     "a stage is not waited for": ("mma, last", '"n"(STAGES - 2)', '"n"(STAGES - 1)'),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", [maybe_slow(m in ("no dilation", "a barrier is missing"), m) for m in MUTANTS])
-def test_mutants_fail(mutant: str) -> None:
+@pytest.mark.parametrize("mutant", [maybe_slow(m in ("no dilation", "a barrier is missing", "losses do not count", "a stage is let go too early"), m) for m in MUTANTS])
+def test_mutants_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(3)
     way, old, new = MUTANTS[mutant]
+    if way == "strays":
+        monkeypatch.setitem(globals(), "source", lambda _: source_of("conv/split.cu", (old, new)))
+        with pytest.raises(AssertionError):
+            test_strays_are_exact()
+        return
     name, tunables, layouts = WAYS[way]
-    calls = [call(SHAPES[s], DTYPES[name][0], layouts[0]) for s in ("odd", "groups", "wide")]
+    calls = [call(SHAPES[s], DTYPES[name][0], layouts[0]) for s in ("odd", "groups" if name != "split" else "long", "wide")]
     with pytest.raises((AssertionError, EmulatorError)) as e:
-        run(name, calls, tunables, source(f"conv/{name}.cu", (old, new)))
+        run(name, calls, tunables, source_of(f"conv/{name}.cu", (old, new)))
     assert "error:" not in str(e.value), f"the mutant does not compile: {e.value}"
