@@ -61,7 +61,7 @@ def _convolution(node: fx.Node) -> tuple[tuple[fx.Node | None, ...], tuple[Any, 
     if a.get("transposed") or isinstance(a["padding"], str):
         return None
     x, w, b, rank = a["input"], a["weight"], a["bias"], len(shape_of(a["weight"]))
-    lists = [list(a[n]) * (2 if len(a[n]) == 1 else 1) for n in ("stride", "padding", "dilation")]
+    lists = [tuple(a[n]) * (2 if len(a[n]) == 1 else 1) for n in ("stride", "padding", "dilation")]
     if rank != 4 or len(shape_of(x)) not in (3, 4) or any(len(v) != 2 for v in lists) or 0 in shape_of(w):
         return None
     if not all(isinstance(n, int) for v in lists for n in v):
