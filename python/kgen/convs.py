@@ -193,6 +193,19 @@ def gpu_sizes() -> list[At]:
     return [at for at in dict.fromkeys(made) if at.sound]
 
 
+def gpu_depthwise_sizes() -> list[At]:
+    """Of one channel a group, and of few or many."""
+    dims, outs, kernels = (1, 4, 7, 8, 14, 31, 33, 56, 57), (1, 2, 3, 8, 24, 65), ((3, 3), (5, 5), (7, 7), (3, 1), (2, 4), (11, 11), (1, 1))
+    made = []
+    for i in range(42):
+        kh, kw = kernels[i % 7]
+        g = outs[i % 6]
+        made.append(At(1 + i % 3, 1, dims[i * 2 % 9] + kh, dims[i * 7 % 9] + kw, g * (1 + i // 6 % 3), kh, kw, 1 + i // 2 % 3, 1 + i // 3 % 2,
+                       i % 4, i // 4 % 3, 1 + i // 7 % 2 * (kh < 4), 1 + i // 9 % 2 * (kw < 4), g))  # fmt: skip
+    made += [At(8, 1, 112, 112, 32, ph=1, pw=1, g=32), At(2, 1, 7, 7, 960, 5, 5, ph=2, pw=2, g=960), At(1, 1, 1000, 1003, 4, sh=2, sw=2, g=4)]
+    return [at for at in dict.fromkeys(made) if at.sound]
+
+
 def dense(op: str, dtype: str, sizes: Sequence[At], chosen: Sequence[str], aligns: Sequence[int], layouts: str = "") -> list[Any]:
     """One plain Case a size, with the layouts (all but l, unless some are named) and alignments in turn."""
     kinds = layouts or "cis"

@@ -336,10 +336,12 @@ def _gpu_products(op: str) -> list[House]:
 def _gpu_convs() -> list[House]:
     """In both memory formats: channels last, and any other."""
     layer, at = At(32, 64, 56, 56, 64, ph=1, pw=1), At(2, 12, 13, 10, 24, 3, 3, 1, 2, 1, 1)
-    return [
+    wise, alone = At(32, 1, 56, 56, 144, ph=1, pw=1, g=144), At(2, 1, 13, 10, 24, 3, 3, 1, 2, 1, 1, g=12)
+    made = [
         House(f"conv/{file}.cu", "conv2d", convs.gpu_sizes, layer, at, tunables={"LAST": last}, dtypes=dtypes, layouts="l" * last)
         for last in (0, 1) for file, dtypes in (("fma", ("float32",)), ("mma", HALVES), ("split", ("float32",)))
     ]  # fmt: skip
+    return [*made, House("conv/depthwise.cu", "conv2d", convs.gpu_depthwise_sizes, wise, alone)]
 
 
 def _gpu_house() -> tuple[House, ...]:

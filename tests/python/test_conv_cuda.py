@@ -34,6 +34,10 @@ BUILDS: dict[str, tuple[str, dict[str, int], tuple[str, ...], str]] = {
     "mma, large": ("mma", {"BLOCK_O": 128, "WARPS_P": 4}, HALVES, "c"),
     "mma, large last": ("mma", {"BLOCK_O": 128, "WARPS_P": 4, "STAGES": 4, "LAST": 1}, HALVES, "l"),
 }  # fmt: skip
+DEPTHWISE = (
+    At(1, 1, 1, 1, 1, 1, 1), At(2, 1, 14, 14, 32, ph=1, pw=1, g=32), At(2, 1, 57, 31, 48, 3, 3, 2, 2, 1, 1, g=24), At(1, 1, 40, 29, 8, 7, 5, 1, 3, 3, 2, 2, 1, 8),
+    At(3, 1, 7, 7, 120, 5, 5, ph=2, pw=2, g=120), At(1, 1, 130, 200, 6, 11, 11, 4, 4, 5, 5, g=3),
+)  # fmt: skip
 SIZES = (
     At(1, 1, 1, 1, 1, 1, 1), At(2, 3, 17, 19, 8, ph=1, pw=1), At(1, 16, 15, 33, 40, 5, 3, 2, 2, 2, 1), At(2, 8, 20, 20, 16, 3, 3, 1, 1, 2, 2, 2, 2),
     At(3, 4, 13, 9, 24, 3, 3, 1, 2, 1, 1, 1, 1, 4), At(2, 1, 14, 14, 32, ph=1, pw=1, g=32), At(4, 64, 28, 28, 130, ph=1, pw=1),
@@ -64,6 +68,17 @@ def test_values(build: str) -> None:
     found = judged(build, trials)
     # Those that torch does not take for channels last, and of split.cu those with groups.
     assert len(found.skipped) <= 5, found.skipped
+
+
+@pytest.mark.parametrize("rows", [4, 1])
+def test_depthwise(rows: int) -> None:
+    path, contract = kernels_dir() / "conv" / "depthwise.cu", canonical_contract("conv2d").decode()
+    trials = [
+        convs.trial("conv2d", (*SINGLE, *HALVES)[i % 3], at, ("bias",) if i % 2 else (), layout="cis"[i % 3]).on("cuda")
+        for i, at in enumerate(DEPTHWISE)
+    ]
+    found = spread.judge(contract, path.read_bytes(), path.name, {"ROWS": rows}, trials)
+    assert found.verdict == "pass" and not found.skipped, found.message
 
 
 @pytest.mark.parametrize("build", ["fma", "fma, last", "mma", "mma, last", "split", "split, last"])

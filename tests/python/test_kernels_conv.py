@@ -91,7 +91,7 @@ def run(name: str, calls: list[Call], tunables: dict[str, int], text: str | None
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(outputs[: len(calls)], outputs[len(calls) :], strict=True))
 
 
-DTYPES = {"fma": (F32,), "mma": (BF16, F16), "split": (F32,)}
+DTYPES = {"fma": (F32,), "mma": (BF16, F16), "split": (F32,), "depthwise": (F32, BF16, F16)}
 # Way: source, tunables, layouts of the operands.
 WAYS: dict[str, tuple[str, dict[str, int], str]] = {
     "fma": ("fma", {}, "cs"),
@@ -121,6 +121,29 @@ def test_values(way: str) -> None:
         run(name, calls, tunables)
 
 
+DEPTHWISE: dict[str, Shape] = {
+    "plain": (2, 6, 9, 13, 6, 3, 3, ONE, ONE, ONE, 6),
+    "odd": (1, 5, 13, 11, 15, 5, 2, (2, 1), (1, 2), (1, 2), 5),
+    "strided": (2, 3, 30, 17, 3, 7, 7, (2, 2), (3, 3), ONE, 3),
+    "dilated": (1, 2, 20, 9, 2, 3, 3, (3, 1), (2, 2), (2, 2), 2),
+    "low": (3, 4, 2, 300, 8, 2, 3, ONE, NONE, ONE, 4),
+    "one": (1, 1, 1, 1, 1, 1, 1, ONE, NONE, ONE, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("any_size", [True, False])
+def test_depthwise(any_size: bool) -> None:
+    """Built for any size, and for each."""
+    torch.manual_seed(5)
+    text = source("conv/depthwise.cu")
+    for i, (dtype, layout) in enumerate(zip(DTYPES["depthwise"], "csc", strict=True)):
+        calls = [call(s, dtype, layout, bias=k % 2 == 0, program=RESIDUAL if k == 1 else "") for k, s in enumerate(DEPTHWISE.values())]
+        plain, alone = [c for c in calls if not c.program], [c for c in calls if c.program]
+        for group in ([plain, alone] if any_size else [[c] for c in calls[i::3]]):
+            for c, (got,) in zip(group, emulate(text, group, {"ROWS": (4, 2, 8)[i]}, any_size, backwards=i == 1), strict=True):
+                holds(c, got)
+
+
 @pytest.mark.parametrize("name, last", [("fma", 0), ("mma", 1), ("split", 0), ("split", 1)])
 @pytest.mark.parametrize("epilogue", ["gelu", "residual"])
 def test_epilogues(name: str, last: int, epilogue: str) -> None:
@@ -130,7 +153,7 @@ def test_epilogues(name: str, last: int, epilogue: str) -> None:
     run(name, calls, {"LAST": last})
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", ["fma", "mma", "split"])
 def test_not_finite(name: str) -> None:
     torch.manual_seed(2)
     c = call(SHAPES["odd"], DTYPES[name][0])
@@ -185,6 +208,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "no image is a stray": ("strays", "return hopeless(s.tops[image]) || s.misfits[image] > (u64)elements;", "return false;"),
     "losses do not count": ("strays", "x == 0 || d < 28 ? 0 :", "true ? 0 :"),
     "no weight is a stray": ("strays", "= hopeless(top) || *losses > (u64)all", "= 0"),
+    "rows below the image are read": ("depthwise", "(u32)y < (u32)v.h && ", "y >= 0 && y <= v.h && "),
+    "a channel of another group": ("depthwise", "o / fold * x1", "o % (channels / fold) * x1"),
     "a stage is not waited for": ("mma, last", '"n"(STAGES - 2)', '"n"(STAGES - 1)'),
 }  # fmt: skip
 
@@ -198,8 +223,10 @@ def test_mutants_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(AssertionError):
             test_strays_are_exact()
         return
-    name, tunables, layouts = WAYS[way]
-    calls = [call(SHAPES[s], DTYPES[name][0], layouts[0]) for s in ("odd", "groups" if name != "split" else "long", "wide")]
+    name, tunables, layouts = ("depthwise", {}, "c") if way == "depthwise" else WAYS[way]
+    named = {"depthwise": ("odd",), "split": ("odd", "long", "wide")}.get(name, ("odd", "groups", "wide"))
+    shapes = DEPTHWISE if name == "depthwise" else SHAPES
+    calls = [call(shapes[s], DTYPES[name][0], layouts[0]) for s in named]
     with pytest.raises((AssertionError, EmulatorError)) as e:
         run(name, calls, tunables, source_of(f"conv/{name}.cu", (old, new)))
     assert "error:" not in str(e.value), f"the mutant does not compile: {e.value}"
