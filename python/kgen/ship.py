@@ -167,6 +167,7 @@ class House:
     dtypes: tuple[str, ...] = DTYPES
     layouts: str = ""  # of a product's operands; all of them
     plain: bool = True  # false: calls without a Program are left to torch, which is faster
+    row_bytes: tuple[int, int] | None = None  # pins are for rows of more than the first and at most the second
 
     @property
     def device(self) -> str:
@@ -296,20 +297,24 @@ def gpu_norm_sizes() -> list[tuple[int, int]]:
 
 
 def _gpu_norms(op: str, name: str) -> list[House]:
-    """Each Op's templates; the tunables are those that were fastest on an H200."""
+    """Each Op's templates; the tunables are those that were fastest on an H200. Of two for the same calls the later serves."""
     rows = [
-        ((65536, 512), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4, "TURNS": 8, "BLOCKS": 4}),
-        ((32768, 2048), {"ROW_THREADS": 128, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 4}),
-        ((8192, 4096), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 2}),
+        ((65536, 512), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4, "TURNS": 8, "BLOCKS": 4}, (0, 1 << 11)),
+        ((32768, 2048), {"ROW_THREADS": 128, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 4}, (1 << 11, 1 << 13)),
+        ((8192, 4096), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 2}, (1 << 13, 1 << 14)),
     ]
     ragged = [
-        ((65536, 501), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4}), ((8192, 4083), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}),
-        ((4096, 8195), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}),
+        ((65536, 501), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4}, (0, 1 << 11)),
+        ((8192, 4083), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, (1 << 11, 1 << 14)),
+        ((4096, 8195), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, (1 << 14, 1 << 16)),
     ]  # fmt: skip
-    made = [House(f"norm/{name}_rows.cu", op, gpu_norm_sizes, timed, tunables=chosen) for timed, chosen in rows]
-    made += [House(f"norm/{name}_ragged.cu", op, gpu_norm_sizes, timed, tunables=chosen) for timed, chosen in ragged]
-    made += [House(f"norm/{name}_long.cu", op, gpu_norm_sizes, (256, 1 << 18))]
-    return [*made, House(f"norm/{name}_grid.cu", op, gpu_norm_sizes, (16, 1 << 20), tunables={"HELD": 4, "IN_SHARED": 12})]
+    made = [House(f"norm/{name}_long.cu", op, gpu_norm_sizes, (256, 1 << 18), row_bytes=(1 << 16, 1 << 40))]
+    made += [House(f"norm/{name}_grid.cu", op, gpu_norm_sizes, (16, 1 << 20), tunables={"HELD": 4, "IN_SHARED": 12},
+                   row_bytes=(1 << 18, 1 << 40))]  # fmt: skip
+    return made + [
+        House(f"norm/{name}_{file}.cu", op, gpu_norm_sizes, timed, tunables=chosen, row_bytes=row_bytes)
+        for file, choices in (("ragged", ragged), ("rows", rows)) for timed, chosen, row_bytes in choices
+    ]  # fmt: skip
 
 
 def _gpu_products(op: str) -> list[House]:
@@ -347,23 +352,23 @@ def _gpu_convs() -> list[House]:
 def _gpu_house() -> tuple[House, ...]:
     """The house kernels for GPUs, each with the choices of tunables that its range takes."""
     rows = [
-        House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, dtypes=dtypes)
-        for timed, chosen, dtypes in (
-            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}, DTYPES),
-            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, DTYPES),
-            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}, ("float32",)),
-            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, HALVES),
+        House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, dtypes=dtypes, row_bytes=row_bytes)
+        for timed, chosen, dtypes, row_bytes in (
+            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}, DTYPES, (0, 1 << 11)),
+            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, DTYPES, (1 << 11, 1 << 14)),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}, ("float32",), (1 << 14, 1 << 17)),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, HALVES, (1 << 14, 1 << 16)),
         )
     ]
     cluster = [
-        House("softmax/cluster.cu", "softmax", gpu_row_sizes, timed, tunables=chosen)
-        for timed, chosen in (
-            ((4096, 65536, 1), {"CLUSTER": 8, "THREADS": 256, "VECS": 8}),
-            ((1024, 131072, 1), {"CLUSTER": 8, "THREADS": 512, "VECS": 8}),
+        House("softmax/cluster.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, row_bytes=row_bytes)
+        for timed, chosen, row_bytes in (
+            ((4096, 65536, 1), {"CLUSTER": 8, "THREADS": 256, "VECS": 8}, (1 << 16, 1 << 18)),
+            ((1024, 131072, 1), {"CLUSTER": 8, "THREADS": 512, "VECS": 8}, (1 << 18, 1 << 19)),
         )
     ]
     others = [
-        House("softmax/long.cu", "softmax", gpu_row_sizes, (256, 1 << 20, 1)),
+        House("softmax/long.cu", "softmax", gpu_row_sizes, (256, 1 << 20, 1), row_bytes=(1 << 19, 1 << 40)),
         House("softmax/columns.cu", "softmax", column_sizes, (64, 1024, 1024)),
     ]
     full = ("float32",)
@@ -396,6 +401,16 @@ def judged_key(contract: str, trials: Sequence[Trial], skipped: Collection[str],
         dims[name] = {"min": low, "max": high} if low < high else low
     layouts = [max(k["layout"][i] for k in keys) for i in range(len(keys[0]["layout"]))]  # "i" is wider than "c"
     return {**keys[0], "layout": layouts, "program": "*" if any_program else None, "dims": dims}
+
+
+def narrowed(key: dict[str, Any], row_bytes: tuple[int, int] | None) -> dict[str, Any]:
+    """The key for rows of so many bytes alone: for others another choice of tunables is faster, or torch is."""
+    n = key["dims"].get("N")
+    if row_bytes is None or not isinstance(n, dict):
+        return key
+    size = {"float32": 4}.get(key["dtypes"][0], 2)
+    low, high = max(n["min"], row_bytes[0] // size + 1), min(n["max"], row_bytes[1] // size)
+    return {**key, "dims": {**key["dims"], "N": {"min": low, "max": high} if low < high else low}}
 
 
 def key_hash(key: dict[str, Any]) -> str:
@@ -527,7 +542,8 @@ class Shipping:
         keys, entries, programs = [], [], []
         for variant, (dense, *rest) in evidence.items():
             if self.house.plain:
-                keys.append(judged_key(self.contract, self.dense(variant), dense.skipped, False))
+                key = judged_key(self.contract, self.dense(variant), dense.skipped, False)
+                keys.append(narrowed(key, self.house.row_bytes))
                 entries.append({**_entry(keys[-1], dense, 0), **times.get(variant, {})})
             for found in rest:
                 trials = self.with_programs(variant)

@@ -244,6 +244,16 @@ def test_a_range_is_what_was_judged() -> None:
     assert skipped["dims"]["N"] == {"min": 3, "max": 7}, "what the plan refused was not judged"
 
 
+def test_a_pin_is_for_the_rows_that_its_tunables_are_for() -> None:
+    key = {"dtypes": ["bfloat16"], "dims": {"M": {"min": 1, "max": 9}, "N": {"min": 1, "max": 4099}, "K": 1}}
+    assert ship.narrowed(key, None) == key
+    assert ship.narrowed(key, (2048, 16384))["dims"] == {**key["dims"], "N": {"min": 1025, "max": 4099}}
+    assert ship.narrowed({**key, "dtypes": ["float32"]}, (0, 2048))["dims"]["N"] == {"min": 1, "max": 512}
+    for op in ("softmax", "layer_norm", "rms_norm"):
+        rows = [h.row_bytes for h in ship.GPU_HOUSE if h.op == op and "columns" not in h.file]
+        assert all(rows) and min(r[0] for r in rows if r) == 0
+
+
 def test_thinned_a_range_keeps_its_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     house = next(h for h in ship.HOUSE if h.file == "softmax/columns.c")
     all_of, few = (ship.Shipping(house, ship.ARCHS[0], SHIPPED, 1, lambda _: None, most=most) for most in (0, 5))
