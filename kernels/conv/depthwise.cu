@@ -73,7 +73,9 @@ DEV void sum(float (&sums)[ROWS], const struct window &v) {
 #define SUM(sums, v) sum(sums, v)
 #else
 DEV void sum(float (&sums)[ROWS], const struct window &v, int kh, int kw, int sh, int dh) {
+#pragma unroll 1
     for (int i = 0; i < kh; i++)
+#pragma unroll 1
         for (int j = 0; j < kw; j++) {
             const float w = widen(__ldg(v.w + i * v.w2 + j * v.w3));
             EACH(q, ROWS) sums[q] = fmaf(element(v, v.y0 + q * sh + i * dh, j), w, sums[q]);

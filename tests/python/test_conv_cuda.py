@@ -27,7 +27,7 @@ BUILDS: dict[str, tuple[str, dict[str, int], tuple[str, ...], str]] = {
     "fma, small": ("fma", {"BLOCK_O": 32, "BLOCK_P": 64, "SIDE": 4}, SINGLE, "c"),
     "split": ("split", {}, SINGLE, "cis"),
     "split, last": ("split", {"LAST": 1}, SINGLE, "l"),
-    "split, 96": ("split", {"BLOCK_N": 96}, SINGLE, "c"),
+    "split, 128": ("split", {"BLOCK_N": 128}, SINGLE, "c"),
     "split, 64 last": ("split", {"BLOCK_N": 64, "LAST": 1}, SINGLE, "l"),
     "mma": ("mma", {}, HALVES, "cis"),
     "mma, last": ("mma", {"LAST": 1}, HALVES, "l"),

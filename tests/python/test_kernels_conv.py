@@ -103,7 +103,7 @@ WAYS: dict[str, tuple[str, dict[str, int], str]] = {
     "mma, large": ("mma", {"BLOCK_O": 128, "WARPS_P": 4, "STAGES": 2}, "c"),
     "split": ("split", {}, "cs"),
     "split, last": ("split", {"LAST": 1}, "l"),
-    "split, 96": ("split", {"BLOCK_N": 96}, "c"),
+    "split, 128": ("split", {"BLOCK_N": 128}, "c"),
     "split, 64": ("split", {"BLOCK_N": 64, "LAST": 1}, "l"),
     "mma, 16 channels": ("mma", {"BLOCK_O": 16, "WARPS_O": 1, "WARPS_P": 4, "STAGES": 4, "LAST": 1}, "l"),
 }  # fmt: skip
