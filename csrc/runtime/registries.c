@@ -25,7 +25,7 @@
 static const struct {
     const char *name, *schema;
     size_t nargs, noutputs;
-    kg_arg_type types[8];
+    kg_arg_type types[11];
 } canonical[] = {
     {"softmax", "softmax(Tensor input, int dim) -> Tensor", 2, 1, {KG_ARG_TENSOR, KG_ARG_INT}},
     {"attention",
@@ -60,6 +60,14 @@ static const struct {
      5,
      1,
      {KG_ARG_TENSOR, KG_ARG_TENSOR, KG_ARG_TENSOR_LIST, KG_ARG_FLOAT_LIST, KG_ARG_STR}},
+    {"conv2d",
+     "conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] "
+     "dilation, int groups, bool channels_last, Tensor[] captured, float[] scalars, str program) "
+     "-> Tensor",
+     11,
+     1,
+     {KG_ARG_TENSOR, KG_ARG_TENSOR, KG_ARG_TENSOR_OPT, KG_ARG_INT_LIST, KG_ARG_INT_LIST,
+      KG_ARG_INT_LIST, KG_ARG_INT, KG_ARG_BOOL, KG_ARG_TENSOR_LIST, KG_ARG_FLOAT_LIST, KG_ARG_STR}},
 };
 
 static pthread_mutex_t ops_lock = PTHREAD_MUTEX_INITIALIZER;

@@ -17,7 +17,7 @@ typedef int (*kg_sample_copy)(void *ctx, void *to, const void *from, size_t n, k
 int kg_sample_attention_device(const kg_op *op, const kg_call *call, const kg_tensor *outs,
                                kg_sample_copy copy, void *ctx, kg_error *err);
 
-/* The same of linear and matmul, in some columns of the rows. */
+/* The same of linear, matmul and conv2d, in some columns of the rows. */
 int kg_sample_product(const kg_op *op, const kg_call *call, const kg_tensor *out, kg_error *err);
 int kg_sample_product_device(const kg_op *op, const kg_call *call, const kg_tensor *out,
                              kg_sample_copy copy, void *ctx, kg_error *err);

@@ -18,6 +18,7 @@ int kg_shim_softmax(kg_error *err);
 int kg_shim_attention(kg_error *err);
 int kg_shim_norm(kg_error *err);   /* layer_norm and rms_norm */
 int kg_shim_linear(kg_error *err); /* linear and matmul */
+int kg_shim_conv(kg_error *err);   /* conv2d */
 
 /* What the kernel of kgen::_softmax does, without its stack: input stays the caller's, *out is a
  * new AtenTensorHandle. */

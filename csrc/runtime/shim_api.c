@@ -109,6 +109,8 @@ int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err
             rc = kg_shim_norm(&e);
         if (rc == KG_OK)
             rc = kg_shim_linear(&e);
+        if (rc == KG_OK)
+            rc = kg_shim_conv(&e);
         started = rc == KG_OK;
     }
     pthread_mutex_unlock(&lock);

@@ -1,7 +1,7 @@
 """kgen: torch ops whose kernels are generated, judged and promoted.
 
-Importing it defines torch.ops.kgen.attention, attention_mod, softmax, layer_norm, rms_norm, linear and matmul (the last two with
-linear_mod and matmul_mod) and opens the registries, so that promoted Kernels serve them and torch's own ops serve what no Kernel does. Other Ops of a registry are
+Importing it defines torch.ops.kgen.attention, attention_mod, softmax, layer_norm, rms_norm, linear, matmul and conv2d (the last three with
+linear_mod, matmul_mod and conv2d_mod) and opens the registries, so that promoted Kernels serve them and torch's own ops serve what no Kernel does. Other Ops of a registry are
 defined when they are first asked for. Everything else here is imported at its first use.
 """
 
@@ -86,6 +86,7 @@ _LAZY = {
     "attention": ("attention", "attention"),
     "linear": ("products", "linear"),
     "matmul": ("products", "matmul"),
+    "conv2d": ("convolution", "conv2d"),
     "patch": ("patch", "patch"),
     "unpatch": ("patch", "unpatch"),
     "patch_report": ("patch", "patch_report"),

@@ -312,6 +312,10 @@ def _product(call: dict[str, Any], inputs: list[Tensor]) -> Tensor:
     from . import products
 
     *operands, captured, scalars, _ = _restore(call["args"], inputs)
+    if call["op"] == "conv2d":
+        from .convolution import conv2d_with
+
+        return conv2d_with(*operands[:-1], captured, scalars, call["program"])  # the memory format is what torch's is
     plain = products.linear_with if call["op"] == "linear" else products.matmul_with
     return plain(*operands, captured, scalars, call["program"])
 
@@ -321,7 +325,7 @@ def serve(call: dict[str, Any], inputs: list[Tensor]) -> list[Tensor]:
     if call["op"] == "attention":
         query, key, value, captured, scalars, _, scale, gqa = _restore(call["args"], inputs)
         return list(attention(query, key, value, captured, scalars, call["program"], scale, bool(gqa)))
-    if call["op"] in ("linear", "matmul"):
+    if call["op"] in ("linear", "matmul", "conv2d"):
         return [_product(call, inputs)]
     found = _outputs(_reference_for(call["op"], inputs)(*_restore(call["args"], inputs)))
     return [t.clone() if any(t is i for i in inputs) else t for t in found]

@@ -117,6 +117,25 @@ def _product(case: dict[str, Any]) -> list[Baseline]:
     return [Baseline("eager", lambda: of(call)), *_compiled(case, lambda mode: of(_fresh_compile(call, mode)))]
 
 
+def _conv(case: dict[str, Any]) -> list[Baseline]:
+    """F.conv2d, and behind it the Program in torch's operations; what it gives is seen in the contract's dims."""
+    from .convolution import contract_dims
+    from .products import INDEX, epilogue_of
+
+    a, p = case["args"], case.get("program")
+    attributes, last = [a[n] for n in ("stride", "padding", "dilation", "groups")], a["channels_last"]
+    after, scalars = epilogue_of(p["text"], INDEX["conv2d"]) if p else None, tuple(p["scalars"]) if p else ()
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None, captured: Sequence[Tensor]) -> Tensor:
+        y = contract_dims(F.conv2d(x, weight, bias, *attributes), last)
+        return y if after is None else after(y, captured, scalars)
+
+    def of(f: Callable[..., Tensor]) -> Callable[[Inputs], Outputs]:
+        return lambda x: (f(x.args["input"], x.args["weight"], x.args["bias"], list(x.captured)),)
+
+    return [Baseline("eager", lambda: of(call)), *_compiled(case, lambda mode: of(_fresh_compile(call, mode)))]
+
+
 @dataclass(frozen=True)
 class Attention:
     """The attributes of an attention Case. score = query key^T * scale, then the Program."""
@@ -375,6 +394,8 @@ def of(
         return _norm(case)
     if case["op"] in ("linear", "matmul"):
         return _product(case)
+    if case["op"] == "conv2d":
+        return _conv(case)
     if case["op"] == "attention":
         return _attention(case)
     if reference is None:

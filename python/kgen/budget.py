@@ -99,6 +99,8 @@ def _chain_slack(op: str, drawn: Drawn, outputs: int) -> tuple[tuple[float, floa
     if op in PRODUCTS:
         dim = -1
     summed = key if dim is None else x
+    if op == "conv2d":  # all that a weight holds
+        summed = drawn.args["weight"].flatten(1)
     if not drawn.repeats or not isinstance(summed, torch.Tensor):
         return tuple((0.0, 0.0) for _ in range(outputs))
     at = 2 if dim is None else dim

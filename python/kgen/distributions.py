@@ -19,7 +19,7 @@ DISTRIBUTIONS = ("captured", "normal", "uniform", "offset", "heavy", "tiny", "on
 SHUFFLED = "shuffled"
 # What is for canonical Ops alone, whose contract says what comes of -inf, +inf and NaN: what torch gives.
 # Of products: inputs whose large elements meet weights of zero, so that the small ones alone are felt.
-PRODUCTS = ("linear", "matmul")
+PRODUCTS = ("linear", "matmul", "conv2d")
 SPECIAL = {"softmax": ("masked", "specials"), **dict.fromkeys(PRODUCTS, ("shadowed", "specials"))}
 # Those whose oracle may hold NaN and Inf; torch must have them in the same places.
 NONFINITE = ("specials",)
@@ -41,14 +41,24 @@ def of_argument(op: str, name: str, distribution: str) -> str:
     return "normal" if apart else distribution
 
 
-def shadow(x: Tensor, name: str) -> None:
+def shadow(x: Tensor, name: str, channels: int = 0) -> None:
     """In place: every seventh element along the summed dim is huge in the input and zero in what it meets. A scheme that
-    scales a row by its largest element loses all others, and they are all that the result is made of."""
+    scales a row by its largest element loses all others, and they are all that the result is made of. channels: of a group of a conv2d, which sums over them."""
     if name not in ("input", "weight", "other") or x.ndim < 2:
         return
-    along = x if name == "other" else x.mT
-    part = along[..., 3::7, :]
+    if channels:
+        part = x.unflatten(1, (-1, channels))[:, :, 3::7]
+    else:
+        part = (x if name == "other" else x.mT)[..., 3::7, :]
     part.mul_(min(1e18, torch.finfo(x.dtype).max / 8) if name == "input" else 0.0)
+
+
+def confine(x: Tensor) -> None:
+    """In place: of a conv2d's input only some rows of one channel of one image keep their NaN and infinities. All sums that
+    meet one are lost, and with one in every few rows none would be left."""
+    kept = x[:1, :1, 1::5].clone()
+    x.nan_to_num_(0.0, 0.0, 0.0)
+    x[:1, :1, 1::5] = kept
 
 
 def floats(

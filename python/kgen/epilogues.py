@@ -5,6 +5,7 @@ people write, and random ones. A part of spread.py and ship.py, which ask for th
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,14 @@ Key = dict[str, Any]
 Program = tuple[str, Sequence[Tensor], Sequence[float]]
 
 # Which optional tensors are there.
-CHOICES = {"linear": (("bias",), ()), "matmul": ((),)}
+CHOICES = {"linear": (("bias",), ()), "matmul": ((),), "conv2d": (("bias",), ())}
+
+
+def of(op: str) -> Any:
+    """What makes the Cases of an Op: this module, or convs, which has the same functions."""
+    from . import convs
+
+    return convs if op == "conv2d" else sys.modules[__name__]
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,9 @@ class Product:
 
     def __str__(self) -> str:
         return f"B={self.b} M={self.m} N={self.n} K={self.k}"
+
+
+At = Product
 
 
 # ---- epilogues by name ----
@@ -144,7 +155,7 @@ def trial(op: str, dtype: str, at: Product, chosen: Sequence[str] = (), program:
 
 def chosen_of(key: Key) -> list[str]:
     """Which optional tensors the calls of a pin have."""
-    return ["bias"] if key["op"] == "linear" and key["dtypes"][2] is not None else []
+    return ["bias"] if key["op"] in ("linear", "conv2d") and key["dtypes"][2] is not None else []
 
 
 def layout_of(key: Key) -> str:

@@ -50,6 +50,8 @@ def served(case: dict[str, Any], names: list[str]) -> Call:
             return lambda x: (plain(*(x.args[n] for n in operands)),)
         mod, its = getattr(torch.ops.kgen, f"{op}_mod"), [float(s) for s in p["scalars"]]
         return lambda x: (mod(*(x.args[n] for n in operands), list(x.captured), its, p["text"]),)
+    if op == "conv2d":
+        return _served_conv(args, case.get("program"))
     if op == "attention":
         a = baselines.Attention.of(case)
         extra = {"scale": a.scale, "enable_gqa": a.enable_gqa}
@@ -69,6 +71,26 @@ def served(case: dict[str, Any], names: list[str]) -> Call:
     def run(x: Inputs) -> Outputs:
         out = call(*(x.args[n] for n in names), **attributes)
         return tuple(out) if isinstance(out, (tuple, list)) else (out,)
+
+    return run
+
+
+def _served_conv(args: dict[str, Any], p: dict[str, Any] | None) -> Call:
+    """A conv2d as model code writes it: captured tensors and output in the dims that torch has."""
+    from kgen.convolution import contract_dims, user_dims
+
+    attributes, last = [args[n] for n in ("stride", "padding", "dilation", "groups")], args["channels_last"]
+    if p is None:
+        plain = torch.ops.kgen.conv2d
+        return lambda x: (contract_dims(plain(x.args["input"], x.args["weight"], x.args["bias"], *attributes), last),)
+    made = [torch.empty(a["shape"], device="meta") for a in (args["input"], args["weight"])]
+    shape = torch.nn.functional.conv2d(*made, None, *attributes).shape
+    mod, text, scalars = torch.ops.kgen.conv2d_mod, p["text"], [float(s) for s in p["scalars"]]
+
+    def run(x: Inputs) -> Outputs:
+        captured = [t if t.dim() == 0 else user_dims(t, shape, last) for t in x.captured]
+        y = mod(x.args["input"], x.args["weight"], x.args["bias"], *attributes, captured, scalars, text)
+        return (contract_dims(y, last),)
 
     return run
 

@@ -191,8 +191,10 @@ def _of_attention(reference: Reference) -> Iterator[Mutant]:
 def _of_product(reference: Reference) -> Iterator[Mutant]:
     op, cases = reference.task.op, reference.task.cases
 
+    name = "weight" if op == "conv2d" else "input"  # every element of it is summed over but for the padding
+
     def shorter(d: Drawn) -> Tensors:
-        return reference.wide(replace(d, args={**d.args, "input": _without_last(d.args["input"], -1)}))[0]
+        return reference.wide(replace(d, args={**d.args, name: _without_last(d.args[name], -1)}))[0]
 
     yield Mutant(f"{op} without the last element of its sum", shorter)
     if any(c["args"].get("bias") is not None for c in cases):

@@ -31,6 +31,7 @@ _PROGRAM = ("attention_mod", "attention_mod_train", "_attention_mod_backward")
 _LAYER_NORM = ("layer_norm", "_layer_norm", "_layer_norm_train")
 _RMS_NORM = ("rms_norm", "_rms_norm", "_rms_norm_train")
 _LINEAR = ("linear", "_linear", "_linear_train", "linear_mod", "linear_mod_train", "_linear_mod_backward")
+_CONV2D = ("conv2d", "_conv2d", "_conv2d_train", "conv2d_mod", "conv2d_mod_train", "_conv2d_mod_backward")
 _MATMUL = ("matmul", "_matmul", "_matmul_train", "matmul_mod", "matmul_mod_train", "_matmul_mod_backward")
 
 
@@ -547,7 +548,7 @@ def _define_rms_norm() -> None:
     norms.define_rms_norm()
 
 
-# ---- linear and matmul ----
+# ---- linear, matmul and conv2d ----
 
 
 def _define_linear() -> None:
@@ -562,6 +563,12 @@ def _define_matmul() -> None:
     products.define_matmul()
 
 
+def _define_conv2d() -> None:
+    from . import convolution
+
+    convolution.define_conv2d()
+
+
 _FAMILIES: tuple[tuple[tuple[str, ...], Callable[[], None]], ...] = (
     (_SOFTMAX, _define_softmax),
     (_ATTENTION, _define_attention),
@@ -570,6 +577,7 @@ _FAMILIES: tuple[tuple[tuple[str, ...], Callable[[], None]], ...] = (
     (_RMS_NORM, _define_rms_norm),
     (_LINEAR, _define_linear),
     (_MATMUL, _define_matmul),
+    (_CONV2D, _define_conv2d),
 )
 
 

@@ -61,7 +61,11 @@ def norm(op: str, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: 
 def product(
     op: str, args: dict[str, Any], captured: Sequence[Tensor], scalars: Sequence[float], text: str | None
 ) -> Tensor:
-    """linear or matmul with its epilogue in the dtype of its arguments: in fp64 for fp64 ones. The contract's own shapes."""
+    """linear, matmul or conv2d with its epilogue in the dtype of its arguments: in fp64 for fp64 ones. The contract's own shapes."""
+    if op == "conv2d":
+        from .convolution import contract_output
+
+        return epilogue(contract_output(**args), captured, scalars, text)
     x, second = args["input"], args["weight"].mT if op == "linear" else args["other"]
     y = torch.matmul(x, second)
     if op == "linear" and args["bias"] is not None:

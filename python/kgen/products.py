@@ -1,4 +1,4 @@
-"""kgen.linear and kgen.matmul, and what Python adds to their ops: fake kernels, autograd, vmap, autocast, the quick way in
+"""kgen.linear and kgen.matmul (conv2d is convolution.py's, by pieces of this one), and what Python adds to their ops: fake kernels, autograd, vmap, autocast, the quick way in
 from eager code (see ops.py), and what serves an epilogue when no Kernel does. Loaded when one of them is first asked for.
 
 Gradients of the plain ops are torch's formulas, in operations of torch's that can be differentiated again; those of a
@@ -27,7 +27,7 @@ _linear_backend: Any  # what _boxed_call takes; set when the family is defined
 _matmul_backend: Any
 
 # The indices by which an epilogue reads the element of a captured tensor that goes with its own.
-INDEX = {"linear": ("m", "n"), "matmul": ("b", "m", "n")}
+INDEX = {"linear": ("m", "n"), "matmul": ("b", "m", "n"), "conv2d": ("b", "m", "n")}
 
 
 def _quick() -> bool:
@@ -137,11 +137,15 @@ def _with_epilogue(
     """The Program's epilogue of a product, in fp32 (fp64 for float64), as a tensor of y's dtype. Differentiable."""
     if not text:
         return y
+    _check_captured(y, captured)
+    return epilogue_of(text, index)(y, captured, scalars)
+
+
+def _check_captured(y: Tensor, captured: Sequence[Tensor]) -> None:
     for i, t in enumerate(captured):
         if t.dim() > y.dim() or any(n not in (1, m) for n, m in zip(reversed(t.shape), reversed(y.shape))):
             raise BadInput(f"captured tensor {i}, of shape {tuple(t.shape)}, does not broadcast to the output's shape "
                            f"{tuple(y.shape)}")
-    return epilogue_of(text, index)(y, captured, scalars)
 
 
 def epilogue_of(text: str, index: tuple[str, ...]) -> Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]:
@@ -260,25 +264,27 @@ def contract_call(op: str, operands: Sequence[Any], captured: Sequence[Tensor]) 
 
 
 class _Mod(torch.autograd.Function):
-    """apply(op, scalars, program, number of operands, operands ..., captured ...)"""
+    """apply(op, attributes, scalars, program, number of operands, operands ..., captured ...)"""
 
     @staticmethod
-    def forward(ctx: Any, op: str, scalars: Sequence[float], program: str, n: int, *tensors: Tensor) -> Tensor:
-        ctx.of = op, scalars, program, n
+    def forward(
+        ctx: Any, op: str, attributes: Sequence[Any], scalars: Sequence[float], program: str, n: int, *tensors: Tensor
+    ) -> Tensor:
+        ctx.of = op, attributes, scalars, program, n
         ctx.save_for_backward(*tensors)
-        return ops._BACKENDS[f"{op}_mod_train"](*tensors[:n], list(tensors[n:]), scalars, program)
+        return ops._BACKENDS[f"{op}_mod_train"](*tensors[:n], *attributes, list(tensors[n:]), scalars, program)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        op, scalars, program, n = ctx.of
+        op, attributes, scalars, program, n = ctx.of
         tensors = ctx.saved_tensors
-        wanted = [bool(w) for w in ctx.needs_input_grad[4:]]
+        wanted = [bool(w) for w in ctx.needs_input_grad[5:]]
         with torch.no_grad():
             backward = ops._op(f"_{op}_mod_backward")
-            grads = backward(grad, *tensors[:n], list(tensors[n:]), scalars, program, wanted)
+            grads = backward(grad, *tensors[:n], *attributes, list(tensors[n:]), scalars, program, wanted)
         given = [t for t in tensors if t is not None]
         found = iter(ops._once(f"{op}_mod", grads, (grad, *given)))
-        return None, None, None, None, *(next(found) if w else None for w in wanted)
+        return None, None, None, None, None, *(next(found) if w else None for w in wanted)
 
 
 _mod_apply = ops._apply(_Mod)
@@ -286,22 +292,22 @@ _mod_apply = ops._apply(_Mod)
 
 def _differentiable_mod(op: str, n: int) -> Callable[..., Tensor | None]:
     def differentiable(*args: Any) -> Tensor | None:
-        operands, (captured, scalars, program) = args[:n], args[n:]
+        operands, attributes, (captured, scalars, program) = args[:n], args[n:-3], args[-3:]
         tensors = (*operands, *captured)
         if not any(t is not None and t.requires_grad for t in tensors):
             return None
-        return _mod_apply(op, scalars, program, n, *tensors)
+        return _mod_apply(op, attributes, scalars, program, n, *tensors)
 
     return differentiable
 
 
 def _mod_backward(plain: Callable[..., Tensor], n: int) -> Callable[..., list[Tensor]]:
     def backward(grad: Tensor, *args: Any) -> list[Tensor]:
-        operands, (captured, scalars, program, wanted) = args[:n], args[n:]
+        operands, attributes, (captured, scalars, program, wanted) = args[:n], args[n:-4], args[-4:]
         tensors = [*operands, *captured]
         with ops.recording():
             leaves = [t.detach().requires_grad_() if w else t for t, w in zip(tensors, wanted)]
-            y = plain(*leaves[:n], leaves[n:], scalars, program)
+            y = plain(*leaves[:n], *attributes, leaves[n:], scalars, program)
             ends = [t for t, w in zip(leaves, wanted) if w]
             found = torch.autograd.grad(y, ends, grad, allow_unused=True) if y.requires_grad else [None] * len(ends)
         return [torch.zeros_like(t) if g is None else g.contiguous() for g, t in zip(found, ends)]
@@ -311,7 +317,7 @@ def _mod_backward(plain: Callable[..., Tensor], n: int) -> Callable[..., list[Te
 
 def _mod_backward_fake(n: int) -> Callable[..., list[Tensor]]:
     def fake(grad: Tensor, *args: Any) -> list[Tensor]:
-        tensors = (*args[:n], *args[n])
+        tensors = (*args[:n], *args[-4])
         return [t.new_empty(t.shape) for t, w in zip(tensors, args[-1]) if w]
 
     return fake
@@ -411,15 +417,18 @@ def _traced(op: str, epilogue: Callable[..., Any], captures: Sequence[Tensor],
     return found.text, found.captured, found.scalars
 
 
-def _call(op: str, operands: tuple[Tensor | None, ...], epilogue: Callable[..., Any], captures: Sequence[Tensor]) -> Tensor:
+def _call(
+    op: str, operands: tuple[Tensor | None, ...], epilogue: Callable[..., Any], captures: Sequence[Tensor],
+    attributes: tuple[Any, ...] = (),
+) -> Tensor:  # fmt: skip
     device = operands[0].device  # type: ignore[union-attr]
     text, captured, scalars = _traced(op, epilogue, captures, device)
     if text == "":
-        return getattr(torch.ops.kgen, op)(*operands)
+        return getattr(torch.ops.kgen, op)(*operands, *attributes)
     captured = [t.to(device) if t.dim() == 0 else t for t in captured]
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, *captured))
     grad = grad or forward_ad._current_level >= 0  # dual numbers keep their tangents under no_grad too
-    return getattr(torch.ops.kgen, f"{op}_mod_train" if grad else f"{op}_mod")(*operands, captured, scalars, text)
+    return getattr(torch.ops.kgen, f"{op}_mod_train" if grad else f"{op}_mod")(*operands, *attributes, captured, scalars, text)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, epilogue: Callable[..., Any] | None = None,

@@ -1,5 +1,5 @@
 """Finds what kgen has Ops for in an aten graph: attention with any score modification, softmax, layer_norm and
-rms_norm, linear and matmul with what follows them element by element.
+rms_norm, linear, matmul and conv2d with what follows them element by element.
 
 Recognition looks at operations alone, never at names of classes or files. It only reports: rewrite.py changes
 graphs, and a Match is used only after rewrite.verify compared it with the original on real values.
@@ -93,19 +93,21 @@ class Norm:
         return tuple(n for n in (self.input, self.weight, self.bias) if n is not None)
 
 
-PRODUCTS = ("linear", "matmul")
+PRODUCTS = ("linear", "matmul", "conv2d")
 
 
 @dataclass(frozen=True)
 class Product:
-    """operands: input, weight, bias (or None) of linear; input, other of matmul. transposed: the second with its last two
-    dims swapped. captured: nodes that broadcast to the result."""
+    """operands: input, weight, bias (or None) of linear and conv2d; input, other of matmul. transposed: the second with its
+    last two dims swapped. captured: nodes that broadcast to the result. attributes: stride, padding, dilation and groups of a
+    conv2d, whose program may be empty."""
 
     operands: tuple[fx.Node | None, ...]
     transposed: bool
     program: str
     captured: tuple[fx.Node, ...]
     scalars: tuple[float, ...]
+    attributes: tuple[Any, ...] = ()
 
     @property
     def tensors(self) -> tuple[fx.Node, ...]:
@@ -189,7 +191,7 @@ def find(graph: Graph) -> Found:
             except (_Reject, NotSymbolic, TooLarge) as e:
                 found.misses.append(Miss("attention", node, str(e)))
     for node in graph.nodes:  # after all else: a product of an attention is the attention's
-        if op_name(node) in ("linear", "addmm", "matmul", "mm", "bmm", "einsum"):
+        if op_name(node) in ("linear", "addmm", "matmul", "mm", "bmm", "einsum", "conv2d", "convolution"):
             recognise_products.find_product(node, found)
     order = {node: i for i, node in enumerate(graph.nodes)}
     found.matches.sort(key=lambda m: order[m.out])

@@ -1,7 +1,7 @@
-"""Finds linear and matmul with what follows them element by element (activations, residuals, gates, scalings) in an aten
+"""Finds linear, matmul and conv2d with what follows them element by element (activations, residuals, gates, scalings) in an aten
 graph. A part of recognise.py, which calls it; it only reports.
 
-A product alone is left to torch: a Kernel's gain is in what it does not write and read again. So is what is used elsewhere:
+A linear or matmul alone is left to torch: a Kernel's gain is in what it does not write and read again. A conv2d alone is found, too. Left is what is used elsewhere:
 only the last value of the part that is taken may have users outside it.
 """
 
@@ -37,7 +37,7 @@ def find_product(node: fx.Node, found: Found) -> None:
     spelled = _operands(node)
     if spelled is None:
         return
-    op, operands, transposed = spelled
+    op, operands, transposed, attributes = spelled
     value = node.meta["val"]
     tensors = [n for n in operands if n is not None]
     if value.dtype not in FLOATS or any(n.meta["val"].dtype != value.dtype for n in tensors) or not value.numel():
@@ -47,14 +47,38 @@ def find_product(node: fx.Node, found: Found) -> None:
         made = _program(op, node, part)
         if made is not None:
             text, captured, scalars = made
-            detail = Product(operands, transposed, text, captured, scalars)
+            detail = Product(operands, transposed, text, captured, scalars, attributes)
             found.matches.append(Match(op, part[-1], (node, *part), detail))
             return
         part = part[:-1] and _shorter(node, part)
+    if op == "conv2d":
+        found.matches.append(Match(op, node, (node,), Product(operands, transposed, "", (), (), attributes)))
 
 
-def _operands(node: fx.Node) -> tuple[str, tuple[fx.Node | None, ...], bool] | None:
-    """The Op, its operands, and whether the second is used with its last two dims swapped."""
+def _convolution(node: fx.Node) -> tuple[tuple[fx.Node | None, ...], tuple[Any, ...]] | None:
+    """Operands and attributes of a convolution over two dims that is not transposed, its padding by numbers."""
+    a = bind(node)
+    if a.get("transposed") or isinstance(a["padding"], str):
+        return None
+    x, w, b, rank = a["input"], a["weight"], a["bias"], len(shape_of(a["weight"]))
+    lists = [tuple(a[n]) * (2 if len(a[n]) == 1 else 1) for n in ("stride", "padding", "dilation")]
+    if rank != 4 or len(shape_of(x)) not in (3, 4) or any(len(v) != 2 for v in lists) or 0 in shape_of(w):
+        return None
+    if not all(isinstance(n, int) for v in lists for n in v):
+        return None
+    return (x, w, b), (*lists, a["groups"])
+
+
+def _operands(node: fx.Node) -> tuple[str, tuple[fx.Node | None, ...], bool, tuple[Any, ...]] | None:
+    """The Op, its operands, whether the second is used with its last two dims swapped, and attributes."""
+    if op_name(node) in ("conv2d", "convolution"):
+        conv = _convolution(node)
+        return ("conv2d", conv[0], False, conv[1]) if conv else None
+    found = _matrix_operands(node)
+    return (*found, ()) if found else None
+
+
+def _matrix_operands(node: fx.Node) -> tuple[str, tuple[fx.Node | None, ...], bool] | None:
     name = op_name(node)
     if name == "linear":
         a = bind(node)

@@ -80,8 +80,10 @@ def draw(
         drawn = isinstance(value, dict)
         own = distributions.of_argument(case["op"], name, distribution)
         args[name] = _tensor(task, value, _generator(seed, i, device), own, case) if drawn else value
+        if drawn and case["op"] == "conv2d" and own in distributions.NONFINITE:
+            distributions.confine(args[name])
         if drawn and distribution == "shadowed":
-            distributions.shadow(args[name], name)
+            distributions.shadow(args[name], name, case["args"]["weight"]["shape"][1] if case["op"] == "conv2d" else 0)
     program = case.get("program") or {}
     captured = tuple(
         _tensor(task, entry, _generator(seed, 1000 + i, device), "captured", case)
@@ -334,17 +336,32 @@ def _unresolved(d: Drawn) -> str | None:
 def _unresolved_sums(d: Drawn, e: Expected) -> str | None:
     """Why fp32 cannot tell the sums of a product apart where its output can: they cancel out of numbers so large that their
     roundings show behind an epilogue which saturates. torch is right there by luck."""
-    x, second = d.args["input"], d.args["weight"].mT if "weight" in d.args else d.args["other"]
     (want,), (own,) = e.outputs, e.torch_outputs
     if not want.numel() or d.program is None:
         return None
-    wide = torch.float32 if x.is_cuda else torch.float64
-    squares = torch.matmul(x.to(wide).square(), second.to(wide).square()).nan_to_num(0.0, 0.0, 0.0)
+    squares, terms = _sums_of_squares(d.args)
     unit, finite = torch.finfo(torch.float32).eps / 2, want[torch.isfinite(want)]
     off = float(squares.max()) ** 0.5 * unit
     scale = float(finite.abs().max()) if finite.numel() else 0.0
-    allowed = (torch.finfo(own.dtype).eps + 4 * math.sqrt(x.shape[-1]) * unit) * scale
+    allowed = (torch.finfo(own.dtype).eps + 4 * math.sqrt(terms) * unit) * scale
     return f"sums are known to {off:.2g} in fp32, the output to {allowed:.2g}" if off > allowed else None
+
+
+def _sums_of_squares(args: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    """Of each element of a product the sum of its terms' squares, and how many terms it has."""
+    x = args["input"]
+    wide = torch.float32 if x.is_cuda else torch.float64
+
+    def square(t: torch.Tensor) -> torch.Tensor:
+        return t.to(wide).square()
+
+    if "stride" in args:
+        given = (args[n] for n in ("stride", "padding", "dilation", "groups"))
+        found, terms = torch.nn.functional.conv2d(square(x), square(args["weight"]), None, *given), args["weight"][0].numel()
+    else:
+        second = args["weight"].mT if "weight" in args else args["other"]
+        found, terms = torch.matmul(square(x), square(second)), x.shape[-1]
+    return found.nan_to_num(0.0, 0.0, 0.0), terms
 
 
 def error(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
@@ -418,6 +435,8 @@ def _canonical(task: Task) -> Reference:
     if task.op == "attention":
         return Reference(task, lambda d: _attention(d, False), lambda d: (_attention(d, True), set()))
     function = torch_function(task.contract["reference"]["call"], task.folder)
+    if task.op == "conv2d":
+        from .convolution import contract_output as function
 
     def run(d: Drawn) -> tuple[torch.Tensor, ...]:
         if task.op in PRODUCTS:

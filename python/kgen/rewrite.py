@@ -16,6 +16,7 @@ from torch import fx
 
 from . import oracle
 from .graphs import Graph, bind, extract, op_name
+from .products import INDEX
 from .program import evaluate, parse
 from .recognise import CAUSAL, NORMS, PRODUCTS, Attention, Match, Norm, Operand, Product, Softmax
 
@@ -79,6 +80,8 @@ def torch_ops(g: fx.Graph, call: Call) -> fx.Node:
     if call.op in NORMS:
         return g.call_function(getattr(ops, call.op).default, _norm_arguments(call))
     a = call.attributes
+    if call.op in PRODUCTS and not a["program"]:
+        return g.call_function(getattr(ops, call.op).default, _product_arguments(call)[:-3])
     if call.op in PRODUCTS:
         return g.call_function(getattr(ops, f"{call.op}_mod").default, _product_arguments(call))
     options = {"scale": a["scale"], "enable_gqa": a["enable_gqa"]}
@@ -98,10 +101,10 @@ def _norm_arguments(call: Call) -> tuple[Any, ...]:
 
 
 def _product_arguments(call: Call) -> tuple[Any, ...]:
-    """Operands (an absent bias is None), captured, scalars, program."""
+    """Operands (an absent bias is None), attributes, captured, scalars, program."""
     a = call.attributes
     operands = call.tensors if call.op == "matmul" or a["bias"] else (*call.tensors, None)
-    return *operands, list(call.captured), list(a["scalars"]), a["program"]
+    return *operands, *a["attributes"], list(call.captured), list(a["scalars"]), a["program"]
 
 
 def emit_match(g: fx.Graph, match: Match, emit: Emit) -> fx.Node:
@@ -143,8 +146,8 @@ def _emit_product(g: fx.Graph, match: Match, detail: Product, emit: Emit) -> fx.
     tensors = list(detail.tensors)
     if detail.transposed:
         tensors[1] = g.call_function(aten.transpose.int, (tensors[1], -2, -1))
-    bias = match.op == "linear" and detail.operands[2] is not None
-    attributes = {"program": detail.program, "scalars": detail.scalars, "bias": bias}
+    bias = match.op != "matmul" and detail.operands[2] is not None
+    attributes = {"program": detail.program, "scalars": detail.scalars, "bias": bias, "attributes": detail.attributes}
     return emit(g, Call(match.op, tuple(tensors), detail.captured, attributes))
 
 
@@ -179,7 +182,7 @@ def moved(match: Match, copies: dict[fx.Node, fx.Node]) -> Match:
         return Match(match.op, match.out, match.core, detail, match.notes)
     if isinstance(d, Product):
         operands = tuple(None if n is None else copies[n] for n in d.operands)
-        made = Product(operands, d.transposed, d.program, tuple(copies[n] for n in d.captured), d.scalars)
+        made = Product(operands, d.transposed, d.program, tuple(copies[n] for n in d.captured), d.scalars, d.attributes)
         return Match(match.op, match.out, match.core, made, match.notes)
 
     def move(x: Operand) -> Operand:
@@ -337,11 +340,13 @@ def _reference_node(g: fx.Graph, call: Call) -> fx.Node:
 def _product_output(op: str, *args: Any) -> torch.Tensor:
     """The product, and its epilogue element by element, in the dtype of its operands (at least fp32)."""
     *operands, captured, scalars, text = args
-    y = torch.nn.functional.linear(*operands) if op == "linear" else torch.matmul(*operands)
+    functional = torch.nn.functional
+    y = {"linear": functional.linear, "matmul": torch.matmul, "conv2d": functional.conv2d}[op](*operands)
+    if not text:
+        return y
     program, wide = parse(text), torch.float64 if y.dtype == torch.float64 else torch.float32
     assert program.epilogue is not None
-    index = ("m", "n") if op == "linear" else ("b", "m", "n")
-    return evaluate(program, program.epilogue, {"acc": y.to(wide)}, captured, scalars, wide, index).to(y.dtype)
+    return evaluate(program, program.epilogue, {"acc": y.to(wide)}, captured, scalars, wide, INDEX[op]).to(y.dtype)
 
 
 def _attention_output(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -38,8 +38,9 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, devices, epilogues, serving, ship_ranges, spread
+from . import _libkgen, convs, devices, epilogues, serving, ship_ranges, spread
 from ._paths import kernels_dir, shipped_registry
+from .convs import At
 from .epilogues import Product
 from .errors import BadInput, KgenError
 from .judge import Judge
@@ -199,7 +200,7 @@ class House:
 
     @property
     def affines(self) -> tuple[tuple[str, ...], ...]:
-        """Of a norm or a linear, which of weight and bias its pins are for; a call of another Op has no such choice."""
+        """Of a norm, a linear or a conv2d, which of weight and bias its pins are for; a call of another Op has no such choice."""
         return {**spread.AFFINE, **epilogues.CHOICES}.get(self.op, ((),))
 
     def dense(self, dtype: str, affine: Sequence[str] = ()) -> list[Trial]:
@@ -208,7 +209,7 @@ class House:
                 spread.norm_trial(self.op, dtype, m, n, affine, ALIGNS[i % 3]) for i, (m, n) in enumerate(self.sizes())
             ]
         elif self.op in epilogues.CHOICES:
-            made = epilogues.dense(self.op, dtype, self.sizes(), affine, ALIGNS, self.layouts)
+            made = epilogues.of(self.op).dense(self.op, dtype, self.sizes(), affine, ALIGNS, self.layouts)
         elif self.op == "softmax":
             made = [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
         else:
@@ -222,7 +223,8 @@ class House:
         if self.op in spread.AFFINE:
             return spread.norm_trial(self.op, dtype, *self.timed, affine).on(self.device)
         if self.op in epilogues.CHOICES:
-            return epilogues.trial(self.op, dtype, self.timed, affine, layout=self.layouts[:1] or "c").on(self.device)
+            cases = epilogues.of(self.op)
+            return cases.trial(self.op, dtype, self.timed, affine, layout=self.layouts[:1] or "c").on(self.device)
         softmax = self.op == "softmax"
         made = spread.softmax_trial(dtype, *self.timed) if softmax else spread.attention_trial(dtype, self.timed)
         return made.on(self.device)
@@ -231,7 +233,7 @@ class House:
         """Named variants at one size, each size with one of them, and this dtype's part of the random ones."""
         if self.op in epilogues.CHOICES:
             turn = self.dtypes.index(dtype)
-            made = epilogues.with_programs(
+            made = epilogues.of(self.op).with_programs(
                 self.op, dtype, self.sizes(), self.program_at, affine, ALIGNS, count, turn, len(self.dtypes), self.layouts
             )
         else:
@@ -361,6 +363,17 @@ def _gpu_products(op: str) -> list[House]:
     return [*made, House(f"matmul/{prefix}split.cu", op, sizes, square, at, dtypes=("float32",))]
 
 
+def _gpu_convs() -> list[House]:
+    """In both memory formats: channels last, and any other."""
+    layer, at = At(32, 64, 56, 56, 64, ph=1, pw=1), At(2, 12, 13, 10, 24, 3, 3, 1, 2, 1, 1)
+    wise, alone = At(32, 1, 56, 56, 144, ph=1, pw=1, g=144), At(2, 1, 13, 10, 24, 3, 3, 1, 2, 1, 1, g=12)
+    made = [
+        House(f"conv/{file}.cu", "conv2d", convs.gpu_sizes, layer, at, tunables={"LAST": last}, dtypes=dtypes, layouts="l" * last)
+        for last in (0, 1) for file, dtypes in (("fma", ("float32",)), ("mma", HALVES), ("split", ("float32",)))
+    ]  # fmt: skip
+    return [*made, House("conv/depthwise.cu", "conv2d", convs.gpu_depthwise_sizes, wise, alone)]
+
+
 def _gpu_house() -> tuple[House, ...]:
     """The house kernels for GPUs, each with the choices of tunables that its range takes."""
     rows = [
@@ -405,7 +418,7 @@ def _gpu_house() -> tuple[House, ...]:
     ]  # fmt: skip
     hopper += [_gpu_attention("decode_hopper.cu", head, {"STAGES": n}, HALVES, True) for head, n in ((64, 3), (128, 3), (256, 2))]
     norms = [*_gpu_norms("layer_norm", "layer"), *_gpu_norms("rms_norm", "rms")]
-    products = [*_gpu_products("matmul"), *_gpu_products("linear")]
+    products = [*_gpu_products("matmul"), *_gpu_products("linear"), *_gpu_convs()]
     return (*rows, *cluster, *others, *attention, *hopper, *norms, *products)
 
 

@@ -290,7 +290,8 @@ def exact_trial(key: Key) -> Trial:
     elif key["op"] in AFFINE:
         made = norm_trial(key["op"], dtype, dims["M"], dims["N"], _affine_of(key))
     elif key["op"] in epilogues.CHOICES:
-        made = epilogues.of_key(key, epilogues.Product.of(dims))
+        cases = epilogues.of(key["op"])
+        made = cases.of_key(key, cases.At.of(dims))
     else:
         made = attention_trial(dtype, Sizes.of(dims), layout=layout)
     return _like(key, made)
@@ -306,7 +307,7 @@ def range_trials(key: Key) -> list[Trial]:
     if key["op"] in AFFINE:
         return [_like(key, norm_trial(key["op"], dtype, m, n, _affine_of(key))) for m, n in _norm_sizes(dims)]
     if key["op"] in epilogues.CHOICES:
-        return [_like(key, t) for t in epilogues.range_trials(key)]
+        return [_like(key, t) for t in epilogues.of(key["op"]).range_trials(key)]
     sizes = _attention_sizes(dims)
     if key.get("program") is None:
         return [_like(key, attention_trial(dtype, at, layout=layout)) for at in sizes]
@@ -337,7 +338,7 @@ def timing_trials(key: Key) -> list[Trial]:
         rows = dict.fromkeys((_inside(dims["M"], m), _inside(dims["N"], n)) for m, n in _TIMED_NORM)
         return [_like(key, norm_trial(key["op"], dtype, m, n, _affine_of(key))) for m, n in rows]
     if key["op"] in epilogues.CHOICES:
-        return [_like(key, t) for t in epilogues.timing_trials(key)]
+        return [_like(key, t) for t in epilogues.of(key["op"]).timing_trials(key)]
     found = dict.fromkeys(filter(None, (_sizes_inside(dims, want) for want in _TIMED_ATTENTION)))
     if key.get("program") is None:
         return [_like(key, attention_trial(dtype, at, layout=layout)) for at in found]

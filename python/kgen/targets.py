@@ -224,7 +224,7 @@ def subgraph_key(gm: fx.GraphModule, match: Match) -> str:
     d = match.detail
     program: Any = (d.program, d.scalars, d.scale) if isinstance(d, Attention) else None
     if isinstance(d, Product):
-        program = (d.program, d.scalars)
+        program = (d.program, d.scalars, d.attributes)
     return f"{lines_of(gm, {})}{strides}{match.op}{program}"
 
 
@@ -263,7 +263,8 @@ def check(match: Match, values: dict[fx.Node, Any]) -> str | None:
             return rewrite.verify(match, values, wide=False)
     if isinstance(d, Product):
         x = d.tensors[0].meta["val"]
-        if match.out.meta["val"].numel() * x.shape[-1] > VERIFY_PRODUCTS:
+        terms = d.tensors[1].meta["val"][0].numel() if match.op == "conv2d" else x.shape[-1]
+        if match.out.meta["val"].numel() * terms > VERIFY_PRODUCTS:
             return rewrite.verify(match, values, wide=False)
     return rewrite.verify(match, values)
 
@@ -310,6 +311,12 @@ def case_of(match: Match, values: dict[fx.Node, Any], count: int) -> CaseData:
         if match.op == "rms_norm":
             del args["bias"]
         return CaseData(args, None, count)
+    if isinstance(d, Product) and match.op == "conv2d":
+        from . import convolution
+
+        operands = [None if n is None else values[n] for n in d.operands]
+        args, captured = convolution.contract_call(operands, d.attributes, [values[n] for n in d.captured])
+        return CaseData(args, (d.program, captured, d.scalars) if d.program else None, count)
     if isinstance(d, Product):
         from .products import contract_call
 
@@ -420,6 +427,13 @@ class Machine:
             flops *= case.density
             moved = sum(_bytes(t) for t in (*tensors, *captured)) + out
             rate = self.flops_of(q.dtype)
+        elif "stride" in case.args:
+            x, weight, stride = (case.args[n] for n in ("input", "weight", "stride"))
+            given = [case.args[n] for n in ("padding", "dilation", "groups")]
+            out = torch.nn.functional.conv2d(x.to("meta"), weight.to("meta"), None, stride, *given).numel()
+            captured = case.program[1] if case.program else []
+            flops, rate = 2.0 * out * weight[0].numel(), self.flops_of(x.dtype)
+            moved = sum(_bytes(t) for t in (*tensors, *captured)) + out * x.element_size()
         elif "other" in case.args or ("weight" in case.args and "normalized_shape" not in case.args):
             x, second = tensors[0], tensors[1]
             n = second.shape[0] if "weight" in case.args else second.shape[-1]

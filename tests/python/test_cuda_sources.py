@@ -70,10 +70,24 @@ def linear_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
         yield "gelu", Call("linear", {**args, "bias": torch.empty(512, dtype=dtype)}, GELU)
 
 
+def conv2d_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
+    for last in (False, True):
+        form = torch.channels_last if last else torch.contiguous_format
+        args = {"input": torch.empty((8, 64, 28, 28), dtype=dtype).to(memory_format=form),
+                "weight": torch.empty((96, 64, 3, 3), dtype=dtype).to(memory_format=form), "bias": torch.empty(96, dtype=dtype),
+                "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1, "channels_last": last}  # fmt: skip
+        yield "plain", Call("conv2d", args)
+        yield "gelu", Call("conv2d", args, GELU)
+    args = {"input": torch.empty((8, 64, 28, 28), dtype=dtype), "weight": torch.empty((64, 1, 3, 3), dtype=dtype), "bias": None,
+            "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 64, "channels_last": False}  # fmt: skip
+    yield "plain", Call("conv2d", args)
+    yield "gelu", Call("conv2d", args, GELU)
+
+
 # Calls of an Op, the likeliest first; a source is compiled for those that its `require` takes.
 CALLS = {
     "softmax": softmax_calls, "attention": attention_calls, "layer_norm": norm_calls("layer_norm"), "rms_norm": norm_calls("rms_norm"),
-    "matmul": matmul_calls, "linear": linear_calls,
+    "matmul": matmul_calls, "linear": linear_calls, "conv2d": conv2d_calls,
 }  # fmt: skip
 
 
