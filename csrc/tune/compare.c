@@ -94,7 +94,7 @@ uint64_t kg_poison(int dtype, uint64_t random) {
     }
 }
 
-static uint64_t bits_of(int dtype, const void *data, size_t i) {
+static inline uint64_t bits_of(int dtype, const void *data, size_t i) {
     const char *at = (const char *)data + i * kg_dtype_size(dtype);
     uint64_t wide = 0;
     uint32_t word = 0;
@@ -120,7 +120,7 @@ uint64_t kg_low_bytes(int dtype, uint64_t pattern) {
     return size >= 8 ? pattern : pattern & ((UINT64_C(1) << (8 * size)) - 1);
 }
 
-static int64_t integer(int dtype, const void *data, size_t i) {
+static inline int64_t integer(int dtype, const void *data, size_t i) {
     uint64_t bits = bits_of(dtype, data, i);
     switch (dtype) {
     case KG_I8:
@@ -134,7 +134,7 @@ static int64_t integer(int dtype, const void *data, size_t i) {
     }
 }
 
-double kg_element(int dtype, const void *data, size_t i) {
+static inline double element(int dtype, const void *data, size_t i) {
     uint64_t bits = bits_of(dtype, data, i);
     switch (dtype) {
     case KG_F64:
@@ -148,6 +148,10 @@ double kg_element(int dtype, const void *data, size_t i) {
     default:
         return (double)integer(dtype, data, i);
     }
+}
+
+double kg_element(int dtype, const void *data, size_t i) {
+    return element(dtype, data, i);
 }
 
 void kg_element_text(int dtype, const void *data, size_t i, char out[40]) {
@@ -176,11 +180,31 @@ typedef struct compare_job {
     part_result parts[KG_MAX_PARTS];
 } compare_job;
 
-static void one_by_one(const compare_job *j, size_t begin, size_t end, kg_sums *s) {
+/* dtype is a constant wherever this is inlined: what it decides is decided once. */
+__attribute__((always_inline)) static inline void
+add_floats(const compare_job *j, int dtype, size_t begin, size_t end, kg_sums *to) {
     const double *oracle = j->oracle;
+    kg_sums s = *to;
     for (size_t i = begin; i < end; i++)
-        kg_add_float(s, kg_element(j->dtype, j->out, i), oracle[i],
-                     bits_of(j->dtype, j->out, i) == j->poison, j->range);
+        kg_add_float(&s, element(dtype, j->out, i), oracle[i],
+                     bits_of(dtype, j->out, i) == j->poison, j->range);
+    *to = s;
+}
+
+static void one_by_one(const compare_job *j, size_t begin, size_t end, kg_sums *s) {
+    switch (j->dtype) {
+    case KG_F32:
+        add_floats(j, KG_F32, begin, end, s);
+        break;
+    case KG_F16:
+        add_floats(j, KG_F16, begin, end, s);
+        break;
+    case KG_BF16:
+        add_floats(j, KG_BF16, begin, end, s);
+        break;
+    default:
+        add_floats(j, KG_F64, begin, end, s);
+    }
 }
 
 static void add_block(kg_sums *to, const kg_block *b) {
@@ -273,7 +297,7 @@ bool kg_element_wrong(int dtype, const void *out, const void *oracle, size_t i, 
     }
     if (bits_of(dtype, out, i) == kg_low_bytes(dtype, poison))
         return true;
-    double x = kg_element(dtype, out, i), r = ((const double *)oracle)[i];
+    double x = element(dtype, out, i), r = ((const double *)oracle)[i];
     kg_fit f = kg_fit_of(x, r, kg_range_of(dtype).largest);
     return f == KG_FIT_FINITE ? fabs(x - r) > limit : f != KG_FIT_SAME;
 }
