@@ -288,6 +288,23 @@ TEST(bulk_fill_copy_and_difference) {
     free(b);
 }
 
+TEST(large_copies_are_whole) {
+    const size_t bytes = (32u << 20) + 4099;
+    char *a = malloc(bytes + 64), *b = malloc(bytes + 64);
+    CHECK(a && b);
+    for (size_t i = 0; i < bytes + 64; i++)
+        a[i] = (char)(i * 7 >> 3);
+    for (size_t to = 0; to < 32; to += 15) {
+        memset(b, 0x55, bytes + 64);
+        kg_copy_parallel(b + to, a + 3, bytes, 1 + to % 3);
+        CHECK_INT(kg_differ_parallel(b + to, a + 3, bytes, 2), -1);
+        CHECK_INT(b[to + bytes], 0x55);
+        CHECK(to == 0 || b[to - 1] == 0x55);
+    }
+    free(a);
+    free(b);
+}
+
 static void count_part(size_t part, size_t begin, size_t end, void *ctx) {
     ((size_t *)ctx)[part] = end - begin;
 }
