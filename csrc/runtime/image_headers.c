@@ -117,7 +117,7 @@ static void *make(void *job_) {
     bool ok = kg_cc_headers(job->text.data, job->text.len, job->arch, job->flags, &bytes, NULL) ==
                   KG_OK &&
               kg_image_write(file, &bytes) &&
-              kg_write_atomic(job->path, job->text.data, job->text.len, NULL) == KG_OK;
+              kg_write_derived(job->path, job->text.data, job->text.len, NULL) == KG_OK;
     if (!ok)
         atomic_store(&failed, true);
     kg_buf_free(&bytes);
