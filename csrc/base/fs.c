@@ -60,9 +60,10 @@ static int fail_too_large(const char *path, size_t max, kg_error *err) {
     return kg_fail(err, KG_EOVERFLOW, "read %s: larger than %zu bytes", path, max);
 }
 
-/* Reads until the end, whatever the size said: the file may be growing. */
+/* Reads until the end, whatever the size said: the file may be growing. It is asked for a byte more
+ * than there should be, and a file that has none is at its end. */
 static int read_all(int fd, const char *path, size_t max, size_t size, kg_buf *out, kg_error *err) {
-    size_t total = 0, chunk = size + 1 > 65536 ? size + 1 : 65536;
+    size_t total = 0, chunk = size > 0 ? size + 1 : 65536;
     for (;;) {
         char *at = kg_buf_reserve(out, chunk);
         if (!at)
@@ -76,12 +77,12 @@ static int read_all(int fd, const char *path, size_t max, size_t size, kg_buf *o
         out->data[out->len] = '\0';
         if (got < 0)
             return fail_errno(err, "read", path);
-        if (got == 0)
-            return KG_OK;
         total += used;
         if (total > max)
             return fail_too_large(path, max, err);
-        chunk = 65536;
+        if (got == 0 || (total == size && used < chunk))
+            return KG_OK;
+        chunk = used < chunk ? chunk - used : 65536;
     }
 }
 
@@ -155,15 +156,15 @@ static char *temporary_in(const char *dir) {
     return kg_path_join(dir, name);
 }
 
-static int write_aside(const char *temporary, const void *bytes, size_t n, const char *path,
-                       kg_error *err) {
+static int write_aside(const char *temporary, const void *bytes, size_t n, bool sync,
+                       const char *path, kg_error *err) {
     int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd < 0)
         return fail_errno(err, "create a file for", path);
     int status = KG_OK;
     if (write_all(fd, bytes, n) < 0)
         status = fail_errno(err, "write", path);
-    else if (fsync(fd) < 0)
+    else if (sync && fsync(fd) < 0)
         status = fail_errno(err, "fsync", path);
     if (close(fd) < 0 && status == KG_OK)
         status = fail_errno(err, "close", path);
@@ -174,16 +175,24 @@ static int write_aside(const char *temporary, const void *bytes, size_t n, const
     return status;
 }
 
-int kg_write_atomic(const char *path, const void *bytes, size_t n, kg_error *err) {
+static int write_whole(const char *path, const void *bytes, size_t n, bool sync, kg_error *err) {
     char *dir = parent_of(path);
     char *temporary = dir ? temporary_in(dir) : NULL;
-    int status = temporary ? write_aside(temporary, bytes, n, path, err)
+    int status = temporary ? write_aside(temporary, bytes, n, sync, path, err)
                            : kg_fail(err, KG_ENOMEM, "write %s: out of memory", path);
-    if (status == KG_OK)
+    if (status == KG_OK && sync)
         status = kg_sync_dir(dir, err);
     free(temporary);
     free(dir);
     return status;
+}
+
+int kg_write_atomic(const char *path, const void *bytes, size_t n, kg_error *err) {
+    return write_whole(path, bytes, n, true, err);
+}
+
+int kg_write_derived(const char *path, const void *bytes, size_t n, kg_error *err) {
+    return write_whole(path, bytes, n, false, err);
 }
 
 static int append(int fd, const void *bytes, size_t n, bool sync, const char *path, kg_error *err) {

@@ -17,6 +17,9 @@ char *kg_path_join(const char *dir, const char *name);
  */
 int kg_read_file(const char *path, size_t max, kg_buf *out, kg_error *err);
 int kg_write_atomic(const char *path, const void *bytes, size_t n, kg_error *err);
+/* The same without syncing, for what its readers check and can make again: other processes see the
+ * old bytes or the new ones, and after a crash of the machine anything may stand there. */
+int kg_write_derived(const char *path, const void *bytes, size_t n, kg_error *err);
 /* Appends one record and syncs the file; a partial write is cut off again before it fails. */
 int kg_append_sync(int fd, const void *bytes, size_t n, const char *path, kg_error *err);
 /* The same without syncing: the next record that is synced takes this one with it. */

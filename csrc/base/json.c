@@ -82,8 +82,11 @@ static int peek(const parser *p) {
 }
 
 static void skip_space(parser *p) {
-    while (p->pos < p->n && memchr(" \t\n\r", p->text[p->pos], 4))
-        p->pos++;
+    for (; p->pos < p->n; p->pos++) {
+        char c = p->text[p->pos];
+        if (c != ' ' && c != '\t' && c != '\n' && c != '\r')
+            return;
+    }
 }
 
 static bool digits(parser *p) {
@@ -99,6 +102,7 @@ static cJSON *node_or_fail(parser *p, cJSON *node) {
 
 static cJSON *parse_number(parser *p) {
     size_t from = p->pos;
+    double v;
     bool integer = true;
     if (peek(p) == '-')
         p->pos++;
@@ -121,12 +125,14 @@ static cJSON *parse_number(parser *p) {
         if (!digits(p))
             return fail_expected(p, "a digit of the exponent");
     }
+    if (integer && kg_json_to_integer(p->text + from, p->pos - from, &v))
+        return node_or_fail(p, cJSON_CreateNumber(v));
     kg_buf_clear(&p->scratch);
     kg_buf_add(&p->scratch, p->text + from, p->pos - from);
     if (p->scratch.status < 0)
         return fail_memory(p);
     const char *text = p->scratch.data;
-    double v = kg_json_to_double(text);
+    v = kg_json_to_double(text);
     if (!isfinite(v))
         return fail_at(p, from, "%.40s is beyond the range of a double", text);
     if (integer && strtoull(text + (*text == '-'), NULL, 10) > (uint64_t)KG_JSON_INT_MAX)
@@ -185,12 +191,23 @@ static bool parse_escape(parser *p) {
     return true;
 }
 
+/* Adds what needs no look at its bytes one by one: nearly all that there is. */
+static void take_plain(parser *p) {
+    size_t from = p->pos;
+    for (; p->pos < p->n; p->pos++) {
+        unsigned char c = (unsigned char)p->text[p->pos];
+        if (c < 0x20 || c >= 0x80 || c == '"' || c == '\\')
+            break;
+    }
+    kg_buf_add(&p->scratch, p->text + from, p->pos - from);
+}
+
 /* A string, opening quote included, into scratch. */
 static bool parse_text(parser *p) {
     size_t from = p->pos++;
     kg_buf_clear(&p->scratch);
-    kg_buf_puts(&p->scratch, "");
     for (;;) {
+        take_plain(p);
         int c = peek(p);
         if (c < 0)
             return fail_at(p, from, "a string that does not end");
@@ -235,19 +252,41 @@ static int compare_keys(const void *a, const void *b) {
     return order ? order : (x->pos > y->pos) - (x->pos < y->pos);
 }
 
+/* The first that was there before, of few keys. */
+static const key_at *repeated(const key_at *keys, size_t n) {
+    for (size_t i = 1; i < n; i++)
+        for (size_t k = 0; k < i; k++)
+            if (keys[i].key[0] == keys[k].key[0] && strcmp(keys[i].key, keys[k].key) == 0)
+                return &keys[i];
+    return NULL;
+}
+
 /* Sorted, not compared pair by pair: an object of a million keys must not take an hour. */
-static bool no_duplicates(parser *p, size_t base) {
-    size_t n = p->nkeys - base;
-    if (n == 0)
-        return true;
-    key_at *keys = p->keys + base, *first = NULL;
-    if (n > 1)
-        qsort(keys, n, sizeof *keys, compare_keys);
+static const key_at *repeated_of_many(key_at *keys, size_t n) {
+    const key_at *first = NULL;
+    qsort(keys, n, sizeof *keys, compare_keys);
     for (size_t i = 1; i < n; i++)
         if (strcmp(keys[i - 1].key, keys[i].key) == 0 && (!first || keys[i].pos < first->pos))
             first = &keys[i];
+    return first;
+}
+
+static bool no_duplicates(parser *p, size_t base) {
+    enum { FEW = 24 };
+    size_t n = p->nkeys - base;
+    const key_at *first = n == 0     ? NULL
+                          : n <= FEW ? repeated(p->keys + base, n)
+                                     : repeated_of_many(p->keys + base, n);
     p->nkeys = base;
     return !first || fail_at(p, first->pos, "duplicate key \"%.100s\"", first->key);
+}
+
+/* The text that was read last, the caller's (cJSON_free). */
+static char *copy_text(parser *p) {
+    char *key = cJSON_malloc(p->scratch.len + 1);
+    if (key)
+        memcpy(key, p->scratch.data, p->scratch.len + 1);
+    return key;
 }
 
 static bool parse_member(parser *p, cJSON *object) {
@@ -256,19 +295,22 @@ static bool parse_member(parser *p, cJSON *object) {
         return fail_expected(p, "a key in double quotes");
     if (!parse_text(p))
         return false;
-    char *key = kg_buf_take(&p->scratch);
+    char *key = copy_text(p);
     if (!key)
         return fail_memory(p);
     skip_space(p);
     cJSON *value = NULL;
     if (peek(p) != ':')
         fail_expected(p, "':' after the key");
-    else if (p->pos++, skip_space(p), (value = parse_value(p)) != NULL)
-        if (!cJSON_AddItemToObject(object, key, value)) {
+    else if (p->pos++, skip_space(p), (value = parse_value(p)) != NULL) {
+        value->string = key; /* which cJSON_AddItemToObject would copy */
+        key = NULL;
+        if (!cJSON_AddItemToArray(object, value)) {
             cJSON_Delete(value);
             value = fail_memory(p);
         }
-    free(key);
+    }
+    cJSON_free(key);
     return value && push_key(p, value->string, at);
 }
 

@@ -36,6 +36,18 @@ double kg_json_to_double(const char *digits) {
     return v;
 }
 
+bool kg_json_to_integer(const char *digits, size_t n, double *out) {
+    enum { FEW = 15 };
+    bool negative = n > 0 && digits[0] == '-';
+    int64_t v = 0;
+    if (n > FEW)
+        return false;
+    for (size_t i = negative; i < n; i++)
+        v = 10 * v + (digits[i] - '0');
+    *out = negative ? -(double)v : (double)v;
+    return true;
+}
+
 static bool reads_back(const char *text, double v) {
     double back = strtod(text, NULL);
     return memcmp(&back, &v, sizeof v) == 0;

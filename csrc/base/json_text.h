@@ -2,6 +2,7 @@
 #ifndef KG_BASE_JSON_TEXT_H
 #define KG_BASE_JSON_TEXT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,5 +24,8 @@ size_t kg_utf8_len(const char *s, size_t n);
 int kg_utf8_put(kg_buf *b, uint32_t code_point);
 /* Decimal text to a double, in any locale. */
 double kg_json_to_double(const char *digits);
+/* The same of n bytes, digits with or without '-' before them; false where they are so many that
+ * more is to be looked at. */
+bool kg_json_to_integer(const char *digits, size_t n, double *out);
 
 #endif

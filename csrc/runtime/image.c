@@ -15,6 +15,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "runtime/image_cache.h"
+#include "runtime/image_headers.h"
 #include "runtime/object_inspect.h"
 #include "sys/cc.h"
 
@@ -46,9 +47,11 @@ static bool find_entry(const char *source, size_t n, const char *arch, unsigned 
 
 static int build(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
                  kg_buf *image, kg_buf *messages, kg_error *err) {
+    char path[KG_IMAGE_PATH];
+    const char *headers = kg_headers_find(source, n, arch, flags, path) ? path : NULL;
     kg_buf object;
     kg_buf_init(&object, KG_MAX_IMAGE);
-    int rc = kg_cc_object(source, n, name, arch, flags, &object, messages, err);
+    int rc = kg_cc_object(source, n, name, headers, arch, flags, &object, messages, err);
     if (rc == KG_OK)
         rc = kg_object_inspect(object.data, object.len, messages, err);
     if (rc == KG_OK) {
@@ -63,7 +66,7 @@ static int build(const char *source, size_t n, const char *name, const char *arc
 }
 
 int kg_image_cpu(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
-                 kg_buf *image, kg_buf *messages, char path[512], kg_error *err) {
+                 bool more, kg_buf *image, kg_buf *messages, char path[512], kg_error *err) {
     char entry[512];
     bool named = find_entry(source, n, arch, flags, entry), cached = false;
     kg_buf fresh;
@@ -74,7 +77,9 @@ int kg_image_cpu(const char *source, size_t n, const char *name, const char *arc
     if (!cached) {
         kg_buf_clear(&fresh);
         kg_error why = {0};
+        kg_headers_job *ahead = more ? kg_headers_begin(source, n, arch, flags) : NULL;
         rc = build(source, n, name, arch, flags, &fresh, messages, &why);
+        kg_headers_end(ahead);
         if (rc != KG_OK)
             kg_fail(err, rc, "%s", why.msg);
         else

@@ -14,9 +14,10 @@ int kg_object_inspect(const void *object, size_t n, kg_buf *complaint, kg_error 
 /* The shared object's bytes for a full translation unit (from kg_source_build): cache, else
  * compile, inspect, link, store. status KG_ECOMPILE: messages has the compiler's text.
  * KG_EUNSUPPORTED: the inspection refused it, messages says why. `path` (may be NULL) gets the
- * cached file's path, "" when the cache is not there. */
+ * cached file's path, "" when the cache is not there. more: others with the same headers follow, so
+ * those are compiled by themselves beside it, and kept. */
 int kg_image_cpu(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
-                 kg_buf *image, kg_buf *messages, char path[512], kg_error *err);
+                 bool more, kg_buf *image, kg_buf *messages, char path[512], kg_error *err);
 /* True if the cache has it (nothing is compiled). */
 bool kg_image_cached(const char *source, size_t n, const char *arch, unsigned flags);
 

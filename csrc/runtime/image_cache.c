@@ -102,7 +102,7 @@ bool kg_image_write(const char *path, const kg_buf *image) {
     kg_buf_add(&file, image->data, image->len);
     kg_buf_add(&file, &t, sizeof t);
     bool ok = kg_buf_check(&file, path, NULL) == KG_OK && kg_mkdirs(folder, NULL) == KG_OK &&
-              kg_write_atomic(path, file.data, file.len, NULL) == KG_OK;
+              kg_write_derived(path, file.data, file.len, NULL) == KG_OK;
     kg_buf_free(&file);
     if (!ok)
         kg_log_once(KG_LOG_WARNING, "the image cache %s cannot be written; images are built again",

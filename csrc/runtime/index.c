@@ -24,10 +24,10 @@ static void put_hash(kg_buf *b, kg_hash128 h) {
     kg_put_u64(b, h.hi);
 }
 
-static int put_kernel(kg_buf *b, const kg_index_kernel *k, kg_error *err) {
-    kg_buf plan;
-    kg_buf_init(&plan, 0);
-    int rc = kg_plan_write(k->plan, &plan);
+/* plan: room for its bytes. */
+static int put_kernel(kg_buf *b, const kg_index_kernel *k, kg_buf *plan, kg_error *err) {
+    kg_buf_clear(plan);
+    int rc = kg_plan_write(k->plan, plan);
     kg_put_str(b, k->id);
     kg_put_str(b, k->arch);
     kg_put_str(b, k->source);
@@ -44,20 +44,28 @@ static int put_kernel(kg_buf *b, const kg_index_kernel *k, kg_error *err) {
     kg_put_u32(b, (uint32_t)k->nprograms);
     for (size_t i = 0; i < k->nprograms; i++)
         put_hash(b, k->programs[i]);
-    kg_put_bytes(b, plan.data, plan.len);
-    kg_buf_free(&plan);
+    kg_put_bytes(b, plan->data, plan->len);
     return rc == KG_OK ? KG_OK : kg_fail(err, rc, "writing the plan of Kernel %s", k->id);
 }
 
-static int put_block(kg_buf *b, const kg_index_op *op, kg_error *err) {
+static int put_kernels(kg_buf *b, const kg_index_op *op, kg_error *err) {
+    kg_buf plan;
+    int rc = KG_OK;
+    kg_buf_init(&plan, 0);
+    kg_put_u32(b, (uint32_t)op->nkernels);
+    for (size_t i = 0; rc == KG_OK && i < op->nkernels; i++)
+        rc = put_kernel(b, &op->kernels[i], &plan, err);
+    kg_buf_free(&plan);
+    return rc;
+}
+
+int kg_index_put(kg_buf *b, const kg_index_op *op, kg_error *err) {
     int rc = kg_op_write(op->op, b);
     if (rc != KG_OK)
         return kg_fail(err, rc, "writing the contract of %s", op->op->name);
     kg_put_str(b, op->task);
-    kg_put_u32(b, (uint32_t)op->nkernels);
-    for (size_t i = 0; i < op->nkernels; i++)
-        if ((rc = put_kernel(b, &op->kernels[i], err)) != KG_OK)
-            return rc;
+    if ((rc = put_kernels(b, op, err)) != KG_OK)
+        return rc;
     kg_put_u32(b, (uint32_t)op->npins);
     for (size_t i = 0; i < op->npins; i++) {
         if (op->pins[i].kernel >= op->nkernels)
@@ -67,33 +75,24 @@ static int put_block(kg_buf *b, const kg_index_op *op, kg_error *err) {
         if ((rc = kg_key_write(&op->pins[i].key, b)) != KG_OK)
             return kg_fail(err, rc, "writing pin %zu of %s", i, op->op->name);
     }
-    return KG_OK;
+    return kg_buf_check(b, "an Op's block of the index", err);
 }
 
-/* The directory holds places relative to the end of the directory, so that it can be written first.
- */
-static int put_body(kg_buf *b, const char *registry, const kg_index_op *ops, size_t nops,
-                    kg_error *err) {
-    kg_buf blocks;
-    int rc = KG_OK;
-    kg_buf_init(&blocks, 0);
+/* The directory holds places relative to its end, where the first block is. */
+static void put_body(kg_buf *b, const char *registry, const kg_index_block *blocks, size_t n) {
+    size_t start = 0;
     kg_put_str(b, registry);
-    kg_put_u32(b, (uint32_t)nops);
-    for (size_t i = 0; rc == KG_OK && i < nops; i++) {
-        size_t start = blocks.len;
-        rc = put_block(&blocks, &ops[i], err);
-        kg_put_str(b, ops[i].op->name);
-        kg_put_str(b, ops[i].op->schema);
-        kg_put_str(b, ops[i].op->hash);
+    kg_put_u32(b, (uint32_t)n);
+    for (size_t i = 0; i < n; i++) {
+        kg_put_str(b, blocks[i].op->name);
+        kg_put_str(b, blocks[i].op->schema);
+        kg_put_str(b, blocks[i].op->hash);
         kg_put_u64(b, start);
-        kg_put_u64(b, blocks.len - start);
+        kg_put_u64(b, blocks[i].n);
+        start += blocks[i].n;
     }
-    if (rc == KG_OK)
-        rc = kg_buf_check(&blocks, "the index", err);
-    if (rc == KG_OK && blocks.len > 0)
-        kg_buf_add(b, blocks.data, blocks.len);
-    kg_buf_free(&blocks);
-    return rc == KG_OK ? kg_buf_check(b, "the index", err) : rc;
+    for (size_t i = 0; i < n; i++)
+        kg_buf_add(b, blocks[i].bytes, blocks[i].n);
 }
 
 static int make_folder(const char *path, kg_error *err) {
@@ -110,28 +109,51 @@ static int make_folder(const char *path, kg_error *err) {
     return rc;
 }
 
-int kg_index_write(const char *path, const char *registry, uint64_t fingerprint,
-                   const kg_index_op *ops, size_t nops, kg_error *err) {
-    kg_buf body, file;
-    kg_buf_init(&body, MAX_INDEX);
+int kg_index_write_blocks(const char *path, const char *registry, uint64_t fingerprint,
+                          const kg_index_block *blocks, size_t n, kg_error *err) {
+    static const char header[HEADER_SIZE];
+    kg_buf file, head;
     kg_buf_init(&file, MAX_INDEX);
-    int rc = put_body(&body, registry, ops, nops, err);
+    kg_buf_init(&head, HEADER_SIZE);
+    kg_buf_add(&file, header, sizeof(header));
+    put_body(&file, registry, blocks, n);
+    int rc = kg_buf_check(&file, "the index", err);
     if (rc == KG_OK) {
-        kg_buf_add(&file, magic, sizeof(magic));
-        kg_put_u32(&file, KG_INDEX_FORMAT);
-        kg_put_u32(&file, HEADER_SIZE);
-        kg_put_u64(&file, HEADER_SIZE + body.len);
-        put_hash(&file, kg_xxh128(body.data, body.len));
-        kg_put_u64(&file, fingerprint);
-        kg_buf_add(&file, body.data, body.len);
-        rc = kg_buf_check(&file, "the index", err);
+        kg_buf_add(&head, magic, sizeof(magic));
+        kg_put_u32(&head, KG_INDEX_FORMAT);
+        kg_put_u32(&head, HEADER_SIZE);
+        kg_put_u64(&head, file.len);
+        put_hash(&head, kg_xxh128(file.data + HEADER_SIZE, file.len - HEADER_SIZE));
+        kg_put_u64(&head, fingerprint);
+        rc = kg_buf_check(&head, "the header of the index", err);
+    }
+    if (rc == KG_OK) {
+        memcpy(file.data, head.data, HEADER_SIZE);
+        rc = make_folder(path, err);
     }
     if (rc == KG_OK)
-        rc = make_folder(path, err);
-    if (rc == KG_OK)
-        rc = kg_write_atomic(path, file.data, file.len, err);
-    kg_buf_free(&body);
+        rc = kg_write_derived(path, file.data, file.len, err);
     kg_buf_free(&file);
+    kg_buf_free(&head);
+    return rc;
+}
+
+int kg_index_write(const char *path, const char *registry, uint64_t fingerprint,
+                   const kg_index_op *ops, size_t nops, kg_error *err) {
+    kg_buf *bytes = calloc(nops ? nops : 1, sizeof *bytes);
+    kg_index_block *blocks = calloc(nops ? nops : 1, sizeof *blocks);
+    int rc = bytes && blocks ? KG_OK : kg_fail(err, KG_ENOMEM, "an index of %zu Ops", nops);
+    for (size_t i = 0; rc == KG_OK && i < nops; i++) {
+        kg_buf_init(&bytes[i], MAX_INDEX);
+        rc = kg_index_put(&bytes[i], &ops[i], err);
+        blocks[i] = (kg_index_block){.op = ops[i].op, .bytes = bytes[i].data, .n = bytes[i].len};
+    }
+    if (rc == KG_OK)
+        rc = kg_index_write_blocks(path, registry, fingerprint, blocks, nops, err);
+    for (size_t i = 0; bytes && i < nops; i++)
+        kg_buf_free(&bytes[i]);
+    free(bytes);
+    free(blocks);
     return rc;
 }
 

@@ -51,8 +51,21 @@ typedef struct kg_index_op {
     const kg_index_pin *pins;
 } kg_index_op;
 
-/* Writes an index atomically, making its folder when that is not there. Pins that name no Kernel
- * are KG_EINVAL. registry is the absolute path that the index is of. */
+/* Appends an Op's block. Pins that name no Kernel are KG_EINVAL. */
+int kg_index_put(kg_buf *b, const kg_index_op *op, kg_error *err);
+
+/* An Op and its block. */
+typedef struct kg_index_block {
+    const kg_op *op;
+    const char *bytes;
+    size_t n;
+} kg_index_block;
+
+/* Writes an index whole, making its folder when that is not there. registry is the absolute path
+ * that the index is of. */
+int kg_index_write_blocks(const char *path, const char *registry, uint64_t fingerprint,
+                          const kg_index_block *blocks, size_t n, kg_error *err);
+/* The same from what the blocks are of. */
 int kg_index_write(const char *path, const char *registry, uint64_t fingerprint,
                    const kg_index_op *ops, size_t nops, kg_error *err);
 

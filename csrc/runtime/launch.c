@@ -264,7 +264,7 @@ static int load_cpu(const kg_load_request *ask, kg_function *functions, kg_buf *
     size_t n = ask->plan->nlaunches;
     kg_buf_init(&image, 0);
     int rc = kg_image_cpu(ask->unit->data, ask->unit->len, ask->label, ask->arch, ask->plan->flags,
-                          &image, messages, path, err);
+                          false, &image, messages, path, err);
     if (rc == KG_OK)
         rc = kg_launch_hooked() ? load_locked(&image, n, entries, err)
                                 : kg_image_load(path, image.data, image.len, n, entries, err);

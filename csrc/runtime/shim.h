@@ -23,6 +23,8 @@ int kg_shim_conv(kg_error *err);   /* conv2d */
 /* What the kernel of kgen::_softmax does, without its stack: input stays the caller's, *out is a
  * new AtenTensorHandle. */
 int kg_shim_softmax_call(AtenTensorHandle input, int64_t dim, void **out, kg_error *err);
+/* The same of kgen::_attention without a mask, of its own scale and without enable_gqa. */
+int kg_shim_attention_call(const AtenTensorHandle qkv[3], bool causal, void **out, kg_error *err);
 
 /* Defines an indexed Op that is not canonical, with kernels from the pool of trampolines. KG_OK
  * when it is defined already; KG_EOVERFLOW when the pool is used up. */

@@ -200,10 +200,43 @@ static void drop_qkv(const StableIValue *stack) {
         kg_tensor_drop(kg_slot_tensor(stack[i]));
 }
 
+static bool reference_serves(int rc) {
+    return rc == KG_ENOTFOUND || rc == KG_EUNSUPPORTED;
+}
+
+/* By the reference, which takes what it is given. */
+static int refer(const AtenTensorHandle qkv[3], StableIValue *stack, void **out, kg_error *err) {
+    AtenTensorHandle own[3] = {NULL, NULL, NULL};
+    int rc = KG_OK;
+    for (int i = QUERY; rc == KG_OK && i <= VALUE; i++)
+        rc = kg_tensor_share(qkv[i], &own[i], err);
+    for (int i = QUERY; i <= VALUE; i++) {
+        if (rc != KG_OK)
+            kg_tensor_drop(own[i]);
+        stack[i] = kg_tensor_slot(own[i]);
+    }
+    if (rc == KG_OK)
+        rc = attention_reference(stack, err);
+    if (rc == KG_OK)
+        *out = kg_slot_tensor(stack[0]);
+    return rc;
+}
+
+int kg_shim_attention_call(const AtenTensorHandle qkv[3], bool causal, void **out, kg_error *err) {
+    StableIValue stack[7] = {[4] = causal};
+    void *outputs[KG_MAX_OUTPUTS];
+    for (int i = QUERY; i <= VALUE; i++)
+        stack[i] = kg_tensor_slot(qkv[i]);
+    int rc = attention_serve(stack, outputs, err);
+    if (rc == KG_OK)
+        *out = outputs[OUTPUT];
+    return reference_serves(rc) ? refer(qkv, stack, out, err) : rc;
+}
+
 static int attention_body(StableIValue *stack, kg_error *err) {
     void *out[KG_MAX_OUTPUTS];
     int rc = attention_serve(stack, out, err);
-    if (rc == KG_ENOTFOUND || rc == KG_EUNSUPPORTED)
+    if (reference_serves(rc))
         return attention_reference(stack, err);
     drop_qkv(stack);
     if (stack[3] != 0)
@@ -318,7 +351,7 @@ static int mod_body(StableIValue *stack, kg_error *err) {
     bool readable = rc == KG_OK || rc == KG_EUNSUPPORTED || rc == KG_ENOTFOUND;
     if (rc == KG_OK)
         rc = mod_serve(&m, out, err);
-    bool fall_back = readable && (rc == KG_ENOTFOUND || rc == KG_EUNSUPPORTED);
+    bool fall_back = readable && reference_serves(rc);
     if (fall_back) {
         rc = kg_shim_python(attention_op, &m.call, m.text, m.inputs, m.ninputs, results, 2, err);
         out[OUTPUT] = results[0];

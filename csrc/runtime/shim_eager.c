@@ -1,7 +1,7 @@
-/* The quick way in: torch.ops.kgen.softmax called from eager Python without Python code and without
- * torch's dispatcher between the call and the Kernel, which together cost more than a small softmax
- * does. It serves plain tensors in plain threads (torch_abi_eager.h); every other call goes to the
- * callable that it was made with.
+/* The quick way in: torch.ops.kgen.softmax and torch.ops.kgen.attention called from eager Python
+ * without Python code and without torch's dispatcher between the call and the Kernel, which
+ * together cost more than a small softmax does. It serves plain tensors in plain threads
+ * (torch_abi_eager.h); every other call goes to the callable that it was made with.
  *
  * Python's functions are found in the running process, as torch's are: one binary for every
  * Python 3, which need not be there (kgen_rt_start serves a process without). All of them are of
@@ -38,6 +38,8 @@ enum { PY_FASTCALL = 0x80, PY_KEYWORDS = 0x02 };
     X(void *, PyEval_SaveThread, (void))                                                           \
     X(void, PyEval_RestoreThread, (void *))                                                        \
     X(py_object *, PyDict_GetItem, (py_object *, py_object *))                                     \
+    X(ssize_t, PyTuple_Size, (py_object *))                                                        \
+    X(py_object *, PyTuple_GetItem, (py_object *, ssize_t))                                        \
     X(py_object *, PyUnicode_InternFromString, (const char *))                                     \
     X(py_object *, PyCFunction_NewEx, (py_method *, py_object *, py_object *))
 
@@ -45,12 +47,13 @@ static struct {
 #define KG_X(ret, name, params) ret(*name) params;
     PY_SYMS(KG_X)
 #undef KG_X
-    py_object *int_type, **runtime_error;
+    py_object *int_type, **runtime_error, *yes, *no;
 } py;
 
 static struct {
     py_object *tensor_type, *forward_ad, *level; /* torch.Tensor; forward_ad.__dict__ and its key */
-    py_object *softmax_otherwise;
+    py_object *is_causal;                        /* the name */
+    py_object *softmax_otherwise, *attention_otherwise;
 } known;
 
 static int find_python(kg_error *err) {
@@ -63,6 +66,8 @@ static int find_python(kg_error *err) {
 #undef KG_X
             {"PyLong_Type", offsetof(__typeof__(py), int_type)},
         {"PyExc_RuntimeError", offsetof(__typeof__(py), runtime_error)},
+        {"_Py_TrueStruct", offsetof(__typeof__(py), yes)},
+        {"_Py_FalseStruct", offsetof(__typeof__(py), no)},
     };
     for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
         void *found = dlsym(RTLD_DEFAULT, symbols[i].name);
@@ -102,13 +107,27 @@ static AtenTensorHandle plain_tensor(py_object *o) {
     return is_of(o, known.tensor_type) ? kg_eager_tensor(o) : NULL;
 }
 
+static bool no_surroundings(void) {
+    return kg_eager_thread_is_plain() && no_dual_numbers();
+}
+
+/* out is taken when rc is KG_OK. */
+static py_object *result_of(int rc, AtenTensorHandle out, const kg_error *e) {
+    if (rc != KG_OK) {
+        py.PyErr_SetString(*py.runtime_error, e->msg);
+        return NULL;
+    }
+    py_object *result = kg_eager_wrap(out);
+    kg_tensor_drop(out);
+    return result;
+}
+
 static py_object *softmax(py_object *self, py_object *const *args, ssize_t nargs,
                           py_object *names) {
     AtenTensorHandle input = NULL;
     int64_t dim;
     (void)self;
-    if (nargs == 2 && names == NULL && kg_eager_thread_is_plain() && no_dual_numbers() &&
-        is_int(args[1], &dim))
+    if (nargs == 2 && names == NULL && no_surroundings() && is_int(args[1], &dim))
         input = plain_tensor(args[0]);
     if (input == NULL)
         return py.PyObject_Vectorcall(known.softmax_otherwise, args, (size_t)nargs, names);
@@ -117,13 +136,40 @@ static py_object *softmax(py_object *self, py_object *const *args, ssize_t nargs
     void *thread = py.PyEval_SaveThread();
     int rc = kg_shim_softmax_call(input, dim, &out, &e);
     py.PyEval_RestoreThread(thread);
-    if (rc != KG_OK) {
-        py.PyErr_SetString(*py.runtime_error, e.msg);
-        return NULL;
+    return result_of(rc, out, &e);
+}
+
+/* Query, key and value, and at most is_causal beside them; its value follows the three. */
+static bool attention_args(py_object *const *args, ssize_t nargs, py_object *names,
+                           AtenTensorHandle qkv[3], bool *causal) {
+    *causal = false;
+    if (nargs != 3)
+        return false;
+    if (names != NULL) {
+        if (py.PyTuple_Size(names) != 1 || py.PyTuple_GetItem(names, 0) != known.is_causal ||
+            (args[3] != py.yes && args[3] != py.no))
+            return false;
+        *causal = args[3] == py.yes;
     }
-    py_object *result = kg_eager_wrap(out);
-    kg_tensor_drop(out);
-    return result;
+    for (int i = 0; i < 3; i++)
+        if ((qkv[i] = plain_tensor(args[i])) == NULL)
+            return false;
+    return true;
+}
+
+static py_object *attention(py_object *self, py_object *const *args, ssize_t nargs,
+                            py_object *names) {
+    AtenTensorHandle qkv[3];
+    bool causal;
+    (void)self;
+    if (!attention_args(args, nargs, names, qkv, &causal) || !no_surroundings())
+        return py.PyObject_Vectorcall(known.attention_otherwise, args, (size_t)nargs, names);
+    kg_error e;
+    void *out = NULL;
+    void *thread = py.PyEval_SaveThread();
+    int rc = kg_shim_attention_call(qkv, causal, &out, &e);
+    py.PyEval_RestoreThread(thread);
+    return result_of(rc, out, &e);
 }
 
 int kgen_rt_eager_learn(const void *tensor, size_t bytes, uint64_t impl, uint64_t keys,
@@ -146,6 +192,7 @@ int kgen_rt_eager_open(void *tensor_type, void *forward_ad, char *err, size_t ne
         known.tensor_type = tensor_type;
         known.forward_ad = forward_ad;
         known.level = py.PyUnicode_InternFromString("_current_level");
+        known.is_causal = py.PyUnicode_InternFromString("is_causal");
         py.Py_IncRef(known.tensor_type);
         py.Py_IncRef(known.forward_ad);
         rc = kg_eager_open(&e);
@@ -158,15 +205,24 @@ int kgen_rt_eager_admit(const void *tensor, uint64_t keys, char *err, size_t ner
     return kg_shim_give(kg_eager_admit(tensor, keys, &e), &e, err, nerr);
 }
 
-void *kgen_rt_eager_softmax(void *otherwise) {
-    static py_method method = {.name = "softmax",
-                               .flags = PY_FASTCALL | PY_KEYWORDS,
-                               .doc = "torch.ops.kgen.softmax(input, dim)"};
-    py_fastcall function = softmax;
+/* A callable; NULL while the way is not open. */
+static void *callable(py_method *method, py_fastcall function, void *otherwise, py_object **kept) {
     if (known.tensor_type == NULL)
         return NULL;
-    memcpy(&method.function, &function, sizeof(function));
-    known.softmax_otherwise = otherwise;
+    memcpy(&method->function, &function, sizeof(function));
+    method->flags = PY_FASTCALL | PY_KEYWORDS;
+    *kept = otherwise;
     py.Py_IncRef(otherwise);
-    return py.PyCFunction_NewEx(&method, NULL, NULL);
+    return py.PyCFunction_NewEx(method, NULL, NULL);
+}
+
+void *kgen_rt_eager_softmax(void *otherwise) {
+    static py_method method = {.name = "softmax", .doc = "torch.ops.kgen.softmax(input, dim)"};
+    return callable(&method, softmax, otherwise, &known.softmax_otherwise);
+}
+
+void *kgen_rt_eager_attention(void *otherwise) {
+    static py_method method = {.name = "attention",
+                               .doc = "torch.ops.kgen.attention(query, key, value, ...)"};
+    return callable(&method, attention, otherwise, &known.attention_otherwise);
 }

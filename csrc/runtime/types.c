@@ -6,9 +6,8 @@
 
 static const struct {
     const char *name, *ctype;
-    size_t size;
 } dtypes[KG_DTYPE_COUNT] = {
-#define KG_X(NAME, value, text, bytes, type) [value] = {text, type, bytes},
+#define KG_X(NAME, value, text, bytes, type) [value] = {text, type},
     KG_DTYPES(KG_X)
 #undef KG_X
 };
@@ -23,10 +22,6 @@ const char *kg_dtype_name(int dtype) {
 
 const char *kg_dtype_ctype(int dtype) {
     return known(dtype) ? dtypes[dtype].ctype : NULL;
-}
-
-size_t kg_dtype_size(int dtype) {
-    return known(dtype) ? dtypes[dtype].size : 0;
 }
 
 int kg_dtype_parse(const char *name) {

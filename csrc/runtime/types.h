@@ -32,8 +32,20 @@ typedef enum kg_dtype {
 
 const char *kg_dtype_name(int dtype);  /* "float32"; NULL for a number that is none */
 const char *kg_dtype_ctype(int dtype); /* "float" */
-size_t kg_dtype_size(int dtype);       /* bytes; 0 for a number that is none */
 int kg_dtype_parse(const char *name);  /* the number, or KG_EUNSUPPORTED */
+
+/* Bytes; 0 for a number that is none. Here, so that loops over elements call nothing. */
+static inline size_t kg_dtype_size(int dtype) {
+    switch (dtype) {
+#define KG_X(NAME, value, text, bytes, ctype)                                                      \
+    case (value):                                                                                  \
+        return (bytes);
+        KG_DTYPES(KG_X)
+#undef KG_X
+    default:
+        return 0;
+    }
+}
 
 #define KG_MAX_RANK 8  /* dims of one tensor */
 #define KG_MAX_ARGS 24 /* arguments of one Op */

@@ -263,8 +263,15 @@ static int run_compiler(const char *const argv[], const char *dir, const char *n
     return rc;
 }
 
-int kg_cc_object(const char *source, size_t n, const char *name, const char *arch, unsigned flags,
-                 kg_buf *object, kg_buf *messages, kg_error *err) {
+/* What is compiled, in the folder of the compilation, and to what. */
+typedef struct unit {
+    const char *text, *in, *out, *name; /* name: the file's, in messages */
+    size_t n;
+    const char *args[8]; /* beside the flags; NULL-terminated */
+} unit;
+
+static int compile(const unit *u, const char *arch, unsigned flags, kg_buf *out, kg_buf *messages,
+                   kg_error *err) {
     const kg_cc *cc;
     char dir[256], text[1024];
     int rc = kg_cc_find(&cc, err);
@@ -279,15 +286,52 @@ int kg_cc_object(const char *source, size_t n, const char *name, const char *arc
     bool clang = strcmp(cc->kind, "clang") == 0;
     arg(&a, clang ? "-ferror-limit=12" : "-fmax-errors=12");
     arg(&a, clang ? "-Wno-pass-failed" : "-pipe");
-    const char *const rest[] = {"-c", "-o", "object.o", "source.c"};
-    for (size_t i = 0; i < sizeof rest / sizeof *rest; i++)
-        arg(&a, rest[i]);
-    rc = put_file(dir, "source.c", source, n, err);
+    for (size_t i = 0; u->args[i]; i++)
+        arg(&a, u->args[i]);
+    rc = put_file(dir, u->in, u->text, u->n, err);
     if (rc == KG_OK)
-        rc = run_compiler(a.v, dir, name, messages, err);
+        rc = run_compiler(a.v, dir, u->name, messages, err);
     if (rc == KG_OK)
-        rc = take_file(dir, "object.o", object, err);
+        rc = take_file(dir, u->out, out, err);
     kg_remove_tree(dir, NULL);
+    return rc;
+}
+
+/* With its headers as they are kept, and whatever was wrong with it then, it is compiled as it is:
+ * no Candidate is blamed for what is kept. */
+int kg_cc_object(const char *source, size_t n, const char *name, const char *headers,
+                 const char *arch, unsigned flags, kg_buf *object, kg_buf *messages,
+                 kg_error *err) {
+    unit u = {.text = source,
+              .n = n,
+              .in = "source.c",
+              .out = "object.o",
+              .name = name,
+              .args = {"-c", "-o", "object.o", "source.c", headers ? "-include" : NULL, headers}};
+    if (headers) {
+        kg_buf unread;
+        kg_buf_init(&unread, 1 << 20);
+        int rc = compile(&u, arch, flags, object, &unread, err);
+        kg_buf_free(&unread);
+        if (rc != KG_ECOMPILE)
+            return rc;
+        u.args[4] = NULL;
+    }
+    return compile(&u, arch, flags, object, messages, err);
+}
+
+int kg_cc_headers(const char *text, size_t n, const char *arch, unsigned flags, kg_buf *out,
+                  kg_error *err) {
+    const unit u = {.text = text,
+                    .n = n,
+                    .in = "headers.h",
+                    .out = "headers.gch",
+                    .name = "headers",
+                    .args = {"-x", "c-header", "-o", "headers.gch", "headers.h"}};
+    kg_buf messages;
+    kg_buf_init(&messages, 1 << 20);
+    int rc = compile(&u, arch, flags, out, &messages, err);
+    kg_buf_free(&messages);
     return rc;
 }
 

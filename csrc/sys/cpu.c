@@ -8,6 +8,7 @@
 #if defined(__x86_64__)
 
 #include <cpuid.h>
+#include <stdatomic.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -21,7 +22,7 @@ static bool has(uint32_t word, uint32_t bits) {
     return (word & bits) == bits;
 }
 
-int kg_cpu_level(void) {
+static int find_level(void) {
     /* The psABI's lists. Leaf 1 ecx; leaf 7 ebx; leaf 0x80000001 ecx. */
     const uint32_t v2_c = 1u << 0 | 1u << 9 | 1u << 13 | 1u << 19 | 1u << 20 | 1u << 23;
     const uint32_t v3_c = 1u << 12 | 1u << 22 | 1u << 27 | 1u << 28 | 1u << 29;
@@ -34,6 +35,16 @@ int kg_cpu_level(void) {
         !__get_cpuid(0x80000001, &a, &b, &cx, &d) || !has(cx, v3_x) || (xcr0() & 6) != 6)
         return 2;
     return has(b7, v4_b) && (xcr0() & 0xe6) == 0xe6 ? 4 : 3;
+}
+
+/* A virtual machine's hypervisor answers each question, which takes as long as comparing a small
+ * output. */
+int kg_cpu_level(void) {
+    static atomic_int level;
+    int known = atomic_load_explicit(&level, memory_order_relaxed);
+    if (known == 0)
+        atomic_store_explicit(&level, known = find_level(), memory_order_relaxed);
+    return known;
 }
 
 int kg_cpu_has_amx(void) {

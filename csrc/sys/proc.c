@@ -1,7 +1,9 @@
-/* Child processes. Between fork and exec the child calls what is async-signal-safe and nothing
- * else: the parent may have threads that held locks. What fails there comes back as a step and an
- * errno through a pipe that exec closes. Refuses shells, inherited descriptors, and to leave a
- * child's group behind. */
+/* Child processes. Until exec the child runs in the parent's memory, on a stack of its own: to copy
+ * the page tables of a process that holds gigabytes of tensors, and to drop them again, takes
+ * longer than the program that is started. It calls what is async-signal-safe and nothing else: the
+ * parent may have threads that hold locks. What fails there comes back as a step and an errno
+ * through a pipe that exec closes. Refuses shells, inherited descriptors, and to leave a child's
+ * group behind. */
 #include "sys/proc.h"
 
 #include <errno.h>
@@ -28,6 +30,12 @@
 #define DRAIN_ROUNDS 128
 /* A wish to stop may arrive in another thread, which does not wake this one. */
 #define SLICE_MS 100
+/* The child's calls are a few frames deep, and one of them has an array of a system call's size. */
+enum { CHILD_STACK = 32 << 10 };
+
+/* The child's stack is none that the sanitizer knows, so what ends the child must not tell it of a
+ * stack that is left. */
+#define ON_CHILD_STACK __attribute__((noreturn, no_sanitize("address")))
 
 extern char **environ;
 
@@ -57,7 +65,7 @@ typedef struct failure {
     int step, error;
 } failure;
 
-/* All that a child needs, laid out before fork. */
+/* All that a child needs, laid out before it is there. The parent sees what the child changes. */
 typedef struct plan {
     const char *path, *cwd;
     char *const *argv, *const *env;
@@ -85,7 +93,7 @@ static int fail_errno(kg_error *err, const char *call, const char *program) {
     return kg_fail(err, code, "%s for %s: %s", call, program, strerror(e));
 }
 
-__attribute__((noreturn)) static void give_up(const plan *p, step at) {
+ON_CHILD_STACK static void give_up(const plan *p, step at) {
     failure f = {.step = (int)at, .error = errno};
     ssize_t put = write(p->report_fd, &f, sizeof f);
     _exit(put == (ssize_t)sizeof f ? 127 : 126);
@@ -167,7 +175,7 @@ static int reset_signals(void) {
     return sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-__attribute__((noreturn)) static void become(plan *p) {
+ON_CHILD_STACK static void become(plan *p) {
     if (setpgid(0, 0) < 0)
         give_up(p, STEP_GROUP);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
@@ -244,16 +252,19 @@ static void close_fd(int *fd) {
     *fd = -1;
 }
 
-/* A fork that returns in the parent once the child has become another program or ended, and that
- * runs no pthread_atfork handlers, which are other libraries' and for children that go on. Signals
- * stay blocked: a handler of the parent must not run in the child. */
+ON_CHILD_STACK static int child_main(void *plan_) {
+    become(plan_);
+}
+
+/* Returns in the parent once the child has become another program or ended, and runs no
+ * pthread_atfork handlers, which are other libraries' and for children that go on. Signals stay
+ * blocked: a handler of the parent must not run in the child. */
 static pid_t fork_quietly(plan *p) {
+    _Alignas(16) char stack[CHILD_STACK];
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    pid_t pid = (pid_t)syscall(SYS_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0, 0);
-    if (pid == 0)
-        become(p);
+    pid_t pid = clone(child_main, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, p);
     int e = errno;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = e;

@@ -113,8 +113,8 @@ static int compile_job(job *j, const char *source, size_t n, const char *arch, b
                            &j->messages, path, err);
     } else {
         *cached = kg_image_cached(j->unit.data, j->unit.len, arch, j->plan->flags);
-        rc = kg_image_cpu(j->unit.data, j->unit.len, "kernel.c", arch, j->plan->flags, &j->image,
-                          &j->messages, path, err);
+        rc = kg_image_cpu(j->unit.data, j->unit.len, "kernel.c", arch, j->plan->flags, false,
+                          &j->image, &j->messages, path, err);
     }
     if (rc != KG_OK && j->messages.len > 0)
         return kg_fail(err, rc, "%.400s", j->messages.data);

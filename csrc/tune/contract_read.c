@@ -136,7 +136,7 @@ int kg_read_expr(const kg_json *j, const char *at, kg_expr **out, kg_error *err)
 
 static bool in_list(const char *name, const char *const *list) {
     for (; *list != NULL; list++)
-        if (strcmp(name, *list) == 0)
+        if (name[0] == (*list)[0] && strcmp(name, *list) == 0)
             return true;
     return false;
 }

@@ -36,6 +36,7 @@ typedef struct draft {
     size_t ntexts, cap_texts;
     kg_json **roots;
     size_t nroots, cap_roots;
+    kg_buf block;    /* what the index gets */
     kg_buf warnings; /* a line each */
     int status;      /* KG_OK, or why the Op is left out */
     kg_error error;
@@ -73,7 +74,8 @@ static int keep_root(draft *d, kg_json *root, kg_error *err) {
     return rc;
 }
 
-static void draft_free(draft *d) {
+/* What the block was made of, but for the contract. */
+static void drop_parts(draft *d) {
     for (size_t i = 0; i < d->nkernels; i++) {
         kg_plan_free(d->plans[i]);
         free((void *)d->kernels[i].programs);
@@ -88,7 +90,19 @@ static void draft_free(draft *d) {
     free(d->texts);
     free(d->roots);
     free(d->task);
+    d->kernels = NULL;
+    d->plans = NULL;
+    d->pins = NULL;
+    d->texts = NULL;
+    d->roots = NULL;
+    d->task = NULL;
+    d->nkernels = d->npins = d->ntexts = d->nroots = 0;
+}
+
+static void draft_free(draft *d) {
+    drop_parts(d);
     free(d->dir);
+    kg_buf_free(&d->block);
     kg_buf_free(&d->warnings);
     kg_op_free(d->op);
 }
@@ -372,6 +386,16 @@ static int read_archs(draft *d, kg_error *err) {
     return rc;
 }
 
+static int put_block(draft *d, kg_error *err) {
+    const kg_index_op op = {.op = d->op,
+                            .task = d->task,
+                            .nkernels = d->nkernels,
+                            .npins = d->npins,
+                            .kernels = d->kernels,
+                            .pins = d->pins};
+    return kg_index_put(&d->block, &op, err);
+}
+
 static int read_op(draft *d, kg_error *err) {
     char *text = NULL, *path = kg_path_join(d->dir, "op.json");
     size_t n = 0;
@@ -387,6 +411,10 @@ static int read_op(draft *d, kg_error *err) {
         rc = read_archs(d, err);
     if (!rc)
         mark_ambiguous(d);
+    if (!rc)
+        rc = put_block(d, err);
+    /* In this thread and now: the next Op gets memory that is warm. */
+    drop_parts(d);
     free(text);
     free(path);
     return rc;
@@ -418,6 +446,7 @@ static int begin_draft(draft *d, const char *registry, const char *name, bool *f
                        kg_error *err) {
     *d = (draft){.name = name, .dir = kg_path_join(registry, name)};
     kg_buf_init(&d->warnings, 64 << 10);
+    kg_buf_init(&d->block, 0);
     if (!d->dir)
         return kg_fail(err, KG_ENOMEM, "path of %s", name);
     *folder = name[0] != '.' && kg_is_dir(d->dir);
@@ -472,18 +501,14 @@ static int read_ops(const char *registry, char **names, size_t n, draft *drafts,
 
 static int write_index(const char *registry, const char *index_path, uint64_t fingerprint,
                        const draft *drafts, size_t n, kg_error *err) {
-    kg_index_op *ops = calloc(n ? n : 1, sizeof *ops);
-    if (!ops)
+    kg_index_block *blocks = calloc(n ? n : 1, sizeof *blocks);
+    if (!blocks)
         return kg_fail(err, KG_ENOMEM, "index of %zu Ops", n);
     for (size_t i = 0; i < n; i++)
-        ops[i] = (kg_index_op){.op = drafts[i].op,
-                               .task = drafts[i].task,
-                               .nkernels = drafts[i].nkernels,
-                               .npins = drafts[i].npins,
-                               .kernels = drafts[i].kernels,
-                               .pins = drafts[i].pins};
-    int rc = kg_index_write(index_path, registry, fingerprint, ops, n, err);
-    free(ops);
+        blocks[i] = (kg_index_block){
+            .op = drafts[i].op, .bytes = drafts[i].block.data, .n = drafts[i].block.len};
+    int rc = kg_index_write_blocks(index_path, registry, fingerprint, blocks, n, err);
+    free(blocks);
     return rc;
 }
 

@@ -136,7 +136,7 @@ static int image(const kg_judge *j, const kg_candidate *c, const kg_judged_case 
                          r->text, r->n, KG_UNIT_NAME, &unit, err);
     if (rc == KG_OK) {
         kg_busy_begin();
-        rc = kg_image_cpu(unit.data, unit.len, r->name, j->options.arch, c->plan->flags, out,
+        rc = kg_image_cpu(unit.data, unit.len, r->name, j->options.arch, c->plan->flags, true, out,
                           messages, NULL, err);
         kg_busy_end();
     }

@@ -218,11 +218,12 @@ class _Eager:
         c, p, u = ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64
         error = [ctypes.c_char_p, ctypes.c_size_t]
         self.learn, self.open, self.admit = lib.kgen_rt_eager_learn, lib.kgen_rt_eager_open, lib.kgen_rt_eager_admit
-        self.softmax = lib.kgen_rt_eager_softmax
+        self.softmax, self.attention = lib.kgen_rt_eager_softmax, lib.kgen_rt_eager_attention
         self.learn.argtypes = [p, ctypes.c_size_t, u, u, u, u, c, *error]
         self.open.argtypes = [p, p, *error]
         self.admit.argtypes = [p, u, *error]
-        self.softmax.argtypes, self.softmax.restype = [ctypes.py_object], ctypes.py_object
+        for function in (self.softmax, self.attention):
+            function.argtypes, function.restype = [ctypes.py_object], ctypes.py_object
 
 
 @functools.cache
@@ -247,6 +248,10 @@ def eager_admit(tensor: int, keys: int) -> None:
 
 def eager_softmax(otherwise: Callable[..., Any]) -> Callable[..., Any]:
     return _eager().softmax(otherwise)
+
+
+def eager_attention(otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    return _eager().attention(otherwise)
 
 
 def say(message: str) -> None:

@@ -29,6 +29,11 @@ def softmax(otherwise: Callable[..., Any]) -> Callable[..., Any] | None:
     return _native.eager_softmax(otherwise) if open_way() else None
 
 
+def attention(otherwise: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The same for torch.ops.kgen.attention: query, key and value, and at most is_causal."""
+    return _native.eager_attention(otherwise) if open_way() else None
+
+
 def open_way() -> bool:
     """Opens the quick way, once."""
     global _begun, _shut

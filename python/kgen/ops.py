@@ -65,7 +65,7 @@ def packet(found: Any) -> Any:
     quick = _PACKETS.get(found.__name__)
     if quick is not None and type(found) is not quick:
         found.__class__ = quick
-        if quick is _SoftmaxPacket:
+        if issubclass(quick, _CPacket):
             found._in_c()
     return found
 
@@ -185,7 +185,26 @@ def _boxed(name: str) -> Any:
     return _op(name)._handle if hasattr(torch._C, "_dispatch_call_boxed") else _op(name)
 
 
-class _SoftmaxPacket(torch._ops.OpOverloadPacket):
+_admitted = {"cpu"}
+
+
+def _admit(tensor: Tensor) -> None:
+    """Once for each kind of device: a GPU's tensors were not there to learn from."""
+    kind = tensor.device.type
+    if kind not in _admitted and not _functorch():
+        _admitted.add(kind)
+        eager.admit(tensor)
+
+
+class _CPacket(torch._ops.OpOverloadPacket):
+    """One whose calls that want no gradient go the way of eager.py once _in_c was called; those that eager.py leaves alone
+    go to _call as before."""
+
+    def _in_c(self) -> None:
+        raise NotImplementedError
+
+
+class _SoftmaxPacket(_CPacket):
     def _call(self, input: Any, dim: Any) -> Any:
         if type(input) is Tensor and not _function_mode() and not _jit_tracing():
             if forward_ad._current_level >= 0:
@@ -202,14 +221,11 @@ class _SoftmaxPacket(torch._ops.OpOverloadPacket):
     __call__ = _call
 
     def _in_c(self) -> None:
-        """Calls that want no gradient go the way of eager.py from now on, and those that it leaves alone go as before."""
-        otherwise, admitted = self._call, {"cpu"}
+        otherwise = self._call
 
         def call(input: Any, dim: Any) -> Any:
-            # Once for each kind of device: a GPU's tensors were not there to learn from.
-            if type(input) is Tensor and not _grad_on() and input.device.type not in admitted and not _functorch():
-                admitted.add(input.device.type)
-                eager.admit(input)
+            if type(input) is Tensor and not _grad_on():
+                _admit(input)
             return otherwise(input, dim)
 
         quick = eager.softmax(call)
@@ -217,8 +233,8 @@ class _SoftmaxPacket(torch._ops.OpOverloadPacket):
             type(self).__call__ = quick  # type: ignore[assignment, method-assign]
 
 
-class _AttentionPacket(torch._ops.OpOverloadPacket):
-    def __call__(
+class _AttentionPacket(_CPacket):
+    def _call(
         self,
         query: Any,
         key: Any,
@@ -237,11 +253,20 @@ class _AttentionPacket(torch._ops.OpOverloadPacket):
             if forward_ad._current_level >= 0:
                 return _op("_attention_train")(*args)
             if not _grad_on():
+                if not query.is_cpu:
+                    _admit(query)
                 return _boxed_call(_attention_backend, *args)
             if not _functorch() and not _any_autocast() and query.dtype in _ATTENTION_DTYPES and query.dim() == 4:
                 found = _differentiable_attention(*args)
                 return found if found is not None else _boxed_call(_attention_backend, *args)
         return self._op(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+    __call__ = _call
+
+    def _in_c(self) -> None:
+        quick = eager.attention(self._call)
+        if quick is not None:
+            type(self).__call__ = quick  # type: ignore[assignment, method-assign]
 
 
 _ATTENTION_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))

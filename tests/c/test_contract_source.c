@@ -72,9 +72,9 @@ static void compile_fails(const char *from, const char *to, const char *message)
     kg_error err = {0};
     kg_buf_init(&object, 0);
     kg_buf_init(&messages, 0);
-    CHECK_INT(
-        kg_cc_object(b.text.data, b.text.len, "x.c", "x86-64-v2", 0, &object, &messages, &err),
-        KG_ECOMPILE);
+    CHECK_INT(kg_cc_object(b.text.data, b.text.len, "x.c", NULL, "x86-64-v2", 0, &object, &messages,
+                           &err),
+              KG_ECOMPILE);
     CHECK_HAS(messages.data, message);
     kg_buf_free(&object);
     kg_buf_free(&messages);
@@ -89,7 +89,8 @@ TEST(contract_source_runs) {
     kg_buf_init(&object, 0);
     kg_buf_init(&shared, 0);
     kg_buf_init(&messages, 0);
-    int rc = kg_cc_object(b.text.data, b.text.len, "x.c", "x86-64-v2", 0, &object, &messages, &err);
+    int rc = kg_cc_object(b.text.data, b.text.len, "x.c", NULL, "x86-64-v2", 0, &object, &messages,
+                          &err);
     if (rc < 0)
         FAIL("%s\n%s", err.msg, messages.data != NULL ? messages.data : "");
     CHECK_OK(kg_cc_link(object.data, object.len, &shared, &err), err);

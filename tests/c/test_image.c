@@ -10,6 +10,7 @@
 
 #include "base/fs.h"
 #include "runtime/image.h"
+#include "runtime/image_headers.h"
 #include "runtime/object_inspect.h"
 #include "runtime/x86_decode.h"
 #include "sys/cc.h"
@@ -23,8 +24,9 @@ static void object_of(const char *source, kg_buf *object) {
     kg_buf messages;
     kg_buf_init(&messages, 0);
     kg_buf_init(object, 0);
-    CHECK_OK(kg_cc_object(source, strlen(source), "t.c", "x86-64-v2", 0, object, &messages, &err),
-             err);
+    CHECK_OK(
+        kg_cc_object(source, strlen(source), "t.c", NULL, "x86-64-v2", 0, object, &messages, &err),
+        err);
     kg_buf_free(&messages);
 }
 
@@ -134,8 +136,8 @@ TEST(symbols_of_libm_alone) {
 static int image_of(const char *source, char path[512], kg_buf *messages, kg_error *err) {
     kg_buf image;
     kg_buf_init(&image, 0);
-    int rc =
-        kg_image_cpu(source, strlen(source), "t.c", "x86-64-v2", 0, &image, messages, path, err);
+    int rc = kg_image_cpu(source, strlen(source), "t.c", "x86-64-v2", 0, false, &image, messages,
+                          path, err);
     kg_entry entry;
     if (rc == KG_OK)
         rc = kg_image_load(path, image.data, image.len, 1, &entry, err);
@@ -173,6 +175,89 @@ TEST(images_are_kept_and_repaired) {
     CHECK_OK(image_of(PLAIN, again, &messages, &err), err);
     kg_buf_free(&messages);
     kg_buf_free(&file);
+}
+
+#define INCLUDES "#include <stdint.h>\n#include <math.h>\n#include <string.h>\n"
+static const char HEADED[] = INCLUDES "#pragma GCC poison __asm\n"
+                                      "float f(float x) { return sqrtf(x) + expf(x); }\n";
+
+static void object_with(const char *source, const char *headers, kg_buf *object) {
+    kg_error err = {0};
+    kg_buf messages;
+    kg_buf_init(&messages, 0);
+    kg_buf_init(object, 0);
+    CHECK_OK(kg_cc_object(source, strlen(source), "t.c", headers, "x86-64-v2", 0, object, &messages,
+                          &err),
+             err);
+    kg_buf_free(&messages);
+}
+
+static void same_object(const char *headers) {
+    kg_buf plain, ahead;
+    object_with(HEADED, NULL, &plain);
+    object_with(HEADED, headers, &ahead);
+    CHECK_UINT(plain.len, ahead.len);
+    CHECK_MEM(plain.data, ahead.data, plain.len);
+    kg_buf_free(&plain);
+    kg_buf_free(&ahead);
+}
+
+static void needs_gcc(void) {
+    const kg_cc *cc;
+    kg_error err = {0};
+    CHECK_OK(kg_cc_find(&cc, &err), err);
+    if (strcmp(cc->kind, "gcc") != 0)
+        test_skip("%s compiles no headers ahead", cc->version);
+}
+
+TEST(headers_are_read_once) {
+    kg_error err = {0};
+    kg_buf image, messages;
+    char path[KG_IMAGE_PATH], file[KG_IMAGE_PATH + 8];
+    needs_gcc();
+    kg_buf_init(&image, 0);
+    kg_buf_init(&messages, 0);
+    setenv("KGEN_CACHE", test_path("cache"), 1);
+    for (int more = 0; more < 2; more++) {
+        CHECK(!kg_headers_find(HEADED, strlen(HEADED), "x86-64-v2", 0, path));
+        char source[sizeof HEADED + 32];
+        snprintf(source, sizeof source, "%s/* %d */", HEADED, more);
+        CHECK_OK(kg_image_cpu(source, strlen(source), "t.c", "x86-64-v2", 0, more, &image,
+                              &messages, NULL, &err),
+                 err);
+    }
+    CHECK(kg_headers_find(HEADED, strlen(HEADED), "x86-64-v2", 0, path));
+    CHECK(!kg_headers_find(HEADED, strlen(HEADED), "x86-64-v2", 1, file));
+    CHECK(!kg_headers_find(HEADED, strlen(HEADED), "x86-64-v3", 0, file));
+    CHECK(!kg_headers_find(PLAIN, strlen(PLAIN), "x86-64-v2", 0, file));
+    same_object(path);
+    CHECK(kg_headers_begin(HEADED, strlen(HEADED), "x86-64-v2", 0) == NULL);
+    kg_buf_free(&image);
+    kg_buf_free(&messages);
+}
+
+/* The text of an error is what it is without them; and what is torn or gone does no harm. */
+TEST(headers_are_never_at_fault) {
+    kg_error err = {0};
+    kg_buf messages;
+    char path[KG_IMAGE_PATH], file[KG_IMAGE_PATH + 8];
+    needs_gcc();
+    setenv("KGEN_CACHE", test_path("cache"), 1);
+    kg_headers_end(kg_headers_begin(HEADED, strlen(HEADED), "x86-64-v2", 0));
+    CHECK(kg_headers_find(HEADED, strlen(HEADED), "x86-64-v2", 0, path));
+    kg_buf_init(&messages, 0);
+    CHECK_ERR(image_of(INCLUDES "int f(void) {\n return 1 }\n", file, &messages, &err), err,
+              KG_ECOMPILE, "t.c does not compile");
+    CHECK_HAS(messages.data, "t.c:5:");
+    kg_buf_free(&messages);
+    snprintf(file, sizeof file, "%s.gch", path);
+    CHECK_OK(kg_write_atomic(file, "torn", 4, &err), err);
+    same_object(path);
+    CHECK(unlink(file) == 0);
+    CHECK(!kg_headers_find(HEADED, strlen(HEADED), "x86-64-v2", 0, path));
+    same_object(path);
+    CHECK(unlink(path) == 0);
+    same_object(path);
 }
 
 TEST(a_cache_that_cannot_be_written_is_only_slower) {

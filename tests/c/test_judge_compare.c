@@ -229,6 +229,42 @@ TEST(mismatches_lie_where_they_are) {
     CHECK_INT(m.high[2], 3);
 }
 
+/* Found as by looking at each element, wherever among elements that are right they lie. */
+TEST(mismatches_are_found_among_many) {
+    enum { N = 5000 };
+    static float out[N];
+    static double oracle[N];
+    kg_tensor t = {.dtype = KG_F32, .ndim = 1, .size = {N}, .stride = {1}};
+    uint64_t poison = kg_poison(KG_F32, 3);
+    const int wrong[] = {0, 63, 64, 700, 701, 2047, 3001, 4096, N - 9, N - 1};
+    const double limits[] = {0.5, 3, 1e300, INFINITY};
+    for (int i = 0; i < N; i++)
+        oracle[i] = out[i] = (float)(i % 7);
+    for (size_t k = 0; k < sizeof wrong / sizeof *wrong; k++)
+        out[wrong[k]] += k % 2 ? 2 : -4;
+    out[1500] = NAN;
+    out[1600] = INFINITY;
+    memcpy(&out[1700], &poison, sizeof *out);
+    oracle[1800] = NAN;
+    oracle[1900] = INFINITY;
+    oracle[2300] = 1e39; /* which float32 has as inf */
+    out[2300] = INFINITY;
+    for (size_t k = 0; k < sizeof limits / sizeof *limits; k++) {
+        kg_mismatches m = {0};
+        size_t count = 0, first = N, last = 0;
+        kg_find_more(&t, out, oracle, 0, N, poison, limits[k], &m);
+        for (size_t i = 0; i < N; i++)
+            if (kg_element_wrong(KG_F32, out, oracle, i, poison, limits[k])) {
+                first = count++ ? first : i;
+                last = i;
+            }
+        CHECK(count >= 5);
+        CHECK_UINT(m.count, count);
+        CHECK_INT(m.low[0], (long long)first);
+        CHECK_INT(m.high[0], (long long)last);
+    }
+}
+
 TEST(bulk_fill_copy_and_difference) {
     size_t bytes = (3u << 20) + 13;
     char *a = malloc(bytes + 16), *b = malloc(bytes + 16);
@@ -248,6 +284,23 @@ TEST(bulk_fill_copy_and_difference) {
     b[2000003] ^= 1;
     CHECK_INT(kg_differ_parallel(a, b, bytes, 3), 2000003);
     CHECK_INT(kg_differ_parallel(a, b, 2000003, 3), -1);
+    free(a);
+    free(b);
+}
+
+TEST(large_copies_are_whole) {
+    const size_t bytes = (32u << 20) + 4099;
+    char *a = malloc(bytes + 64), *b = malloc(bytes + 64);
+    CHECK(a && b);
+    for (size_t i = 0; i < bytes + 64; i++)
+        a[i] = (char)(i * 7 >> 3);
+    for (size_t to = 0; to < 32; to += 15) {
+        memset(b, 0x55, bytes + 64);
+        kg_copy_parallel(b + to, a + 3, bytes, 1 + to % 3);
+        CHECK_INT(kg_differ_parallel(b + to, a + 3, bytes, 2), -1);
+        CHECK_INT(b[to + bytes], 0x55);
+        CHECK(to == 0 || b[to - 1] == 0x55);
+    }
     free(a);
     free(b);
 }

@@ -51,9 +51,9 @@ static void compile(const char *body, kg_buf *image) {
     /* Uninspected: a worker relies on nothing that the inspection refuses. */
     kg_buf object;
     kg_buf_init(&object, 0);
-    CHECK_OK(
-        kg_cc_object(source.data, source.len, "test.c", "x86-64-v2", 0, &object, &messages, &err),
-        err);
+    CHECK_OK(kg_cc_object(source.data, source.len, "test.c", NULL, "x86-64-v2", 0, &object,
+                          &messages, &err),
+             err);
     CHECK_OK(kg_cc_link(object.data, object.len, image, &err), err);
     kg_buf_free(&object);
     kg_buf_free(&source);

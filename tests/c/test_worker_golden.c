@@ -305,8 +305,8 @@ static int image_of(const char *source) {
     setenv("KGEN_CACHE", test_path("cache"), 1);
     kg_buf_init(&image, 0);
     kg_buf_init(&messages, 0);
-    CHECK_OK(kg_image_cpu(source, strlen(source), "test.c", "x86-64-v2", 0, &image, &messages, NULL,
-                          &err),
+    CHECK_OK(kg_image_cpu(source, strlen(source), "test.c", "x86-64-v2", 0, false, &image,
+                          &messages, NULL, &err),
              err);
     CHECK(fd >= 0 && write(fd, image.data, image.len) == (ssize_t)image.len);
     kg_buf_free(&image);

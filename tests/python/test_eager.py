@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,9 +40,27 @@ def otherwise(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     packet._in_c()
 
 
+@pytest.fixture
+def attention_otherwise(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The same of attention."""
+    left: list[tuple[Any, ...]] = []
+    packet = ops.attention
+    assert eager.why_shut() is None
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        left.append((args, kwargs))
+        return packet._call(*args, **kwargs)
+
+    quick = eager.attention(call)
+    monkeypatch.setattr(type(packet), "__call__", quick)
+    yield left  # type: ignore[misc]
+    packet._in_c()
+
+
 def test_it_is_open() -> None:
     assert eager.why_shut() is None
-    assert type(ops.softmax.__call__).__name__ == "builtin_function_or_method"
+    for packet in (ops.softmax, ops.attention):
+        assert type(packet.__call__).__name__ == "builtin_function_or_method"
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -138,6 +157,70 @@ def test_other_arguments_take_the_whole_way(otherwise: list[Any]) -> None:
             ops.softmax(x, 5)
         with pytest.raises((IndexError, RuntimeError), match="Dimension out of range"):
             ops.softmax.default(x, 5)
+
+
+def _qkv(*shape: int, **how: Any) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (torch.randn(*shape, **how) for _ in range(3))
+    return q, k, v
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_plain_attention_takes_it(attention_otherwise: list[Any], mode: Any) -> None:
+    with mode():
+        for shape in ((1, 1, 2, 16), (2, 3, 65, 64), (1, 2, 0, 16)):
+            q, k, v = _qkv(*shape)
+            got = ops.attention(q, k, v)
+            torch.testing.assert_close(got, sdpa(q, k, v))
+            assert type(got) is Tensor and not got.requires_grad and got.is_inference() == (mode is torch.inference_mode)
+            torch.testing.assert_close(ops.attention(q, k, v, is_causal=True), sdpa(q, k, v, is_causal=True))
+            torch.testing.assert_close(ops.attention(q, k, v, is_causal=False), got)
+        q, k, v = _qkv(2, 5, 3, 16)
+        views = [t.transpose(1, 2) for t in (q, k, v)]
+        torch.testing.assert_close(ops.attention(*views), sdpa(*views))
+        for others in (_qkv(3, 8, 16), _qkv(1, 2, 4, 16, dtype=torch.float64)):  # no Kernel's: torch's own, called from there
+            torch.testing.assert_close(ops.attention(*others), sdpa(*others))
+        leaves = _qkv(1, 1, 2, 16, requires_grad=True)
+        assert not ops.attention(*leaves).requires_grad
+    assert attention_otherwise == []
+
+
+def test_other_attention_takes_the_whole_way(attention_otherwise: list[Any]) -> None:
+    q, k, v = _qkv(1, 2, 4, 16)
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((q, k, v, mask), {}), ((q, k, v), {"attn_mask": mask}), ((q, k, v), {"scale": 0.5}), ((q, k), {"value": v}),
+        ((q, k, v), {"is_causal": True, "scale": 0.5}), ((q, k, v, None, 0.0, True), {}),
+        ((q, k[:, :1], v[:, :1]), {"enable_gqa": True}), ((torch.nn.Parameter(q), k, v), {}),
+    ]  # fmt: skip
+    with torch.no_grad():
+        for args, kwargs in calls:
+            torch.testing.assert_close(ops.attention(*args, **kwargs), sdpa(*args, **kwargs))
+        for args, kwargs in (((q, k), {}), ((q, k, None), {}), ((q, k, v), {"is_causal": "yes"}), ((q, k, v), {"causal": True})):
+            with pytest.raises((TypeError, RuntimeError)):
+                ops.attention(*args, **kwargs)
+    assert len(attention_otherwise) == len(calls) + 4
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert ops.attention(q, k, v).dtype == sdpa(q, k, v).dtype == torch.bfloat16
+    wanted = q.clone().requires_grad_()
+    ops.attention(wanted, k, v).sum().backward()
+    assert wanted.grad is not None
+    assert len(attention_otherwise) == len(calls) + 6
+
+
+def test_nothing_of_attention_is_kept(attention_otherwise: list[Any]) -> None:
+    q, k, v = _qkv(1, 1, 2, 16)
+    flat = _qkv(2, 16)
+    with torch.no_grad():
+        ops.attention(q, k, v, is_causal=True)
+        kept = (*flat, q, k, v)
+        before = [sys.getrefcount(o) for o in kept]
+        for _ in range(100):
+            ops.attention(q, k, v, is_causal=True)
+            ops.attention(*flat)
+            with pytest.raises(RuntimeError):
+                ops.attention(q, k[..., :8], v)
+        assert [sys.getrefcount(o) for o in kept] == before
+        assert sys.getrefcount(ops.attention(q, k, v)) == sys.getrefcount(sdpa(q, k, v))
 
 
 def test_nothing_is_kept(otherwise: list[Any]) -> None:
