@@ -40,8 +40,8 @@ demo: build
 ctest: $(VENV)/.kgen-test
 	@$(call configure,ci,build-ci)
 	@cmake --build build-ci -j$(JOBS) -- --no-print-directory -s
-	@KGEN_TEST_NVRTC="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" build-ci/kgen-ctests
-	@build-ci/kgen-faults
+	@KGEN_TEST_NVRTC="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" build-ci/kgen-ctests --beside=$(JOBS)
+	@build-ci/kgen-faults --beside=$(JOBS)
 
 lint: $(VENV)/.kgen-test build
 	@tools/lint.sh

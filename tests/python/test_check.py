@@ -131,7 +131,7 @@ def test_slower_and_wrong_kernels_fail_until_they_are_rolled_back(
     Kernel; the slower one does forty times the work."""
     baseline, junit, md = tmp_path / "base.json", tmp_path / "junit.xml", tmp_path / "check.md"
     made.promote(registry, "softmax", SOFTMAX, [KEY])
-    code, out, err = run("--write-baseline", baseline, "--timing", "4s")
+    code, out, err = run("--write-baseline", baseline, "--timing", "2s")
     assert code == 0, err
     assert "checked 1 pin of 1 kernel" in out and "1 pass; 0 skipped" in out
     assert "speedups recorded, not checked" in out and f"{baseline} holds the speedups of 1 pin" in out
@@ -140,7 +140,7 @@ def test_slower_and_wrong_kernels_fail_until_they_are_rolled_back(
     assert pin["baseline"]["name"] in ("eager", "torch.compile") and 0 < pin["kgen_ns"] and pin["case"].startswith("softmax float32")
     pin["speedup"] = {k: v / 3 for k, v in pin["speedup"].items()}
     baseline.write_text(json.dumps(there))
-    against = ("--baseline", baseline, "--timing", "4s", "--junit", junit, "--md", md)
+    against = ("--baseline", baseline, "--timing", "2s", "--junit", junit, "--md", md)
 
     made.promote(registry, "softmax", SLOWER, [KEY])
     code, out, err = run(*against)
