@@ -70,7 +70,7 @@ fuzz: $(VENV)/.kgen-demo
 	@cmake --build build-fuzz -j$(JOBS) --target kgen-fuzz -- --no-print-directory -s
 	@cd build-fuzz && seeds=$$(find ../tests/golden ../kernels -mindepth 1 -type d) && for one in ../tests/fuzz/*.c; do \
 	    name=$$(basename $$one .c); mkdir -p corpus-$$name; echo "$$name, $(FUZZ_SECONDS) s"; \
-	    ./$$name -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -verbosity=0 \
+	    ./$$name -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -verbosity=0 \
 	        corpus-$$name $$seeds >$$name.log 2>&1 || { tail -n 30 $$name.log; exit 1; }; \
 	done
 
