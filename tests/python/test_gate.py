@@ -70,6 +70,12 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
+@pytest.fixture
+def no_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what the Kernel alone decides."""
+    monkeypatch.setattr(gate, "_measure_baselines", lambda gate, result: [])
+
+
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gate, str]]:
     """A correct Kernel at the gate."""
@@ -140,7 +146,7 @@ def test_a_kernel_that_is_too_slow_ends_early(right: tuple[Gate, str]) -> None:
 
 
 @pytest.mark.beside
-def test_a_call_that_another_kernel_serves_is_no_evidence(right: tuple[Gate, str]) -> None:
+def test_a_call_that_another_kernel_serves_is_no_evidence(right: tuple[Gate, str], no_baselines: None) -> None:
     g, _ = right
     result = gate.run(g, "0" * 64, min_speedup=1.0)
     assert not result.passed and "was served by softmax/v1, not by the Candidate" in result.reason
@@ -159,7 +165,7 @@ def test_a_lost_process_is_replaced(right: tuple[Gate, str]) -> None:
 
 
 @pytest.mark.beside
-def test_a_wrong_output_is_caught(right: tuple[Gate, str], tmp_path: Path) -> None:
+def test_a_wrong_output_is_caught(tmp_path: Path, no_baselines: None) -> None:
     id_ = promote(tmp_path / "generated", sr.SOFTMAX.replace("FACTOR 1.0f", "FACTOR 1.00001f"))
     with at_gate(tmp_path / "generated") as g:
         result = gate.run(g, id_, min_speedup=0.001)
@@ -171,7 +177,7 @@ def test_a_wrong_output_is_caught(right: tuple[Gate, str], tmp_path: Path) -> No
 
 
 @pytest.mark.beside
-def test_a_kernel_that_kills_the_process_is_reported(tmp_path: Path) -> None:
+def test_a_kernel_that_kills_the_process_is_reported(tmp_path: Path, no_baselines: None) -> None:
     crash = sr.SOFTMAX.replace("float top = -INFINITY;", "float top = -INFINITY; if (n == 100) __builtin_trap();")
     id_ = promote(tmp_path / "generated", crash)
     with at_gate(tmp_path / "generated") as g:
@@ -181,13 +187,12 @@ def test_a_kernel_that_kills_the_process_is_reported(tmp_path: Path) -> None:
     assert gone(child)
 
 
-def test_a_kernel_that_hangs_costs_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_hangs_costs_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_baselines: None) -> None:
     hang = sr.SOFTMAX.replace("float top = -INFINITY;", "float top = -INFINITY; for (volatile int i = 1; i;) {}")
     id_ = promote(tmp_path / "generated", hang)
     with at_gate(tmp_path / "generated") as g:
         child = g.child.process.pid
         monkeypatch.setattr(gate, "PREPARE_SECONDS", 4.0)
-        monkeypatch.setattr(gate, "_measure_baselines", lambda gate, result: [])
         start = time.monotonic()
         result = gate.run(g, id_, min_speedup=0.001)
         assert time.monotonic() - start < 10.0

@@ -217,6 +217,7 @@ def test_what_is_known_is_of_one_case_one_machine_and_a_week(fresh_home: Path, m
 
 
 @pytest.mark.beside
+@pytest.mark.slow
 def test_a_slow_one_is_reported_as_it_was(tmp_path: Path, fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is measured after all when it was not slow beside what works today."""
     id_ = promote(tmp_path / "generated", sr.SOFTMAX)
