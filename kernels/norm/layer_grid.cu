@@ -27,6 +27,10 @@
  * and vectors that are not aligned (long.cu). */
 #define CENTERED 1
 #define KERNEL layer_norm_grid
+#define MOST 3.402823466e38f
+/* Above it squares overflow, so only equal numbers have a variance, and one of them is their mean;
+ * distances of others are taken from 0, where they are finite. */
+#define MOST_SUM 1e30f
 #define DEV static __device__ __forceinline__
 #define V (16 / (int)sizeof(KG_T_input))
 #define WARPS (THREADS / 32)
@@ -123,7 +127,8 @@ struct map {
 DEV struct map map_of(float2 s, int n, float eps) {
     struct map m;
     const float rest = CENTERED ? s.x / (float)n : 0.0f;
-    const float variance = s.y / (float)n - rest * rest;
+    const float squares = s.y / (float)n;
+    const float variance = squares <= MOST ? squares - rest * rest : squares;
     m.scale = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + eps);
     m.offset = -rest * m.scale;
     return m;
@@ -162,7 +167,14 @@ DEV float shift_of(uint4 first) {
 #pragma unroll
     for (int e = 0; e < V; e++)
         sum += x[e];
-    return lanes_sum(sum, 32) / (float)(32 * V);
+    sum = lanes_sum(sum, 32);
+    const float one = __shfl_sync(0xffffffff, x[0], 0);
+    bool same = true;
+#pragma unroll
+    for (int e = 0; e < V; e++)
+        same = same && x[e] == one;
+    same = __all_sync(0xffffffff, same);
+    return fabsf(sum) <= MOST_SUM ? sum / (float)(32 * V) : same ? one : 0.0f;
 }
 
 DEV void add(uint4 raw, float shift, float2 &s) {

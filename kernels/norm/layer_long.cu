@@ -30,6 +30,9 @@
 #define WHOLE layer_norm_whole
 #define PART_SUMS layer_norm_sums
 #define PART_WRITE layer_norm_write
+/* Above it squares overflow, so only equal numbers have a variance, and one of them is their mean;
+ * distances of others are taken from 0, where they are finite. */
+#define MOST_SUM 1e30f
 #define DEV static __device__ __forceinline__
 #define V (16 / (int)sizeof(KG_T_input))
 #define WARPS (THREADS / 32)
@@ -191,7 +194,14 @@ DEV float shift_of(const struct part &p) {
         sum += x[e];
     for (int i = 16; i > 0; i /= 2)
         sum += __shfl_xor_sync(0xffffffff, sum, i);
-    return sum / (float)(p.n < first ? p.n : first);
+    const int count = p.n < first ? p.n : first;
+    if (fabsf(sum) <= MOST_SUM)
+        return sum / (float)count;
+    for (int i = 1; i < count; i++)
+        if (bits(p.row[i]) != bits(p.row[0]))
+            return 0.0f;
+    unpack(load_partial(p.row, 0, p.n), x);
+    return x[0];
 }
 
 DEV struct part part_of(const KG_T_input *row, int n, int index, int parts) {

@@ -23,6 +23,10 @@
  * not whole aligned vectors (ragged.cu, long.cu). */
 #define CENTERED 1
 #define KERNEL layer_norm_rows
+#define MOST 3.402823466e38f
+/* Above it squares overflow, so only equal numbers have a variance, and one of them is their mean;
+ * distances of others are taken from 0, where they are finite. */
+#define MOST_SUM 1e30f
 #define DEV static __device__ __forceinline__
 #define V (16 / (int)sizeof(KG_T_input))
 #define WARP_LANES (ROW_THREADS < 32 ? ROW_THREADS : 32)
@@ -131,6 +135,18 @@ DEV float4 part_of(float (&x)[HELD][V], int lane, int vectors) {
         p.x = FULL ? (float)(HELD * V * WARP_LANES) : lanes_sum(count, WARP_LANES);
         sum = lanes_sum(sum, WARP_LANES);
         mean = p.x > 0.0f ? sum / p.x : 0.0f;
+        if (__any_sync(0xffffffff, !(fabsf(sum) <= MOST_SUM))) {
+            const float one = __shfl_sync(0xffffffff, x[0][0], 0, WARP_LANES);
+            float others = 0.0f;
+#pragma unroll
+            for (int i = 0; i < HELD; i++)
+#pragma unroll
+                for (int e = 0; e < V; e++)
+                    others += (FULL || i * ROW_THREADS + lane < vectors) && x[i][e] != one;
+            others = lanes_sum(others, WARP_LANES);
+            if (!(fabsf(sum) <= MOST_SUM))
+                mean = others > 0.0f ? 0.0f : one;
+        }
         p.y = mean;
     }
 #pragma unroll
@@ -158,13 +174,15 @@ DEV struct map map_of(float mean, float4 part, int n, int lanes, float eps) {
     const float each = 1.0f / (float)n;
     float base = 0.0f, rest = 0.0f;
     if (CENTERED) {
-        base = lanes_sum(part.y * (part.x * each), lanes);
+        base = __shfl_sync(0xffffffff, part.y, 0, lanes);
+        base += lanes_sum(part.x > 0.0f ? (part.y - base) * (part.x * each) : 0.0f, lanes);
         const float off = part.x > 0.0f ? part.y - base : 0.0f;
-        part.w += off * (2.0f * part.z + part.x * off);
+        part.w += off * part.z + off * (part.z + part.x * off);
         part.z += part.x * off;
         rest = lanes_sum(part.z, lanes) * each;
     }
-    const float variance = lanes_sum(part.w, lanes) * each - rest * rest;
+    const float squares = lanes_sum(part.w, lanes) * each;
+    const float variance = squares <= MOST ? squares - rest * rest : squares;
     m.scale = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + eps);
     m.offset = CENTERED ? (mean - base - rest) * m.scale : 0.0f;
     return m;

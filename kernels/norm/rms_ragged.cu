@@ -21,6 +21,10 @@
  * they do in torch. Refuses rows that do not fit (long.cu). */
 #define CENTERED 0
 #define KERNEL rms_norm_ragged
+#define MOST 3.402823466e38f
+/* Above it squares overflow, so only equal numbers have a variance, and one of them is their mean;
+ * distances of others are taken from 0, where they are finite. */
+#define MOST_SUM 1e30f
 #define DEV static __device__ __forceinline__
 #define V (16 / (int)sizeof(KG_T_input))
 #define WARP_LANES (ROW_THREADS < 32 ? ROW_THREADS : 32)
@@ -168,7 +172,8 @@ struct map {
 DEV struct map map_of(float2 s, int n, float eps) {
     struct map m;
     const float rest = CENTERED ? s.x / (float)n : 0.0f;
-    const float variance = s.y / (float)n - rest * rest;
+    const float squares = s.y / (float)n;
+    const float variance = squares <= MOST ? squares - rest * rest : squares;
     m.scale = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + eps);
     m.offset = -rest * m.scale;
     return m;
@@ -183,7 +188,15 @@ DEV float shift_of(const KG_T_input *row, int skew, int n) {
 #pragma unroll
     for (int e = 0; e < V; e++)
         sum += x[e];
-    return lanes_sum(sum, WARP_LANES) / (float)(n < first ? n : first);
+    sum = lanes_sum(sum, WARP_LANES);
+    const int count = n < first ? n : first;
+    if (fabsf(sum) <= MOST_SUM)
+        return sum / (float)count;
+    for (int i = 1; i < count; i++)
+        if (bits(row[i]) != bits(row[0]))
+            return 0.0f;
+    unpack(load_partial(row, 0, n), x);
+    return x[0];
 }
 
 /* x becomes its distance from shift, and 0 outside the row; returns the thread's sums. */

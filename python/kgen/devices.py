@@ -138,6 +138,14 @@ def name_of(device: Device) -> str:
     return str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
 
 
+def limits(device: Device) -> tuple[int, int]:
+    """Multiprocessors, and the bytes of shared memory that a block may have; zeros for a CPU."""
+    if device.type != "cuda":
+        return 0, 0
+    about = torch.cuda.get_device_properties(device)
+    return about.multi_processor_count, about.shared_memory_per_block_optin
+
+
 def of_case(case: dict[str, Any], index: int = 0) -> Device:
     """The device that a Case (docs/formats.md) is judged on: its kind from the Case, which GPU from the caller."""
     return CPU if case["device"] == "cpu" else Device("cuda", index)

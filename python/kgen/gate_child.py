@@ -104,13 +104,13 @@ class Child:
     """One Case: its input sets, and the contenders (0: the Kernel; then the baselines)."""
 
     def __init__(self, job: dict[str, Any], link: int):
-        self.link, self.armed = link, False
+        self.link, self.armed, self.builder = link, False, job["alone"]
         torch.set_num_threads(job["threads"])
         self.device = torch.device("cuda", job["index"]) if job["device"] == "cuda" else devices.CPU
         self.gpu = self.device.type == "cuda"
         if self.gpu:
             torch.cuda.set_device(self.device)
-            if job["alone"]:
+            if self.builder:
                 time_kernels_alone(self.device)
         self.memory = gate_memory.opened(job)
         self.cache: devices.ColdCache | None = None
@@ -160,6 +160,9 @@ class Child:
         for x in self.sets:
             self.last[who] = self.calls[who](x)
         devices.synchronize(self.device)
+        if self.gpu and self.builder:  # it stays beside those that build now
+            self.last.clear()
+            devices.release(self.device)
         if who != 0:
             return {}
         why = kgen.why(self.calls[0], self.sets[0])

@@ -1,6 +1,7 @@
 """Makes the registry that comes with kgen, generated/, from the house kernels in kernels/. A tool for kgen's developers:
 
     python -m kgen.ship [--registry generated] [--arch x86-64-v3] [--only attention/flash.c] [--programs 200] [--again] [--jobs 16]
+                        [--most 14] [--seconds 400]
 
 Each house kernel is built for any size, as a dynamic pin serves it, and judged for each dtype on sizes over its range
 (1, primes, a tile's edges and their neighbours, the longest), attention also with the variants by name and with random
@@ -8,7 +9,9 @@ Programs. A pin's range is what was judged, no more. Kernels for x86-64-v3 are j
 that; those for a GPU on the GPU at hand, which may be newer (kernels for sm_80 on an sm_90: the same source, and the
 Record says where). What passed is promoted; what is in the registry already with the same id is left alone unless --again is given.
 Nothing is timed against torch here: that is the gate's, for Cases of a real model. With --jobs as many processes
-compile, and then judge; what is timed is timed afterwards, one Case after the other.
+compile and judge; what is timed is timed afterwards, one Case after the other. --most thins the sizes and the Programs of
+each dtype to about so many (each dim's least and most stay), --seconds ends the judging: what is whole by then is promoted,
+and exit code 4 says that some are left for another call.
 """
 
 from __future__ import annotations
@@ -19,10 +22,15 @@ import datetime
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
+import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +57,8 @@ Variant = tuple[str, tuple[str, ...]]
 # A tensor's data is at least this aligned in some Cases, and at most an element in others.
 ALIGNS = (64, 16, 4)
 PROGRAMS = 200
+# Processes that judge beside each other on one GPU, and the exit code that says that some are left.
+BESIDE, LEFT = 4, 4
 
 # Variants whose tables have an element for each score: not for the longest sizes.
 DENSE_TABLES = ("dense_bias", "dense_mask")
@@ -155,6 +165,8 @@ class House:
     tunables: dict[str, int] | None = None
     dtypes: tuple[str, ...] = DTYPES
     layouts: str = ""  # of a product's operands; all of them
+    plain: bool = True  # false: calls without a Program are left to torch, which is faster
+    row_bytes: tuple[int, int] | None = None  # pins are for rows of more than the first and at most the second
 
     @property
     def device(self) -> str:
@@ -268,7 +280,11 @@ def _gpu_attention(
         sizes = _of_heads(head, hopper_sizes if file == "hopper.cu" else flash_sizes, more)
         timed, at = Sizes(4, 16, 4096, head, 16, 4096, head), Sizes(2, 4, 70, head, 4, 131, head)
     at_programs = at if programs else None
-    return House(f"attention/{file}", "attention", sizes, timed, at_programs, tunables={**chosen, "HEAD": head}, dtypes=dtypes)
+    # torch's own attention is ahead of the kernels for every GPU wherever it has one for the call.
+    return House(
+        f"attention/{file}", "attention", sizes, timed, at_programs, tunables={**chosen, "HEAD": head}, dtypes=dtypes,
+        plain=file == "hopper.cu",
+    )  # fmt: skip
 
 
 def gpu_norm_sizes() -> list[tuple[int, int]]:
@@ -279,20 +295,24 @@ def gpu_norm_sizes() -> list[tuple[int, int]]:
 
 
 def _gpu_norms(op: str, name: str) -> list[House]:
-    """Each Op's templates; the tunables are those that were fastest on an H200."""
+    """Each Op's templates; the tunables are those that were fastest on an H200. Of two for the same calls the later serves."""
     rows = [
-        ((65536, 512), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4, "TURNS": 8, "BLOCKS": 4}),
-        ((32768, 2048), {"ROW_THREADS": 128, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 4}),
-        ((8192, 4096), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 2}),
+        ((65536, 512), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4, "TURNS": 8, "BLOCKS": 4}, (0, 1 << 11)),
+        ((32768, 2048), {"ROW_THREADS": 128, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 4}, (1 << 11, 1 << 13)),
+        ((8192, 4096), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 2}, (1 << 13, 1 << 14)),
     ]
     ragged = [
-        ((65536, 501), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4}), ((8192, 4083), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}),
-        ((4096, 8195), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}),
+        ((65536, 501), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4}, (0, 1 << 11)),
+        ((8192, 4083), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, (1 << 11, 1 << 14)),
+        ((4096, 8195), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, (1 << 14, 1 << 16)),
     ]  # fmt: skip
-    made = [House(f"norm/{name}_rows.cu", op, gpu_norm_sizes, timed, tunables=chosen) for timed, chosen in rows]
-    made += [House(f"norm/{name}_ragged.cu", op, gpu_norm_sizes, timed, tunables=chosen) for timed, chosen in ragged]
-    made += [House(f"norm/{name}_long.cu", op, gpu_norm_sizes, (256, 1 << 18))]
-    return [*made, House(f"norm/{name}_grid.cu", op, gpu_norm_sizes, (16, 1 << 20), tunables={"HELD": 4, "IN_SHARED": 12})]
+    made = [House(f"norm/{name}_long.cu", op, gpu_norm_sizes, (256, 1 << 18), row_bytes=(1 << 16, 1 << 40))]
+    made += [House(f"norm/{name}_grid.cu", op, gpu_norm_sizes, (16, 1 << 20), tunables={"HELD": 4, "IN_SHARED": 12},
+                   row_bytes=(1 << 18, 1 << 40))]  # fmt: skip
+    return made + [
+        House(f"norm/{name}_{file}.cu", op, gpu_norm_sizes, timed, tunables=chosen, row_bytes=row_bytes)
+        for file, choices in (("ragged", ragged), ("rows", rows)) for timed, chosen, row_bytes in choices
+    ]  # fmt: skip
 
 
 def _gpu_products(op: str) -> list[House]:
@@ -319,23 +339,23 @@ def _gpu_products(op: str) -> list[House]:
 def _gpu_house() -> tuple[House, ...]:
     """The house kernels for GPUs, each with the choices of tunables that its range takes."""
     rows = [
-        House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, dtypes=dtypes)
-        for timed, chosen, dtypes in (
-            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}, DTYPES),
-            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, DTYPES),
-            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}, ("float32",)),
-            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, HALVES),
+        House("softmax/rows.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, dtypes=dtypes, row_bytes=row_bytes)
+        for timed, chosen, dtypes, row_bytes in (
+            ((65536, 256, 1), {"ROW_THREADS": 32, "ROWS": 8, "VECS": 4}, DTYPES, (0, 1 << 11)),
+            ((8192, 4096, 1), {"ROW_THREADS": 256, "ROWS": 1, "VECS": 4}, DTYPES, (1 << 11, 1 << 14)),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 8}, ("float32",), (1 << 14, 1 << 17)),
+            ((4096, 16384, 1), {"ROW_THREADS": 1024, "ROWS": 1, "VECS": 4}, HALVES, (1 << 14, 1 << 16)),
         )
     ]
     cluster = [
-        House("softmax/cluster.cu", "softmax", gpu_row_sizes, timed, tunables=chosen)
-        for timed, chosen in (
-            ((4096, 65536, 1), {"CLUSTER": 8, "THREADS": 256, "VECS": 8}),
-            ((1024, 131072, 1), {"CLUSTER": 8, "THREADS": 512, "VECS": 8}),
+        House("softmax/cluster.cu", "softmax", gpu_row_sizes, timed, tunables=chosen, row_bytes=row_bytes)
+        for timed, chosen, row_bytes in (
+            ((4096, 65536, 1), {"CLUSTER": 8, "THREADS": 256, "VECS": 8}, (1 << 16, 1 << 18)),
+            ((1024, 131072, 1), {"CLUSTER": 8, "THREADS": 512, "VECS": 8}, (1 << 18, 1 << 19)),
         )
     ]
     others = [
-        House("softmax/long.cu", "softmax", gpu_row_sizes, (256, 1 << 20, 1)),
+        House("softmax/long.cu", "softmax", gpu_row_sizes, (256, 1 << 20, 1), row_bytes=(1 << 19, 1 << 40)),
         House("softmax/columns.cu", "softmax", column_sizes, (64, 1024, 1024)),
     ]
     full = ("float32",)
@@ -370,6 +390,16 @@ def judged_key(contract: str, trials: Sequence[Trial], skipped: Collection[str],
     return {**keys[0], "layout": layouts, "program": "*" if any_program else None, "dims": dims}
 
 
+def narrowed(key: dict[str, Any], row_bytes: tuple[int, int] | None) -> dict[str, Any]:
+    """The key for rows of so many bytes alone: for others another choice of tunables is faster, or torch is."""
+    n = key["dims"].get("N")
+    if row_bytes is None or not isinstance(n, dict):
+        return key
+    size = {"float32": 4}.get(key["dtypes"][0], 2)
+    low, high = max(n["min"], row_bytes[0] // size + 1), min(n["max"], row_bytes[1] // size)
+    return {**key, "dims": {**key["dims"], "N": {"min": low, "max": high} if low < high else low}}
+
+
 def key_hash(key: dict[str, Any]) -> str:
     """The name of a key's pin."""
     return hashlib.sha256(json.dumps(key, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
@@ -387,11 +417,13 @@ class Shipping:
     """One house kernel for one architecture."""
 
     def __init__(
-        self, house: House, arch: str, registry: Path, programs: int, say: Callable[[str], None], index: int = 0
-    ):
-        """index: the GPU that a kernel for GPUs is judged on."""
+        self, house: House, arch: str, registry: Path, programs: int, say: Callable[[str], None], index: int = 0,
+        most: int = 0,
+    ):  # fmt: skip
+        """index: the GPU that a kernel for GPUs is judged on. most: about so many plain Cases, and three times as many with
+        Programs, of each variant; 0: all."""
         self.house, self.arch, self.registry, self.count, self.say = house, arch, registry, programs, say
-        self.index = index
+        self.index, self.most = index, most
         self.contract = canonical_contract(house.op).decode()
         self.source = (kernels_dir() / house.file).read_bytes()
         self.about = _libkgen.candidate_check(self.contract, self.source, house.file)
@@ -400,6 +432,39 @@ class Shipping:
             self.about = _libkgen.candidate_check(self.contract, self.source, house.file, chosen)
         # A GPU's judge runs what its own GPU runs.
         self.judged_arch = None if house.device == "cuda" else arch
+
+    @property
+    def chosen(self) -> dict[str, int] | None:
+        """The tunables, where they are not the defaults."""
+        return self.about["tunables"] if self.house.tunables is not None else None
+
+    def _fits(self, trial: Trial) -> bool:
+        """Whether the plan is for a Case."""
+        sms, shared = devices.limits(devices.of_case(trial.case, self.index))
+        with contextlib.suppress(BadInput):
+            _libkgen.candidate_unit(self.contract, trial.case, self.source, self.chosen, self.arch, sms, shared, True)
+            return True
+        return False
+
+    def _thinned(self, trials: list[Trial], most: int) -> list[Trial]:
+        """About so many of those that the plan is for: with the least and the most of each dim, and else evenly taken."""
+        if not most or len(trials) <= most:
+            return trials
+        fit = [t for t in trials if self._fits(t)]
+        dims = [_libkgen.case_key(self.contract, t.case)[0]["dims"] for t in fit]
+        ends = {pick(range(len(fit)), key=lambda i, n=n: dims[i][n]) for n in dims[0] for pick in (min, max)} if fit else set()
+        evenly = {i * len(fit) // most for i in range(most)} if len(fit) > most else set(range(len(fit)))
+        return [fit[i] for i in sorted(ends | evenly)]
+
+    def dense(self, variant: Variant) -> list[Trial]:
+        """The plain Cases that a variant is judged on."""
+        return self._thinned(self.house.dense(*variant), self.most)
+
+    def with_programs(self, variant: Variant) -> list[Trial]:
+        """Those with Programs; none where the house kernel takes none."""
+        if self.house.program_at is None:
+            return []
+        return self._thinned(self.house.with_programs(variant[0], self.count, variant[1]), 3 * self.most)
 
     def shipped(self) -> bool:
         """Whether the registry has this very Candidate for this architecture already."""
@@ -410,9 +475,8 @@ class Shipping:
         def say(text: str) -> None:
             self.say(f"{self.house.name} {self.arch} {what}: {text}")
 
-        chosen = self.about["tunables"] if self.house.tunables is not None else None
         found = spread.judge(
-            self.contract, self.source, self.house.file, chosen, trials, arch=self.judged_arch, reps=reps,
+            self.contract, self.source, self.house.file, self.chosen, trials, arch=self.judged_arch, reps=reps,
             threads=self.house.threads, say=say, index=self.index,
         )  # fmt: skip
         if found.verdict != "pass":
@@ -423,37 +487,33 @@ class Shipping:
 
     def compile(self, variant: Variant, start: int, n: int) -> None:
         """Fills the cache of images for some of the Trials. What does not compile is the judge's to tell."""
-        chosen = self.about["tunables"] if self.house.tunables is not None else None
-        for t in self._trials(variant)[start : start + n]:
-            device = devices.of_case(t.case, self.index)
-            with contextlib.suppress(KgenError), Judge(self.contract, arch=self.judged_arch, device=device) as j:
+        trials = self._images(variant)[start : start + n]
+        device = devices.of_case(trials[0].case, self.index)
+        with contextlib.suppress(KgenError), Judge(self.contract, arch=self.judged_arch, device=device) as j:
+            for t in trials:
                 j.add_case(t.case)
-                j.prepare(self.source, name=self.house.file, tunables=chosen, any_size=True)
+            j.prepare(self.source, name=self.house.file, tunables=self.chosen, any_size=True)
 
     def variants(self) -> list[Variant]:
         """What has a pin of its own, or two: with Programs."""
         return list(itertools.product(self.house.dtypes, self.house.affines))
 
-    def _trials(self, variant: Variant) -> list[Trial]:
-        """All that a variant is judged on."""
-        programs = [] if self.house.program_at is None else self.house.with_programs(variant[0], self.count, variant[1])
-        return [*self.house.dense(*variant), self.house.timed_trial(*variant), *programs]
+    def _images(self, variant: Variant) -> list[Trial]:
+        """Trials whose images differ: one is for any size, and each Program has its own."""
+        return [self.house.timed_trial(*variant), *self.with_programs(variant)]
 
     def jobs(self, n: int) -> Iterator[tuple[Variant, int, int]]:
         """The arguments of compile, n Trials at a time."""
         for variant in self.variants():
-            for start in range(0, len(self._trials(variant)), n):
+            for start in range(0, len(self._images(variant)), n):
                 yield variant, start, n
 
     def evidence(self, variant: Variant) -> list[Evidence]:
         """What judging finds, without a time: of the plain Cases, and of those with Programs where it takes them."""
-        dtype, affine = variant
-        what = " ".join((dtype, *affine))
-        trials = self.house.dense(dtype, affine)
-        found = [self._judge(trials, what)]
+        what = " ".join((variant[0], *variant[1]))
+        found = [self._judge(self.dense(variant), what)]
         if self.house.program_at is not None:
-            trials = self.house.with_programs(dtype, self.count, affine)
-            found.append(self._judge(trials, f"{what} with Programs"))
+            found.append(self._judge(self.with_programs(variant), f"{what} with Programs"))
         return found
 
     def time(self, variant: Variant) -> dict[str, Any]:
@@ -468,10 +528,12 @@ class Shipping:
         """Promotes what has been judged and timed in each variant; the version."""
         keys, entries, programs = [], [], []
         for variant, (dense, *rest) in evidence.items():
-            keys.append(judged_key(self.contract, self.house.dense(*variant), dense.skipped, False))
-            entries.append({**_entry(keys[-1], dense, 0), **times[variant]})
+            if self.house.plain:
+                key = judged_key(self.contract, self.dense(variant), dense.skipped, False)
+                keys.append(narrowed(key, self.house.row_bytes))
+                entries.append({**_entry(keys[-1], dense, 0), **times.get(variant, {})})
             for found in rest:
-                trials = self.house.with_programs(variant[0], self.count, variant[1])
+                trials = self.with_programs(variant)
                 keys.append(judged_key(self.contract, trials, found.skipped, True))
                 entries.append(_entry(keys[-1], found, sum("random" in t.label for t in trials)))
                 programs.append(found.programs)
@@ -525,14 +587,15 @@ class _Asked:
     arch: str
     programs: int
     index: int
+    most: int
 
     def shipping(self) -> Shipping:
         house = (*HOUSE, *GPU_HOUSE)[self.house]
-        return Shipping(house, self.arch, shipped_registry(), self.programs, lambda _: None, self.index)
+        return Shipping(house, self.arch, shipped_registry(), self.programs, lambda _: None, self.index, self.most)
 
 
 def _asked(one: Shipping) -> _Asked:
-    return _Asked((*HOUSE, *GPU_HOUSE).index(one.house), one.arch, one.count, one.index)
+    return _Asked((*HOUSE, *GPU_HOUSE).index(one.house), one.arch, one.count, one.index, one.most)
 
 
 def _compile(asked: _Asked, job: tuple[Variant, int, int]) -> None:
@@ -545,45 +608,64 @@ def _evidence(asked: _Asked, variant: Variant) -> list[Evidence]:
     return asked.shipping().evidence(variant)
 
 
-def _one_core() -> None:
-    """There is a process for each core: torch's own threads would only be in each other's way."""
+def _one_core(locks: str) -> None:
+    """There is a process for each core: torch's own threads would only be in each other's way. Judging without a time
+    bears a few others beside it on a GPU, so that few of these processes wait for the same lock."""
     torch.set_num_threads(1)
+    mine = Path(locks) / str(os.getpid() % BESIDE)
+    mine.mkdir(exist_ok=True)
+    os.environ["KGEN_LOCKS"] = str(mine)
 
 
-def _together(todo: Sequence[Shipping], jobs: int) -> int:
-    """Ships all: compiles, then judges in so many processes, then times one Case after the other. A house kernel for two
-    architectures of GPUs is judged once, on the GPU at hand. How many did not pass."""
-    kinds: dict[tuple[int, str | None], list[Shipping]] = {}
+Kind = tuple[int, "str | None"]
+
+
+def _judged(kinds: dict[Kind, list[Shipping]], jobs: int, seconds: float) -> Iterator[tuple[Kind, dict[Variant, list[Evidence]]]]:
+    """The evidence of each kind, compiled and judged in so many processes, in order; KgenError's are told and left out. Those
+    that are not whole after so many seconds do not come."""
+    until = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory(prefix="kgen-ship-") as locks:
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _one_core, (locks,))
+        try:
+            waiting = {}
+            for kind, of in kinds.items():
+                for job in of[0].jobs(4):
+                    pool.submit(_compile, _asked(of[0]), job)
+                waiting[kind] = {v: pool.submit(_evidence, _asked(of[0]), v) for v in of[0].variants()}
+            for kind, futures in waiting.items():
+                name = kinds[kind][0].house.name
+                try:
+                    yield kind, {v: f.result(max(0.0, until - time.monotonic())) for v, f in futures.items()}
+                    print(f"{name}: judged, {until - time.monotonic():.0f} s left", flush=True)
+                except NotYet:
+                    print(f"{name}: not judged within {seconds:.0f} s", flush=True)
+                except KgenError as e:
+                    print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
+        finally:
+            for process in list(pool._processes.values()) if time.monotonic() > until else []:
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf) -> tuple[int, int]:
+    """Ships all: compiles and judges in so many processes, then times one Case after the other. A house kernel for two
+    architectures of GPUs is judged once, on the GPU at hand. How many were shipped, and how many are left."""
+    kinds: dict[Kind, list[Shipping]] = {}
     for one in todo:
         kinds.setdefault((_asked(one).house, one.judged_arch), []).append(one)
-    failed = 0
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _one_core) as pool:
-        ahead = [pool.submit(_compile, _asked(of[0]), job) for of in kinds.values() for job in of[0].jobs(8)]
-        for done, future in enumerate(as_completed(ahead), 1):
-            future.exception()  # what does not compile is the judge's to tell
-            if done % 16 == 0 or done == len(ahead):
-                print(f"compiled ahead: {done} of {len(ahead)} parts", flush=True)
-        waiting = {
-            kind: {v: pool.submit(_evidence, _asked(of[0]), v) for v in of[0].variants()} for kind, of in kinds.items()
-        }
-        found: dict[tuple[int, str | None], dict[Variant, list[Evidence]]] = {}
-        for kind, futures in waiting.items():
-            name = kinds[kind][0].house.name
-            try:
-                found[kind] = {v: f.result() for v, f in futures.items()}
-                print(f"{name}: judged", flush=True)
-            except KgenError as e:
-                failed += 1
-                print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
-    for kind, evidence in found.items():
+    shipped = 0
+    for kind, evidence in list(_judged(kinds, jobs, seconds)):
+        of = kinds[kind]
         try:
-            times = {v: kinds[kind][0].time(v) for v in evidence}
-            for one in kinds[kind]:
+            # On a GPU one choice of optional tensors stands for the others: each takes as long as judging them all.
+            some = [v for v in evidence if of[0].house.device == "cpu" or v[1] == of[0].house.affines[0]]
+            times = {v: of[0].time(v) for v in some if of[0].house.plain}
+            for one in of:
                 print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times)}", flush=True)
+            shipped += len(of)
         except KgenError as e:
-            failed += 1
             print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
-    return failed
+    return shipped, len(todo) - shipped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -595,28 +677,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--device", default="cuda", help="which GPU judges kernels for GPUs (default: the first)")
     p.add_argument("--programs", type=int, default=PROGRAMS, help=f"random Programs (default {PROGRAMS})")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that compile and judge (default 1)")
+    p.add_argument("--most", type=int, default=0, metavar="N", help="about so many Cases of each dtype (default: all)")
+    p.add_argument("--seconds", type=float, default=math.inf, help="with --jobs: end the judging after so long")
     p.add_argument("--again", action="store_true", help="also what is in the registry already")
     args = p.parse_args(argv)
     if args.programs < 1:
         raise BadInput(f"--programs {args.programs}: at least 1 is needed")
     if args.jobs < 1:
         raise BadInput(f"--jobs {args.jobs}: at least 1 is needed")
-    todo = []
+    todo: list[Shipping] = []
     for arch in args.arch or ARCHS:
         gpu = arch in GPU_ARCHS
         device = gpu_for(arch, args.device) if gpu else devices.CPU
         for house in GPU_HOUSE if gpu else HOUSE:
             if args.only and house.file not in args.only:
                 continue
-            one = Shipping(house, arch, args.registry, args.programs, lambda text: print(text, flush=True), device.index or 0)
+            say: Callable[[str], None] = lambda text: print(text, flush=True)
+            one = Shipping(house, arch, args.registry, args.programs, say, device.index or 0, args.most)
             if gpu and not _is_for(one.about["min_arch"], arch):
                 continue
             if one.shipped() and not args.again:
                 print(f"{house.name} {arch}: there already")
                 continue
             todo.append(one)
+    if args.only:
+        todo.sort(key=lambda one: args.only.index(one.house.file))
     if args.jobs > 1:
-        return 1 if _together(todo, args.jobs) else 0
+        _, left = _together(todo, args.jobs, args.seconds)
+        return 0 if not left else LEFT if math.isfinite(args.seconds) else 1
     failed = 0
     for one in todo:
         try:

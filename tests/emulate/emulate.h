@@ -489,6 +489,10 @@ inline unsigned vote(const char *name, unsigned mask, bool value) {
 template <class T> T __shfl_sync(unsigned mask, T v, int source) {
     return emu::shuffle("__shfl_sync", mask, v, source & 31);
 }
+template <class T> T __shfl_sync(unsigned mask, T v, int source, int width) {
+    return emu::shuffle("__shfl_sync", mask, v,
+                        (static_cast<int>(threadIdx.x) & 31 & ~(width - 1)) | (source & (width - 1)));
+}
 template <class T> T __shfl_xor_sync(unsigned mask, T v, int with) {
     return emu::shuffle("__shfl_xor_sync", mask, v, static_cast<int>(emu::self->lane) ^ with);
 }

@@ -53,7 +53,7 @@ class FakeProcess:
 
 def ahead(
     took: dict[int, float], patience: Patience, at_once: int = 2, fails: dict[int, str] | None = None
-) -> tuple[Ahead, list[FakeProcess], list[str]]:
+) -> tuple[Ahead[FakeProcess], list[FakeProcess], list[str]]:
     made: list[FakeProcess] = []
     said: list[str] = []
 
@@ -74,7 +74,10 @@ def test_builds_go_on_beside_each_other_and_a_group_in_one_process() -> None:
     assert a.build([[1], [2, 3], [4]], NAMES) == dict.fromkeys(NAMES, "")
     took = time.monotonic() - started
     assert 0.6 <= took < 1.1, "two at once: 0.3 and 0.3 beside 0.6"
-    assert sorted(p.built for p in made) == [[1], [2, 3], [4]] and all(p.closed.is_set() for p in made)
+    assert sorted(p.built for p in made) == [[1], [2, 3], [4]] and not any(p.closed.is_set() for p in made)
+    assert {who: p.built for who, p in a.kept.items()} == {1: [1], 2: [2, 3], 3: [2, 3], 4: [4]}, "each is where it was built"
+    a.close()
+    assert all(p.closed.is_set() for p in made) and not a.kept
     assert a.patience.spent == pytest.approx(took, abs=0.1)
     assert said[0] == "compiling 4 baselines within 20 s: compile, autotune, graphs, flex"
     assert said[-1].endswith("compiled (4 of 4)")
@@ -84,7 +87,8 @@ def test_one_that_outlasts_its_limit_costs_its_process_alone() -> None:
     a, made, _ = ahead({1: 0.1, 2: 60.0, 3: 0.1}, Patience(1.0, 20.0), 1)
     found = a.build([[1], [2, 3]], {w: NAMES[w] for w in (1, 2, 3)})
     assert found == {1: "", 2: "not measured: compile outlasted 1 s", 3: ""}
-    assert len(made) == 3 and all(p.closed.is_set() for p in made)  # the third in a new process
+    assert len(made) == 3  # the third in a new process
+    assert sorted(a.kept) == [1, 3] and [p.closed.is_set() for p in made] == [not p.built for p in made]
 
 
 def test_all_together_have_a_limit() -> None:
@@ -102,7 +106,7 @@ def test_what_fails_is_said_and_a_lost_process_is_replaced() -> None:
     fails = {1: "no C++ compiler", 2: "died: illegal address"}
     a, made, _ = ahead({1: 0.0, 2: 0.0, 3: 0.0}, Patience(5.0, 20.0), 1, fails)
     assert a.build([[1, 2, 3]], {w: NAMES[w] for w in (1, 2, 3)}) == {1: "no C++ compiler", 2: "died: illegal address", 3: ""}
-    assert [p.built for p in made] == [[], [3]]
+    assert [p.built for p in made] == [[], [3]] and a.kept == {3: made[1]} and made[0].closed.is_set()
 
 
 def test_interrupted_it_leaves_nothing_behind() -> None:
@@ -158,12 +162,29 @@ def test_a_compile_without_end_costs_its_limit(
 
 @pytest.mark.beside
 def test_what_was_built_ahead_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_home: Path) -> None:
+    """In the process that built it: it is built once."""
     monkeypatch.setattr(gate, "AHEAD", {"cpu"})
     id_ = promote(tmp_path / "generated", sr.SOFTMAX)
     said: list[str] = []
+    prepared: list[tuple[gate._Child, int]] = []
+    send = gate._Child.send
+
+    def counted(child: gate._Child, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        if message.get("do") == "prepare":
+            prepared.append((child, message["who"]))
+        return send(child, message, seconds)
+
+    monkeypatch.setattr(gate._Child, "send", counted)
     with at_gate(tmp_path / "generated", say=said.append) as g:
         result = gate.run(g, id_, min_speedup=0.001, seconds=1.0)
         assert 0 < g.patience.spent < gate_build.TOTAL
+        names = [c["name"] for c in g.contenders]
+        assert [names[who] for _, who in prepared].count("torch.compile") == 1
+        assert prepared[-1][1] == 0 and prepared[-1][0] is g.child, "the Kernel comes last"
+        base = next(c for c, who in prepared if names[who] == result.baseline)
+        assert base is g.child, "and goes where the best baseline is"
+        others = {c for c, _ in prepared} - {g.child}
+        assert others and all(c.process.poll() is not None for c in others), "the other processes have ended"
     assert {b["name"] for b in result.baselines if b.get("median_ns", 0) > 0} == {"eager", "torch.compile"}, result.baselines
     assert "compiling 1 baseline within 300 s: torch.compile" in said and "torch.compile: compiled (1 of 1)" in said
 

@@ -183,6 +183,28 @@ def test_cuda(op: str, way: str, dtype: torch.dtype) -> None:
                 holds(op, args, outputs[0])
 
 
+@pytest.mark.parametrize("way, n", [("rows of a warp", 56), ("rows of warps", 1000), ("ragged rows of a warp", 3),
+                                    ("ragged rows of warps", 1000), ("long", 4097), ("grid", 16392)])  # fmt: skip
+@pytest.mark.parametrize("op", NAMES)
+def test_cuda_rows_of_the_largest_numbers(op: str, way: str, n: int) -> None:
+    """A row of equal numbers has a mean and no variance, also where its sum is infinite. Where squares overflow the result is
+    that of a variance of infinity, as torch's is on a GPU."""
+    torch.manual_seed(0)
+    name, tunables, _, sms = WAYS[way]
+    for dtype in (F32, BF16):
+        most = torch.finfo(dtype).max
+        args = arguments(op, (5, n), 1, dtype, (True, True))
+        x = args["input"]
+        x[0], x[1], x[2, n // 2] = most, -most, most
+        x[3, 0], x[3, n - 1] = most, -most
+        got = emulate(source(f"norm/{NAMES[op]}_{name}.cu"), [Call(op, args)], tunables, sms=sms)[0][0].double()
+        bias = args["bias"].double() if "bias" in args else torch.zeros(n, dtype=torch.float64)
+        rows = 3 if dtype == F32 else 4  # with both signs the distances overflow too
+        want = bias.expand(rows, n)
+        assert torch.equal(got[:rows], want.to(dtype).double()), f"{dtype}: {(got[:rows] - want).abs().amax(1)}"
+        assert (got[4] - computed(op, args, True)[4]).abs().max() < 0.1
+
+
 @slow
 @pytest.mark.parametrize("n, dtype", [(4096, F32), (8192, BF16), (4001, BF16), (16, F16)])
 def test_cuda_rows_of_a_known_length(n: int, dtype: torch.dtype) -> None:

@@ -5,7 +5,7 @@
 */
 /* Asks for half a megabyte of local memory a thread, over 100 GB on the device. */
 extern "C" __global__ void half_gigabyte_of_stack(const float *x, float *y, int n) {
-    float rows[130000];
+    volatile float rows[130000];
     for (int i = 0; i < 130000; i++)
         rows[i] = x[i % n];
     for (int i = threadIdx.x; i < n; i += 1024)

@@ -6,7 +6,7 @@ from torch import nn
 
 class Model(nn.Module):
     def forward(self, x):
-        return torch.zeros(32, dtype=torch.int64).scatter_add(0, x, torch.ones_like(x))
+        return torch.zeros(32, dtype=torch.int64, device=x.device).scatter_add(0, x, torch.ones_like(x))
 
 
 def get_inputs():

@@ -6,7 +6,7 @@ from torch import nn
 
 class Model(nn.Module):
     def forward(self, x, index):
-        return torch.zeros(16, x.shape[1], dtype=x.dtype).index_add(0, index, x)
+        return torch.zeros(16, x.shape[1], dtype=x.dtype, device=x.device).index_add(0, index, x)
 
 
 def get_inputs():

@@ -6,7 +6,7 @@ from torch import nn
 
 class Model(nn.Module):
     def forward(self, a, b):
-        return a @ b
+        return (a[:, :, None] * b).sum(1, dtype=torch.int32)  # torch has no `a @ b` of integers on a GPU
 
 
 def get_inputs():
