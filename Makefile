@@ -40,8 +40,8 @@ demo: build
 ctest: $(VENV)/.kgen-test
 	@$(call configure,ci,build-ci)
 	@cmake --build build-ci -j$(JOBS) -- --no-print-directory -s
-	@KGEN_TEST_NVRTC="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" build-ci/kgen-ctests
-	@build-ci/kgen-faults
+	@KGEN_TEST_NVRTC="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" build-ci/kgen-ctests --beside=$(JOBS)
+	@build-ci/kgen-faults --beside=$(JOBS)
 
 lint: $(VENV)/.kgen-test build
 	@tools/lint.sh
@@ -70,7 +70,7 @@ fuzz: $(VENV)/.kgen-demo
 	@cmake --build build-fuzz -j$(JOBS) --target kgen-fuzz -- --no-print-directory -s
 	@cd build-fuzz && seeds=$$(find ../tests/golden ../kernels -mindepth 1 -type d) && for one in ../tests/fuzz/*.c; do \
 	    name=$$(basename $$one .c); mkdir -p corpus-$$name; echo "$$name, $(FUZZ_SECONDS) s"; \
-	    ./$$name -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -verbosity=0 \
+	    ./$$name -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -verbosity=0 \
 	        corpus-$$name $$seeds >$$name.log 2>&1 || { tail -n 30 $$name.log; exit 1; }; \
 	done
 

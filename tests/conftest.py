@@ -55,9 +55,10 @@ def _cuda_reason() -> str | None:
 
 
 # Modules whose tests hold times against each other or against a limit. `make test` runs the others beside each other, and
-# these, with what uses a GPU, one after the other.
+# these, with what uses a GPU, one after the other; a test of theirs whose times matter to nobody is marked `beside`.
+# A test of another module that holds times is marked `alone` itself.
 ALONE = {
-    "test_overhead", "test_bench_ratios", "test_import", "test_gate", "test_gate_build", "test_resolution", "test_llm_client",
+    "test_overhead", "test_bench_ratios", "test_import", "test_gate", "test_gate_build", "test_resolution",
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ ALONE = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     cuda = [item for item in items if item.get_closest_marker("cuda")]
     for item in items:
-        if item in cuda or item.path.stem in ALONE:
+        if item in cuda or item.path.stem in ALONE and not item.get_closest_marker("beside"):
             item.add_marker(pytest.mark.alone)
     reason = _cuda_reason() if cuda else None
     if reason:

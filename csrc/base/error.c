@@ -57,6 +57,12 @@ int kg_fail_prefix(kg_error *err, int code, const char *fmt, ...) {
     return err->code;
 }
 
+int kg_give(int rc, const kg_error *e, char *err, size_t nerr) {
+    if (rc != KG_OK && err && nerr > 0)
+        snprintf(err, nerr, "%s", e->msg);
+    return rc;
+}
+
 const char *kg_status_name(int code) {
     switch (code) {
 #define KG_X(name, value, text)                                                                    \

@@ -6,6 +6,8 @@
 #ifndef KG_BASE_ERROR_H
 #define KG_BASE_ERROR_H
 
+#include <stddef.h>
+
 /* X(name, value, text). Values are part of the C API: never reuse one. */
 #define KG_STATUS(X)                                                                               \
     X(OK, 0, "ok")                                                                                 \
@@ -47,6 +49,10 @@ int kg_fail(kg_error *err, int code, const char *fmt, ...) __attribute__((format
  * when err is NULL. */
 int kg_fail_prefix(kg_error *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* For the public API, whose callers own a text: rc, with e's message in err (nerr bytes, may be
+ * NULL) when it is not KG_OK. */
+int kg_give(int rc, const kg_error *e, char *err, size_t nerr);
 
 /* "EIO" and "input or output failed"; "unknown" for a number that is no status. Static strings. */
 const char *kg_status_name(int code);

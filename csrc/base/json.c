@@ -795,3 +795,20 @@ int kg_json_pretty(const kg_json *j, kg_buf *out) {
     write_pretty(j, 0, out);
     return kg_buf_putc(out, '\n');
 }
+
+int kg_json_give(int rc, kg_json *j, char **out, kg_error *err) {
+    kg_buf text;
+    kg_buf_init(&text, 0);
+    if (rc == KG_OK) {
+        kg_json_canonical(j, &text);
+        rc = kg_buf_check(&text, "a result", err);
+    }
+    char *taken = rc == KG_OK ? kg_buf_take(&text) : NULL;
+    if (rc == KG_OK && !taken)
+        rc = kg_fail(err, KG_ENOMEM, "a result: out of memory");
+    if (rc == KG_OK)
+        *out = taken;
+    kg_buf_free(&text);
+    kg_json_free(j);
+    return rc;
+}

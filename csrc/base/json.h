@@ -71,6 +71,9 @@ kg_json *kg_json_push_double(kg_json *array, double value);
  * json.dumps with sort_keys, separators=(",", ":") and ensure_ascii=False, where whole floats are
  * given as int. Fails with KG_EOVERFLOW when nested deeper than 64. */
 int kg_json_canonical(const kg_json *j, kg_buf *out);
+/* For the public API: takes j; its canonical text is *out, the caller's, when rc and what is
+ * returned are KG_OK. */
+int kg_json_give(int rc, kg_json *j, char **out, kg_error *err);
 /* For files that people read: two spaces, keys in insertion order, a newline at the end; arrays of
  * numbers or of short strings stay on one line. */
 int kg_json_pretty(const kg_json *j, kg_buf *out);

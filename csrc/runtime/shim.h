@@ -33,10 +33,6 @@ int kg_shim_own_op(const char *name, kg_error *err);
 /* Throws e->msg when rc is not KG_OK. */
 void kg_shim_raise(int rc, const kg_error *e);
 
-/* For the public API: rc, with e's message in err (nerr bytes, may be NULL) when it is not KG_OK.
- */
-int kg_shim_give(int rc, const kg_error *e, char *err, size_t nerr);
-
 /* A Tensor argument: the view into v, device and index into the call. */
 int kg_shim_tensor(AtenTensorHandle t, kg_value *v, kg_call *call, kg_error *err);
 

@@ -12,12 +12,6 @@
 #include "runtime/snapshot.h"
 #include "sys/nvrtc.h"
 
-int kg_shim_give(int rc, const kg_error *e, char *err, size_t nerr) {
-    if (rc != KG_OK && err != NULL && nerr > 0)
-        snprintf(err, nerr, "%s", e->msg);
-    return rc;
-}
-
 /* Takes the text; *out is the caller's. */
 static int give_text(int rc, kg_buf *text, char **out, kg_error *e, char *err, size_t nerr) {
     if (rc == KG_OK)
@@ -28,7 +22,7 @@ static int give_text(int rc, kg_buf *text, char **out, kg_error *e, char *err, s
     if (rc == KG_OK)
         *out = taken;
     kg_buf_free(text);
-    return kg_shim_give(rc, e, err, nerr);
+    return kg_give(rc, e, err, nerr);
 }
 
 static _Atomic(void (*)(int, const char *)) the_sink;
@@ -114,22 +108,22 @@ int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err
         started = rc == KG_OK;
     }
     pthread_mutex_unlock(&lock);
-    return kg_shim_give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_rt_add(const char *registry, int front, char *err, size_t nerr) {
     kg_error e;
-    return kg_shim_give(kg_rt_add_registry(registry, front != 0, &e), &e, err, nerr);
+    return kg_give(kg_rt_add_registry(registry, front != 0, &e), &e, err, nerr);
 }
 
 int kgen_rt_remove(const char *registry, char *err, size_t nerr) {
     kg_error e;
-    return kg_shim_give(kg_rt_remove_registry(registry, &e), &e, err, nerr);
+    return kg_give(kg_rt_remove_registry(registry, &e), &e, err, nerr);
 }
 
 int kgen_rt_reload(char *err, size_t nerr) {
     kg_error e;
-    return kg_shim_give(kg_rt_reload(&e), &e, err, nerr);
+    return kg_give(kg_rt_reload(&e), &e, err, nerr);
 }
 
 int kgen_rt_policy(const char *policy, const char **now, char *err, size_t nerr) {
@@ -137,7 +131,7 @@ int kgen_rt_policy(const char *policy, const char **now, char *err, size_t nerr)
     int rc = policy != NULL ? kg_rt_set_policy(policy, &e) : KG_OK;
     if (rc == KG_OK && now != NULL)
         *now = kg_rt_policy();
-    return kg_shim_give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_rt_precision(int precision) {
@@ -146,7 +140,7 @@ int kgen_rt_precision(int precision) {
 
 int kgen_rt_define(const char *name, char *err, size_t nerr) {
     kg_error e;
-    return kg_shim_give(kg_shim_own_op(name, &e), &e, err, nerr);
+    return kg_give(kg_shim_own_op(name, &e), &e, err, nerr);
 }
 
 int kgen_rt_contract(const char *name, char **json, char *err, size_t nerr) {

@@ -182,7 +182,7 @@ int kgen_rt_eager_learn(const void *tensor, size_t bytes, uint64_t impl, uint64_
                          .included = included,
                          .excluded = excluded,
                          .plain = plain != 0};
-    return kg_shim_give(kg_eager_learn(&s, &e), &e, err, nerr);
+    return kg_give(kg_eager_learn(&s, &e), &e, err, nerr);
 }
 
 int kgen_rt_eager_open(void *tensor_type, void *forward_ad, char *err, size_t nerr) {
@@ -197,12 +197,12 @@ int kgen_rt_eager_open(void *tensor_type, void *forward_ad, char *err, size_t ne
         py.Py_IncRef(known.forward_ad);
         rc = kg_eager_open(&e);
     }
-    return kg_shim_give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_rt_eager_admit(const void *tensor, uint64_t keys, char *err, size_t nerr) {
     kg_error e;
-    return kg_shim_give(kg_eager_admit(tensor, keys, &e), &e, err, nerr);
+    return kg_give(kg_eager_admit(tensor, keys, &e), &e, err, nerr);
 }
 
 /* A callable; NULL while the way is not open. */

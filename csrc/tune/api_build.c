@@ -155,14 +155,9 @@ int kgen_build_image(const char *op_json, const char *case_json, const char *sou
         rc = kg_fail(&e, KG_ENOMEM, "result");
     if (rc == KG_OK)
         *json = taken;
-    else if (err && nerr) {
-        size_t length = strlen(e.msg) < nerr - 1 ? strlen(e.msg) : nerr - 1;
-        memcpy(err, e.msg, length);
-        err[length] = '\0';
-    }
     kg_buf_free(&text);
     job_free(&j);
-    return rc;
+    return kg_give(rc, &e, err, nerr);
 }
 
 static int bind_for(job *j, const char *arch, int sms, int64_t shared, kg_error *err) {
@@ -212,9 +207,7 @@ int kgen_candidate_unit(const char *op_json, const char *case_json, const char *
         rc = kg_fail(&e, KG_ENOMEM, "result");
     if (rc == KG_OK)
         *json = taken;
-    else if (err && nerr)
-        snprintf(err, nerr, "%s", e.msg);
     kg_buf_free(&text);
     job_free(&j);
-    return rc;
+    return kg_give(rc, &e, err, nerr);
 }

@@ -9,15 +9,6 @@
 #include "sys/nvrtc.h"
 #include "tune/watch.h"
 
-static int give(int rc, const kg_error *e, char *err, size_t nerr) {
-    if (rc && err && nerr) {
-        size_t n = strlen(e->msg) < nerr - 1 ? strlen(e->msg) : nerr - 1;
-        memcpy(err, e->msg, n);
-        err[n] = '\0';
-    }
-    return rc;
-}
-
 void kgen_nvrtc_search(const char *folder) {
     kg_nvrtc_search(folder);
 }
@@ -31,7 +22,7 @@ int kgen_lock_device(int gpu, int wait_ms, int *fd, char *err, size_t nerr) {
         kg_cuda_lock_name(d, name);
     if (rc == KG_OK)
         rc = kg_lock_device(name, wait_ms, fd, &e);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 void kgen_unlock_device(int fd) {
@@ -47,7 +38,7 @@ int kgen_gpu_state(int gpu, char **json, char *err, size_t nerr) {
     if (rc == KG_OK)
         rc = kg_nvml_read(d->uuid, &state, &e);
     if (rc != KG_OK)
-        return give(rc, &e, err, nerr);
+        return kg_give(rc, &e, err, nerr);
     kg_json *o = kg_watch_state(&state), *foreign = kg_watch_foreign(d);
     if (foreign)
         kg_json_set(o, "foreign", foreign);
@@ -61,5 +52,5 @@ int kgen_gpu_state(int gpu, char **json, char *err, size_t nerr) {
         *json = taken;
     kg_buf_free(&text);
     kg_json_free(o);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }

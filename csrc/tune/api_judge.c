@@ -7,30 +7,6 @@
 #include "tune/judge_internal.h"
 #include "tune/text_inspect.h"
 
-static int give(int rc, const kg_error *e, char *err, size_t nerr) {
-    if (rc && err && nerr)
-        snprintf(err, nerr, "%s", e->msg);
-    return rc;
-}
-
-/* Takes json; writes *out. */
-static int give_json(int rc, kg_json *json, char **out, kg_error *e) {
-    kg_buf text;
-    kg_buf_init(&text, 0);
-    if (rc == KG_OK) {
-        kg_json_canonical(json, &text);
-        rc = kg_buf_check(&text, "a result", e);
-    }
-    char *taken = rc == KG_OK ? kg_buf_take(&text) : NULL;
-    if (rc == KG_OK && !taken)
-        rc = kg_fail(e, KG_ENOMEM, "a result: out of memory");
-    if (rc == KG_OK)
-        *out = taken;
-    kg_buf_free(&text);
-    kg_json_free(json);
-    return rc;
-}
-
 /* NULL and "" are an empty object. */
 static int parse(const char *text, const char *what, const char *const *keys, kg_json **out,
                  kg_error *err) {
@@ -113,7 +89,7 @@ int kgen_judge_open(const char *op_json, const char *options_json, kgen_judge **
     int rc = read_options(options_json, &o, &e);
     if (rc == KG_OK)
         rc = kg_judge_open(op_json, strlen(op_json), "op.json", &o, out, &e);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 void kgen_judge_close(kgen_judge *judge) {
@@ -126,7 +102,7 @@ int kgen_judge_add_case(kgen_judge *judge, const char *case_json, size_t *index,
     char what[32];
     snprintf(what, sizeof what, "Case %zu", kg_judge_cases(judge));
     int rc = kg_judge_add_case(judge, case_json, strlen(case_json), what, index, &e);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 static int known_case(const kgen_judge *judge, size_t index, kg_error *e) {
@@ -178,13 +154,14 @@ int kgen_judge_describe(const kgen_judge *judge, size_t index, char **json, char
     kg_error e = {0};
     int rc = known_case(judge, index, &e);
     kg_json *o = rc == KG_OK ? describe(judge, &judge->cases[index]) : NULL;
-    return give(give_json(rc, o, json, &e), &e, err, nerr);
+    return kg_give(kg_json_give(rc, o, json, &e), &e, err, nerr);
 }
 
 int kgen_judge_set_limits(kgen_judge *judge, size_t index, double slowest_baseline_ns,
                           int64_t bytes, char *err, size_t nerr) {
     kg_error e = {0};
-    return give(kg_judge_set_limits(judge, index, slowest_baseline_ns, bytes, &e), &e, err, nerr);
+    return kg_give(kg_judge_set_limits(judge, index, slowest_baseline_ns, bytes, &e), &e, err,
+                   nerr);
 }
 
 static int read_errors(const kg_json *list, kg_errors *out, kg_error *err) {
@@ -256,7 +233,7 @@ int kgen_judge_add_set(kgen_judge *judge, size_t index, const char *set_json,
     if (rc == KG_OK)
         rc = kg_judge_add_set(judge, index, &set, &e);
     kg_json_free(root);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_judge_clear_sets(kgen_judge *judge, size_t index, char *err, size_t nerr) {
@@ -264,7 +241,7 @@ int kgen_judge_clear_sets(kgen_judge *judge, size_t index, char *err, size_t ner
     int rc = known_case(judge, index, &e);
     if (rc == KG_OK)
         kg_judge_clear_sets(judge, index);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 /* What a request holds on to while it runs. */
@@ -329,7 +306,7 @@ int kgen_judge_run(kgen_judge *judge, const char *source, size_t n, const char *
         rc = kg_judge_record(report, &json, &e);
     kg_judge_report_free(report);
     drop_request(&held);
-    return give(give_json(rc, json, record, &e), &e, err, nerr);
+    return kg_give(kg_json_give(rc, json, record, &e), &e, err, nerr);
 }
 
 int kgen_judge_prepare(const kgen_judge *judge, const char *source, size_t n,
@@ -341,14 +318,14 @@ int kgen_judge_prepare(const kgen_judge *judge, const char *source, size_t n,
     if (rc == KG_OK)
         rc = kg_judge_prepare(judge, &r, &e);
     drop_request(&held);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_judge_trivial(const kgen_judge *judge, size_t index, char **json, char *err, size_t nerr) {
     kg_error e = {0};
     kg_json *found = NULL;
     int rc = kg_judge_trivial(judge, index, &found, &e);
-    return give(give_json(rc, found, json, &e), &e, err, nerr);
+    return kg_give(kg_json_give(rc, found, json, &e), &e, err, nerr);
 }
 
 static int known_dtype(const char *name, int *out, kg_error *e) {
@@ -371,7 +348,7 @@ int kgen_errors(const char *dtype, const void *out, const void *oracle, size_t n
         /* An integer that differs may look like the poison: it counts once. */
         *bad = c.nonfinite + c.misplaced + (c.unequal ? c.unequal : c.unwritten);
     }
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_tolerance(const char *dtype, const char *precision, int64_t reduction, double torch_norm,
@@ -390,7 +367,7 @@ int kgen_tolerance(const char *dtype, const char *precision, int64_t reduction, 
         *norm = t.norm;
         *max = t.max;
     }
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_summary(const double *times, size_t n, double out[3], char *err, size_t nerr) {
@@ -402,7 +379,7 @@ int kgen_summary(const double *times, size_t n, double out[3], char *err, size_t
         out[1] = s.p10;
         out[2] = s.p90;
     }
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_ratio(const double *a, const double *b, size_t n, double level, uint64_t seed,
@@ -415,7 +392,7 @@ int kgen_ratio(const double *a, const double *b, size_t n, double level, uint64_
         out[1] = r.low;
         out[2] = r.high;
     }
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_inspect_text(const char *source, size_t n, const char *name, char *err, size_t nerr) {
@@ -424,5 +401,5 @@ int kgen_inspect_text(const char *source, size_t n, const char *name, char *err,
     kg_buf_init(&complaint, 1 << 16);
     int rc = kg_text_inspect(source, n, name, &complaint, &e);
     kg_buf_free(&complaint);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }

@@ -139,22 +139,8 @@ static int read_options(const char *text, kg_json **root, kg_llm_options *o, int
     return rc ? rc : kg_llm_options_read(rest, o, err);
 }
 
-static int give(int rc, kg_json *result, char **json, const kg_error *e, char *err, size_t nerr) {
-    kg_error lost = {0};
-    kg_buf text;
-    kg_buf_init(&text, 0);
-    if (!rc) {
-        kg_json_canonical(result, &text);
-        rc = kg_buf_check(&text, "a result", &lost);
-        e = &lost;
-    }
-    if (!rc && !(*json = kg_buf_take(&text)))
-        rc = kg_fail(&lost, KG_ENOMEM, "a result");
-    if (rc && err && nerr)
-        snprintf(err, nerr, "%s", e->msg);
-    kg_buf_free(&text);
-    kg_json_free(result);
-    return rc;
+static int give(int rc, kg_json *result, char **json, kg_error *e, char *err, size_t nerr) {
+    return kg_give(kg_json_give(rc, result, json, e), e, err, nerr);
 }
 
 int kgen_llm_ask(const char *options, const char *questions, char **json, char *err, size_t nerr) {

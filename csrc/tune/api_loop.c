@@ -335,24 +335,13 @@ int kgen_loop_stage(const char *op_json, const char *run_dir, const char *loop, 
                     kgen_progress progress, void *ctx, char **json, char *err, size_t nerr) {
     kg_error e = {0};
     kg_json *given = NULL, *result = NULL;
-    kg_buf text;
     kg_search_options o = {.budget_ms = budget_ms, .progress = progress, .progress_ctx = ctx};
-    kg_buf_init(&text, 0);
     int rc = kg_json_parse(loop, strlen(loop), "loop", &given, &e);
     if (!rc)
         rc = stage(op_json, run_dir, given, &o, &result, &e);
-    if (!rc) {
-        kg_json_canonical(result, &text);
-        rc = kg_buf_check(&text, "a result", &e);
-    }
-    if (!rc && !(*json = kg_buf_take(&text)))
-        rc = kg_fail(&e, KG_ENOMEM, "a result");
-    kg_buf_free(&text);
-    kg_json_free(result);
+    rc = kg_json_give(rc, result, json, &e);
     kg_json_free(given);
-    if (rc && err && nerr)
-        snprintf(err, nerr, "%s", e.msg);
-    return rc;
+    return kg_give(rc, &e, err, nerr);
 }
 
 /* --- what would be asked --- */
@@ -395,7 +384,5 @@ int kgen_prompt(const char *op_json, const char *run_dir, const char *loop_json_
         rc = kg_fail(&e, KG_ENOMEM, "a prompt");
     kg_buf_free(&out);
     kg_json_free(json);
-    if (rc && err && nerr)
-        snprintf(err, nerr, "%s", e.msg);
-    return rc;
+    return kg_give(rc, &e, err, nerr);
 }

@@ -7,33 +7,6 @@
 #include "kgen_tune.h"
 #include "tune/registry.h"
 
-static int give(int rc, const kg_error *e, char *err, size_t nerr) {
-    if (rc && err && nerr) {
-        size_t n = strlen(e->msg) < nerr - 1 ? strlen(e->msg) : nerr - 1;
-        memcpy(err, e->msg, n);
-        err[n] = '\0';
-    }
-    return rc;
-}
-
-/* Takes json; writes *out. */
-static int give_json(int rc, kg_json *json, char **out, kg_error *e) {
-    kg_buf text;
-    kg_buf_init(&text, 0);
-    if (!rc) {
-        kg_json_canonical(json, &text);
-        rc = kg_buf_check(&text, "result", e);
-    }
-    char *taken = rc ? NULL : kg_buf_take(&text);
-    if (!rc && !taken)
-        rc = kg_fail(e, KG_ENOMEM, "result");
-    if (!rc)
-        *out = taken;
-    kg_buf_free(&text);
-    kg_json_free(json);
-    return rc;
-}
-
 void kgen_free(void *p) {
     free(p);
 }
@@ -68,9 +41,9 @@ int kgen_registry_list(const char *registry, char **json, char *err, size_t nerr
             if (!kg_json_push(list, kernel_json(&kernels[i])))
                 rc = kg_fail(&e, KG_ENOMEM, "list of %zu kernels", n);
     }
-    rc = give_json(rc, list, json, &e);
+    rc = kg_json_give(rc, list, json, &e);
     kg_registry_close(r);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_registry_find(const char *registry, const char *name, char **json, char *err,
@@ -87,9 +60,9 @@ int kgen_registry_find(const char *registry, const char *name, char **json, char
         if (!o)
             rc = kg_fail(&e, KG_ENOMEM, "kernel %s", name);
     }
-    rc = give_json(rc, o, json, &e);
+    rc = kg_json_give(rc, o, json, &e);
     kg_registry_close(r);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 /* The canonical text of each element; free with free_texts. */
@@ -139,7 +112,7 @@ int kgen_registry_promote(const char *registry, const char *op_json, const char 
                                  (const char *const *)texts, ntexts, version, &e);
     kg_registry_close(r);
     free_texts(texts, ntexts);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_registry_rollback(const char *registry, const char *op, const char *version, size_t *moved,
@@ -150,7 +123,7 @@ int kgen_registry_rollback(const char *registry, const char *op, const char *ver
     if (!rc)
         rc = kg_registry_rollback(r, op, version, moved, &e);
     kg_registry_close(r);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_registry_gc(const char *registry, int dry, char **json, char *err, size_t nerr) {
@@ -168,19 +141,19 @@ int kgen_registry_gc(const char *registry, int dry, char **json, char *err, size
         *json = text;
     kg_buf_free(&report);
     kg_registry_close(r);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_index_build(const char *registry, const char *index_path, char *err, size_t nerr) {
     kg_error e = {0};
-    return give(kg_index_build(registry, index_path, &e), &e, err, nerr);
+    return kg_give(kg_index_build(registry, index_path, &e), &e, err, nerr);
 }
 
 int kgen_index_build_told(const char *registry, const char *index_path,
                           void (*warn)(void *ctx, const char *message), void *ctx, char *err,
                           size_t nerr) {
     kg_error e = {0};
-    return give(kg_index_build_told(registry, index_path, warn, ctx, &e), &e, err, nerr);
+    return kg_give(kg_index_build_told(registry, index_path, warn, ctx, &e), &e, err, nerr);
 }
 
 static _Atomic(void (*)(int, const char *)) the_sink;
@@ -211,10 +184,10 @@ int kgen_case_key(const char *op_json, const char *case_json, char **json, char 
         if (!kg_json_set_str(o, "hash", c->hash))
             rc = kg_fail(&e, KG_ENOMEM, "key of a Case");
     }
-    rc = give_json(rc, o, json, &e);
+    rc = kg_json_give(rc, o, json, &e);
     kg_case_free(c);
     kg_op_free(op);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }
 
 static kg_json *plan_summary(const kg_plan *p, const kg_tuning *t, const char *id) {
@@ -256,9 +229,9 @@ int kgen_candidate_check(const char *op_json, const char *source, size_t n, cons
         if (!o)
             rc = kg_fail(&e, KG_ENOMEM, "summary of %s", name);
     }
-    rc = give_json(rc, o, json, &e);
+    rc = kg_json_give(rc, o, json, &e);
     kg_json_free(given);
     kg_plan_free(plan);
     kg_op_free(op);
-    return give(rc, &e, err, nerr);
+    return kg_give(rc, &e, err, nerr);
 }

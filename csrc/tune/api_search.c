@@ -175,11 +175,6 @@ static int search(kg_judges *judges, const char *run_dir, const options *o, kg_j
     return rc;
 }
 
-static void give_error(const kg_error *e, char *err, size_t nerr) {
-    if (err && nerr)
-        snprintf(err, nerr, "%s", e->msg);
-}
-
 int kgen_search(struct kg_judge *judge, const char *run_dir, const char *options_json,
                 kgen_progress progress, void *ctx, char **json, char *err, size_t nerr) {
     return kgen_search_over(&judge, 1, run_dir, options_json, progress, ctx, json, err, nerr);
@@ -191,9 +186,7 @@ int kgen_search_over(struct kg_judge *const *judges, size_t njudges, const char 
     kg_judges all = {.items = judges, .n = njudges};
     kg_error e = {0};
     kg_json *given = NULL, *result = NULL;
-    kg_buf text;
     options o = {0};
-    kg_buf_init(&text, 0);
     int rc = kg_json_parse(options_json, strlen(options_json), "search options", &given, &e);
     if (!rc)
         rc = read_options(given, &o, &e);
@@ -201,21 +194,9 @@ int kgen_search_over(struct kg_judge *const *judges, size_t njudges, const char 
     o.search.progress_ctx = ctx;
     if (!rc)
         rc = search(&all, run_dir, &o, &result, &e);
-    if (!rc) {
-        kg_json_canonical(result, &text);
-        rc = kg_buf_check(&text, "result of a search", &e);
-    }
-    char *taken = rc ? NULL : kg_buf_take(&text);
-    if (!rc && !taken)
-        rc = kg_fail(&e, KG_ENOMEM, "result of a search");
-    if (!rc)
-        *json = taken;
-    kg_buf_free(&text);
-    kg_json_free(result);
+    rc = kg_json_give(rc, result, json, &e);
     kg_json_free(given);
-    if (rc)
-        give_error(&e, err, nerr);
-    return rc;
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_journal_add(const char *run_dir, const char *kind, const char *fields_json, char *err,
@@ -231,9 +212,7 @@ int kgen_journal_add(const char *run_dir, const char *kind, const char *fields_j
     else
         kg_json_free(fields);
     kg_journal_close(journal);
-    if (rc)
-        give_error(&e, err, nerr);
-    return rc;
+    return kg_give(rc, &e, err, nerr);
 }
 
 int kgen_journal_sum(const char *line, size_t n, char sum[17], char *err, size_t nerr) {
@@ -243,9 +222,7 @@ int kgen_journal_sum(const char *line, size_t n, char sum[17], char *err, size_t
     if (!rc)
         rc = kg_journal_sum(entry, sum, &e);
     kg_json_free(entry);
-    if (rc)
-        give_error(&e, err, nerr);
-    return rc;
+    return kg_give(rc, &e, err, nerr);
 }
 
 void kgen_stop(int stop) {

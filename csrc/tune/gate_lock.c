@@ -25,12 +25,6 @@ static enum stage stage = OPEN;
 static kg_protections in_force;
 static atomic_flag reported = ATOMIC_FLAG_INIT;
 
-static int give(int rc, const kg_error *e, char *err, size_t nerr) {
-    if (rc != KG_OK && err && nerr)
-        snprintf(err, nerr, "%s", e->msg);
-    return rc;
-}
-
 /* ---- what violates it ---- */
 
 static const char *name_of(int number) {
@@ -158,7 +152,7 @@ int kgen_gate_on_load(int loaded, int device, char *err, size_t nerr) {
     if (rc == KG_OK)
         return KG_OK;
     kg_fail(&e, KG_EUNSUPPORTED, "locking the gate's process: %.400s", why.msg);
-    return give(KG_EUNSUPPORTED, &e, err, nerr);
+    return kg_give(KG_EUNSUPPORTED, &e, err, nerr);
 }
 
 int kgen_gate_lock(int socket, char *err, size_t nerr) {
@@ -166,9 +160,9 @@ int kgen_gate_lock(int socket, char *err, size_t nerr) {
     struct sigaction action = {.sa_sigaction = on_violation, .sa_flags = SA_SIGINFO};
     sigfillset(&action.sa_mask);
     if (stage != OPEN)
-        return give(kg_fail(&e, KG_EEXIST, "the gate's lock is armed already"), &e, err, nerr);
+        return kg_give(kg_fail(&e, KG_EEXIST, "the gate's lock is armed already"), &e, err, nerr);
     if (sigaction(SIGSYS, &action, NULL) != 0)
-        return give(kg_fail(&e, KG_EENV, "sigaction: %s", strerror(errno)), &e, err, nerr);
+        return kg_give(kg_fail(&e, KG_EENV, "sigaction: %s", strerror(errno)), &e, err, nerr);
     report_to = socket;
     stage = ARMED;
     return KG_OK;
@@ -183,7 +177,7 @@ static int give_protections(const kg_protections *p, char **json, char *err, siz
              p->seccomp ? "true" : "false");
     copy = strdup(p == &in_force && stage != LOCKED ? "null" : text);
     if (!copy)
-        return give(kg_fail(&e, KG_ENOMEM, "protections: out of memory"), &e, err, nerr);
+        return kg_give(kg_fail(&e, KG_ENOMEM, "protections: out of memory"), &e, err, nerr);
     *json = copy;
     return KG_OK;
 }

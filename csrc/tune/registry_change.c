@@ -249,6 +249,23 @@ typedef struct promotion {
     const char **hash_names;
 } promotion;
 
+/* A part of a Record that names a file or folder; none of the words in taken. */
+static int check_name(const char *what, const char *name, const char *taken, kg_error *err) {
+    static const char allowed[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.";
+    size_t n = strlen(name);
+    if (n == 0 || n > 128 || name[0] == '.' || strspn(name, allowed) != n)
+        return kg_fail(err, KG_EFORMAT,
+                       "Record: %s is \"%.70s\"; a plain name of letters, digits, _, - and . is "
+                       "needed",
+                       what, name);
+    for (const char *at = taken; (at = strstr(at, name)) != NULL; at += n)
+        if ((at == taken || at[-1] == ' ') && (at[n] == ' ' || at[n] == '\0'))
+            return kg_fail(err, KG_EFORMAT, "Record: %s is %s, which is a name of kgen's own", what,
+                           name);
+    return KG_OK;
+}
+
 static int read_record(promotion *p, const char *record_json, kg_error *err) {
     const char *verdict = "";
     int rc = kg_json_parse(record_json, strlen(record_json), "Record", &p->record, err);
@@ -270,10 +287,11 @@ static int read_record(promotion *p, const char *record_json, kg_error *err) {
         return kg_fail(err, KG_EINVAL, "a Candidate with verdict %s cannot be promoted", verdict);
     if (!kg_is_hex(p->id, 64))
         return kg_fail(err, KG_EFORMAT, "Record: id is not 64 hex digits");
-    if (strchr(p->op, '/') || strchr(p->arch, '/') || strchr(p->file, '/') || p->op[0] == '.' ||
-        p->arch[0] == '.' || p->file[0] == '.')
-        return kg_fail(err, KG_EFORMAT, "Record: op, arch and source are plain names");
-    return KG_OK;
+    /* What else stands in the folder that the name is for. */
+    rc = check_name("op", p->op, "", err);
+    if (!rc)
+        rc = check_name("arch", p->arch, "task op.json", err);
+    return rc ? rc : check_name("source", p->file, "record.json", err);
 }
 
 static int make_paths(promotion *p, const kg_registry *r, const char *const *keys, size_t nkeys,

@@ -1,10 +1,10 @@
-/* Runs the tests: each in a child process, one after the other, in the order of their files and
- * lines.
+/* Runs the tests: each in a child process, started in the order of their files and lines.
  *
- *     kgen-ctests [--list] [--here] [part of a name or file]...
+ *     kgen-ctests [--list] [--here] [--beside=N] [part of a name or file]...
  *
- * --here runs in this process, for a debugger. The last line is `N passed, N failed`, with
- * `, N skipped` when any is; those are named above it. No test run is a failure, too. */
+ * --here runs in this process, for a debugger; --beside runs up to N at once (1). What a test says
+ * is printed when it has ended, above its name. The last line is `N passed, N failed`, with `, N
+ * skipped` when any is; those are named above it. No test run is a failure, too. */
 #include "test.h"
 
 #include <errno.h>
@@ -15,10 +15,23 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SKIPPED = 77 };
+enum { SKIPPED = 77, MOST = 64 };
 
 static kg_test *tests;
-static char folder[64];
+static char folder[64]; /* of the test that this process is */
+
+/* A test that runs. */
+typedef struct {
+    const kg_test *test; /* NULL: none */
+    pid_t child;
+    double end;
+    bool late; /* its limit ended it */
+    char folder[64];
+    FILE *said; /* its stdout and stderr */
+} job;
+
+static job jobs[MOST];
+static struct { int good, bad, skipped; } count;
 
 void kg_test_add(kg_test *test) {
     kg_test **at = &tests;
@@ -78,68 +91,125 @@ static double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* The wait status; *late when the limit ended it. */
-static int wait_for(pid_t child, int limit, bool *late) {
-    double end = seconds_now() + limit;
-    for (int status;;) {
-        pid_t got = waitpid(child, &status, WNOHANG);
-        if (got == child) {
-            kill(-child, SIGKILL); /* what a failed test left running */
-            return status;
-        }
-        if (got < 0 && errno != EINTR)
-            return -1;
-        if (!*late && seconds_now() > end) {
-            *late = true;
-            kill(-child, SIGKILL);
-            kill(child, SIGKILL);
+static bool passed(const job *j, int status) {
+    if (j->late) {
+        printf("  it ran longer than %d s\n", j->test->seconds);
+    } else if (WIFSIGNALED(status)) {
+        printf("  signal %d (%s)\n", WTERMSIG(status), strsignal(WTERMSIG(status)));
+    }
+    return !j->late && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+static bool make_folder(char *path, size_t size) {
+    const char *tmp = getenv("TMPDIR");
+    int n = snprintf(path, size, "%s/kgen-test-XXXXXX", tmp ? tmp : "/tmp");
+    return n > 0 && (size_t)n < size && mkdtemp(path);
+}
+
+static void remove_folder(const char *path) {
+    nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static void repeat(FILE *said) {
+    char part[4096];
+    rewind(said);
+    for (size_t n; (n = fread(part, 1, sizeof part, said)) > 0;)
+        fwrite(part, 1, n, stdout);
+    fclose(said);
+}
+
+/* Runs the test and does not return, but for here. */
+static void be(const job *j, bool here) {
+    memcpy(folder, j->folder, sizeof folder);
+    if (!here) {
+        setpgid(0, 0);
+        if (dup2(fileno(j->said), STDOUT_FILENO) < 0 || dup2(fileno(j->said), STDERR_FILENO) < 0)
+            _exit(1);
+        for (int i = 0; i < MOST; i++)
+            if (jobs[i].test && jobs[i].said)
+                fclose(jobs[i].said); /* a test has no descriptor but its own */
+    }
+    setenv("KGEN_LOCKS", test_path("locks"), 1); /* not those of who works on this machine */
+    j->test->run();
+    if (!here)
+        exit(0); /* the leak check runs at exit */
+}
+
+static void not_started(job *j, const char *call) {
+    printf("FAIL %s: %s: %s\n", j->test->name, call, strerror(errno));
+    count.bad++;
+    j->test = NULL;
+}
+
+static void start(job *j, const kg_test *test, bool here) {
+    *j = (job){.test = test, .end = seconds_now() + test->seconds};
+    if (!make_folder(j->folder, sizeof j->folder)) {
+        not_started(j, "mkdtemp");
+        return;
+    }
+    j->said = here ? NULL : tmpfile();
+    fflush(NULL);
+    j->child = here ? 0 : j->said ? fork() : -1;
+    if (j->child < 0) {
+        not_started(j, "fork");
+    } else if (here) {
+        be(j, true);
+        remove_folder(j->folder);
+        count.good++;
+        j->test = NULL;
+    } else if (j->child == 0) {
+        be(j, false);
+    }
+}
+
+static void ended(job *j, int status) {
+    kill(-j->child, SIGKILL); /* what a failed test left running */
+    remove_folder(j->folder);
+    repeat(j->said);
+    if (!j->late && WIFEXITED(status) && WEXITSTATUS(status) == SKIPPED) {
+        printf("skipped %s\n", j->test->name);
+        count.skipped++;
+    } else if (passed(j, status)) {
+        count.good++;
+    } else {
+        printf("FAIL %s (%s)\n", j->test->name, j->test->file);
+        count.bad++;
+    }
+    fflush(stdout);
+    j->test = NULL;
+}
+
+static void look_after(job *j) {
+    int status;
+    if (waitpid(j->child, &status, WNOHANG) == j->child) {
+        ended(j, status);
+    } else if (!j->late && seconds_now() > j->end) {
+        j->late = true;
+        kill(-j->child, SIGKILL);
+        kill(j->child, SIGKILL);
+    }
+}
+
+/* A free place among the first n; waits for one. */
+static job *place(int n) {
+    for (;;) {
+        for (int i = 0; i < n; i++) {
+            if (jobs[i].test)
+                look_after(&jobs[i]);
+            if (!jobs[i].test)
+                return &jobs[i];
         }
         nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
     }
 }
 
-static bool passed(const kg_test *test, int status, bool late) {
-    if (late) {
-        printf("  it ran longer than %d s\n", test->seconds);
-    } else if (status != -1 && WIFSIGNALED(status)) {
-        printf("  signal %d (%s)\n", WTERMSIG(status), strsignal(WTERMSIG(status)));
+static void finish(int n) {
+    for (int i = 0; i < n; i++) {
+        while (jobs[i].test) {
+            look_after(&jobs[i]);
+            nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
+        }
     }
-    return !late && status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
-static bool make_folder(void) {
-    const char *tmp = getenv("TMPDIR");
-    int n = snprintf(folder, sizeof folder, "%s/kgen-test-XXXXXX", tmp ? tmp : "/tmp");
-    return n > 0 && (size_t)n < sizeof folder && mkdtemp(folder);
-}
-
-/* 0 passed, 1 failed, SKIPPED. */
-static int run(const kg_test *test, bool here) {
-    if (!make_folder()) {
-        printf("FAIL %s: mkdtemp %s: %s\n", test->name, folder, strerror(errno));
-        return 1;
-    }
-    fflush(NULL);
-    pid_t child = here ? 0 : fork();
-    if (child == 0) {
-        if (!here)
-            setpgid(0, 0);
-        setenv("KGEN_LOCKS", test_path("locks"), 1); /* not those of who works on this machine */
-        test->run();
-        if (!here)
-            exit(0); /* the leak check runs at exit */
-    }
-    bool late = false;
-    int status = here ? 0 : child < 0 ? -1 : wait_for(child, test->seconds, &late);
-    nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-    if (status != -1 && !late && WIFEXITED(status) && WEXITSTATUS(status) == SKIPPED) {
-        printf("skipped %s\n", test->name);
-        return SKIPPED;
-    }
-    bool good = passed(test, status, late);
-    if (!good)
-        printf("FAIL %s (%s)\n", test->name, test->file);
-    return good ? 0 : 1;
 }
 
 static bool wanted(const kg_test *test, int argc, char **argv) {
@@ -161,26 +231,43 @@ static bool flag(const char *name, int argc, char **argv) {
     return false;
 }
 
-int main(int argc, char **argv) {
-    bool list = flag("--list", argc, argv), here = flag("--here", argc, argv);
-    int good = 0, bad = 0, skipped = 0;
-    for (const kg_test *test = tests; test; test = test->next) {
-        if (!wanted(test, argc, argv))
-            continue;
-        if (list) {
-            printf("%s (%s)\n", test->name, test->file);
-            continue;
+/* N of --beside=N, 1 without, 0 for a number that is none. */
+static int beside(int argc, char **argv) {
+    int n = 1;
+    for (int i = 1; i < argc; i++) {
+        if (strncmp(argv[i], "--beside=", 9) == 0) {
+            char *end;
+            long given = strtol(argv[i] + 9, &end, 10);
+            n = *end || given < 1 ? 0 : given > MOST ? MOST : (int)given;
         }
-        int result = run(test, here);
-        good += result == 0;
-        bad += result == 1;
-        skipped += result == SKIPPED;
     }
-    if (list)
+    return n;
+}
+
+static void list(int argc, char **argv) {
+    for (const kg_test *test = tests; test; test = test->next)
+        if (wanted(test, argc, argv))
+            printf("%s (%s)\n", test->name, test->file);
+}
+
+int main(int argc, char **argv) {
+    bool here = flag("--here", argc, argv);
+    int n = here ? 1 : beside(argc, argv);
+    if (n == 0) {
+        fprintf(stderr, "--beside: give a number of tests, 1 and more\n");
+        return 2;
+    }
+    if (flag("--list", argc, argv)) {
+        list(argc, argv);
         return 0;
-    printf("%d passed, %d failed", good, bad);
-    if (skipped)
-        printf(", %d skipped", skipped);
+    }
+    for (const kg_test *test = tests; test; test = test->next)
+        if (wanted(test, argc, argv))
+            start(place(n), test, here);
+    finish(n);
+    printf("%d passed, %d failed", count.good, count.bad);
+    if (count.skipped)
+        printf(", %d skipped", count.skipped);
     printf("\n");
-    return bad || !good;
+    return count.bad || !count.good;
 }

@@ -105,6 +105,43 @@ TEST(registry_refuses_what_did_not_pass) {
     CHECK_HAS(err.msg, "wrong_values");
 }
 
+static void refused(const char *op, const char *arch, const char *file, const char *said) {
+    static const char id[] = "3fa2b1c05d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708";
+    char record[1024];
+    int version = 0;
+    kg_registry *r = NULL;
+    kg_error err = {0};
+    snprintf(record, sizeof record,
+             "{\"format\":1,\"id\":\"%s\",\"op\":\"%s\",\"arch\":\"%s\",\"source\":\"%s\","
+             "\"tunables\":{},\"verdict\":\"pass\"}",
+             id, op, arch, file);
+    CHECK_OK(kg_registry_open(test_path("generated"), true, &r, &err), err);
+    CHECK_ERR(
+        kg_registry_promote(r, registry_op_text, NULL, "", 0, record, NULL, 0, &version, &err), err,
+        KG_EFORMAT, said);
+    kg_registry_close(r);
+    char **names = NULL;
+    size_t n = 0;
+    CHECK_OK(kg_list_dir(test_path("generated"), &names, &n, &err), err);
+    CHECK_UINT(n, 0);
+    kg_free_names(names, n);
+}
+
+/* An empty op would be the registry itself, and an arch or a source of kgen's own name takes its
+ * place. */
+TEST(registry_refuses_names_that_are_none) {
+    refused("", "x86-64-v3", "kernel.c", "op is \"\"; a plain name of letters");
+    refused("../twice", "x86-64-v3", "kernel.c", "op is \"../twice\"");
+    refused(".twice", "x86-64-v3", "kernel.c", "op is \".twice\"");
+    refused("twice", "", "kernel.c", "arch is \"\"");
+    refused("twice", "x86\\n64", "kernel.c", "arch is \"x86");
+    refused("twice", "task", "kernel.c", "arch is task, which is a name of kgen's own");
+    refused("twice", "op.json", "kernel.c", "arch is op.json, which");
+    refused("twice", "x86-64-v3", "", "source is \"\"");
+    refused("twice", "x86-64-v3", "a/kernel.c", "source is \"a/kernel.c\"");
+    refused("twice", "x86-64-v3", "record.json", "source is record.json, which");
+}
+
 TEST(registry_gc_keeps_what_is_pinned_or_replaced) {
     char a[65], b[65], c[65];
     kg_registry *r = NULL;

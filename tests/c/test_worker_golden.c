@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "contract_util.h"
@@ -180,7 +181,8 @@ static void rig_close(rig *r) {
     kg_error err = {0};
     char path[600];
     snprintf(path, sizeof path, "%s.said", r->player);
-    for (int i = 0; i < 500 && !kg_is_file(path); i++)
+    struct stat st = {0};
+    for (int i = 0; i < 500 && (stat(path, &st) != 0 || st.st_size == 0); i++)
         usleep(10000);
     kg_buf_init(&said, 0);
     CHECK_OK(kg_read_file(path, 4096, &said, &err), err);

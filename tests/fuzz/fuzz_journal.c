@@ -2,43 +2,26 @@
  * are the same; other text is a journal as a crash or a person left it, which is read or refused,
  * and once it was read, reads the same again. */
 #define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "fuzz_folder.h"
+
 #include <string.h>
-#include <unistd.h>
 
 #include "tune/journal.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static char folder[40], file[64];
-
-static void remove_folder(void) {
-    char lock[64];
-    snprintf(lock, sizeof lock, "%s/.lock", folder);
-    unlink(lock);
-    unlink(file);
-    rmdir(folder);
-}
+static char file[64];
 
 static void prepare(void) {
-    if (file[0])
-        return;
-    /* In memory where there is room for that: what an entry costs is the disk. */
-    const char *above = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
-    snprintf(folder, sizeof folder, "%s/kgen-fuzz-XXXXXX", above);
-    if (!mkdtemp(folder))
-        abort();
-    snprintf(file, sizeof file, "%s/journal.jsonl", folder);
-    atexit(remove_folder);
+    fuzz_folder_make();
+    snprintf(file, sizeof file, "%s/journal.jsonl", fuzz_folder);
 }
 
 /* How many entries are there, and the last as text; -1: it is refused. */
 static long read_back(kg_buf *last) {
     kg_journal *j;
     kg_error err;
-    if (kg_journal_open(folder, &j, &err) != KG_OK)
+    if (kg_journal_open(fuzz_folder, &j, &err) != KG_OK)
         return -1;
     long n = (long)kg_journal_size(j);
     if (n > 0 && last)
@@ -54,7 +37,7 @@ static void add_and_read(kg_json *fields) {
     kg_buf_init(&one, 0);
     kg_buf_init(&two, 0);
     unlink(file);
-    if (kg_journal_open(folder, &j, &err) != KG_OK)
+    if (kg_journal_open(fuzz_folder, &j, &err) != KG_OK)
         abort();
     bool added = kg_journal_add(j, "rung", fields, &err) == KG_OK;
     if (added)
@@ -68,10 +51,7 @@ static void add_and_read(kg_json *fields) {
 }
 
 static void read_twice(const uint8_t *data, size_t size) {
-    int fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    if (fd < 0 || write(fd, data, size) != (ssize_t)size)
-        abort();
-    close(fd);
+    fuzz_write(file, data, size);
     long n = read_back(NULL);
     if (read_back(NULL) != n)
         __builtin_trap();

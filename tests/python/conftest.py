@@ -21,6 +21,13 @@ def nothing_shipped() -> Iterator[None]:
         kgen.load(path)
 
 
+@pytest.fixture
+def no_cxx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile finds no compiler, and the gate leaves that baseline out: for tests that are not about baselines, since
+    what it compiles takes longer than all else."""
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+
+
 @pytest.fixture(scope="session")
 def kgen_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Runs `python -m kgen ...`; at the end of the session nothing of it is left."""

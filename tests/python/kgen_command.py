@@ -2,7 +2,7 @@
 code.
 
 Importing torch takes seconds, so a server process imports it once, and nothing of kgen, and forks for each command;
-the fork runs the package as `python -m kgen` does. The server adopts what a command leaves behind, so that a test
+the fork runs the package as `python -m kgen` does, or code as `python -c` does. The server adopts what a command leaves behind, so that a test
 can see that nothing is.
 """
 
@@ -45,7 +45,7 @@ def start(r):
     sys.path[:0] = [p for p in os.environ.get("PYTHONPATH", "").split(":") if p and p not in sys.path]
     sys.stdin = open(0)
     sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)
-    sys.argv = ["-m", *r["argv"]]
+    sys.argv = ["-m" if r["code"] is None else "-c", *r["argv"]]
     sys.orig_argv = [sys.executable, "-m", "kgen", *r["argv"]]
     for code in r["limits"]:
         exec(code)
@@ -86,10 +86,14 @@ else:
     sys.exit(0)
 link.close()
 reply.close()
-import runpy, traceback
+import runpy, traceback, types
 code = 0
 try:
-    runpy.run_module("kgen", run_name="__main__", alter_sys=True)
+    if request["code"] is None:
+        runpy.run_module("kgen", run_name="__main__", alter_sys=True)
+    else:
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(request["code"], "<string>", "exec"), sys.modules["__main__"].__dict__)
 except SystemExit as e:
     code = e.code if isinstance(e.code, int) else int(e.code is not None)
 except BaseException:
@@ -168,16 +172,18 @@ class Server:
         return json.loads(line)
 
     def start(
-        self, *argv: object, env: dict[str, str | None] | None = None, cwd: Path | None = None, limits: Sequence[str] = ()
-    ) -> Running:
-        """env: changes to this process's; None takes one away. limits: code that runs before the command. No GPU is seen
-        unless env names CUDA_VISIBLE_DEVICES: what a command does by itself must not depend on the machine."""
+        self, *argv: object, env: dict[str, str | None] | None = None, cwd: Path | None = None, limits: Sequence[str] = (),
+        code: str | None = None,
+    ) -> Running:  # fmt: skip
+        """env: changes to this process's; None takes one away. limits: code that runs before the command. code: runs in its
+        place; torch is imported there, kgen is not. No GPU is seen unless env names CUDA_VISIBLE_DEVICES: what a command
+        does by itself must not depend on the machine."""
         self.n += 1
         out, err = self.folder / f"{self.n}.out", self.folder / f"{self.n}.err"
         changed = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **(env or {})}
         request = {
             "argv": [str(a) for a in argv], "env": {k: v for k, v in changed.items() if v is not None},
-            "cwd": str(cwd or self.folder), "out": str(out), "err": str(err), "limits": list(limits),
+            "cwd": str(cwd or self.folder), "out": str(out), "err": str(err), "limits": list(limits), "code": code,
         }  # fmt: skip
         out.touch()
         err.touch()

@@ -207,14 +207,14 @@ def test_a_gpu_that_is_not_there(kgen_server: Server, good: Path) -> None:
         assert "built without CUDA: install one that is" in done.message or "`kgen doctor` tells" in done.message, done.err
 
 
-def test_usage() -> None:
-    """As a shell starts it, without the server of commands."""
-    done = subprocess.run([sys.executable, "-m", "kgen"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stdout.startswith("usage: kgen")
-    done = subprocess.run([sys.executable, "-m", "kgen", "--version"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout.startswith("kgen 0.")
+def test_usage(kgen_server: Server) -> None:
+    """Once as a shell starts it, without the server of commands."""
     done = subprocess.run([sys.executable, "-m", "kgen", "tnue", "x"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "invalid choice: 'tnue'" in done.stderr
+    done = kgen_server.run()
+    assert done.code == 2 and done.out.startswith("usage: kgen")
+    done = kgen_server.run("--version")
+    assert done.code == 0 and done.out.startswith("kgen 0.")
 
 
 def test_help_lists_only_what_works(capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +338,7 @@ def test_full_disk_while_a_task_is_written(kgen_server: Server, tmp_path: Path, 
     assert list(small_disk.iterdir()) == []
 
 
-def test_full_disk_while_a_run_is_written(kgen_server: Server, good: Path, small_disk: Path) -> None:
+def test_full_disk_while_a_run_is_written(kgen_server: Server, good: Path, small_disk: Path, no_cxx: None) -> None:
     """The journal outgrows the disk. What is in it stays whole, and the Run goes on when there is room again."""
     filler, run = small_disk / "filler", small_disk / "run"
     filler.write_bytes(b"x" * (20 << 10))

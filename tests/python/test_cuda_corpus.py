@@ -155,7 +155,7 @@ def compiled(e: rates.Entry, folder: Path) -> str:
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("entries", parts(list(ALL.values()), 4, "all"))
+@pytest.mark.parametrize("entries", parts(list(ALL.values()), 4, "all", 24))
 def test_what_is_to_run_compiles(entries: list[rates.Entry], folder_of: Callable[[str], Path]) -> None:
     wanted = [e for e in entries if not decided_early(e)]
     folders = {e.task: folder_of(e.task) for e in wanted}
@@ -188,7 +188,7 @@ def test_what_is_refused_before_it_runs(stand_in: Path, folder_of: Callable[[str
     assert other_verdicts(wanted, judge(jobs_of(wanted, folder_of), stand_in, tmp_path)) == []
 
 
-@pytest.mark.parametrize("entries", [*parts(emulated(ATTACK), 2, "attack", 8), *parts(emulated(HONEST), 4, "honest", 8)])
+@pytest.mark.parametrize("entries", [*parts(emulated(ATTACK), 2, "attack", 4), *parts(emulated(HONEST), 4, "honest", 4)])
 def test_verdicts_on_an_emulated_gpu(entries: list[rates.Entry], stand_in: Path, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
     jobs = jobs_of(entries, folder_of)
     library = build(jobs, stand_in, tmp_path)

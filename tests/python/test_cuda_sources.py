@@ -113,8 +113,8 @@ def tunables_of(path: Path) -> dict[str, int] | None:
 
 
 def units(path: Path, arch: str, thorough: bool) -> list[Unit]:
-    """Of the first dtype that the source takes, a plain call and one with a Program, for their size and (plain) for any;
-    thorough: of each dtype, each Program, for both."""
+    """Of the first dtype that the source takes, a plain call and one with a Program, for their size and (plain) for any, and
+    for sm_80 the plain call for any size alone; thorough: of each dtype, each Program, for both."""
     text = path.read_text()
     plan = plan_of(text)
     assert plan["op"] in CALLS, f"{path.name} is for {plan['op']}: give this test calls of it"
@@ -124,7 +124,8 @@ def units(path: Path, arch: str, thorough: bool) -> list[Unit]:
         for what, call in CALLS[plan["op"]](dtype):
             for any_size in (False, True):
                 name = f"{what} {dtype}{' any size' if any_size else ''}"
-                if name in found or not thorough and (what not in ("plain", "alibi", "gelu") or what != "plain" and any_size):
+                wanted = what == "plain" and any_size or arch != "sm_80" and (what == "plain" or what in ("alibi", "gelu") and not any_size)
+                if name in found or not thorough and not wanted:
                     continue
                 try:
                     unit = unit_of(text, call, tunables_of(path), any_size, arch.removesuffix("a"))

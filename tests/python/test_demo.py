@@ -25,7 +25,7 @@ def test_the_example_is_plain_torch() -> None:
     assert names[-3:] == ["class Model", "def get_init_inputs", "def get_inputs"]
 
 
-def test_a_model_beside_itself_without_kernels(tmp_path: Path) -> None:
+def test_a_model_beside_itself_without_kernels(kgen_server: Server, tmp_path: Path) -> None:
     """In a process of its own, with an empty registry: about as fast, and not a bit is different."""
     path = tmp_path / "model.py"
     path.write_text((ROOT / "tests" / "models" / "kernelbench.py").read_text())
@@ -35,9 +35,9 @@ def test_a_model_beside_itself_without_kernels(tmp_path: Path) -> None:
         "for r in _native.describe(): _native.remove(r['path'])\n"
         "print(json.dumps(demo.compare(sys.argv[1], rounds=5)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    done = kgen_server.run(path, code=code)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
     assert found["largest_error"] == 0.0 and 0 < found["largest_output"] <= 1.0
     assert found["plain_s"] > 0 and found["patched_s"] > 0
     assert found["speedup"]["low"] <= found["speedup"]["median"] <= found["speedup"]["high"]

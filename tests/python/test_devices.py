@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kgen_command import Server
 from torch import nn
 
 from kgen import capture, devices
@@ -267,7 +267,7 @@ def test_float32_is_float32_unless_the_case_says_otherwise() -> None:
         devices._set_flags(before["matmul_tf32"], before["cudnn_tf32"])
 
 
-def test_a_model_that_used_the_newer_settings() -> None:
+def test_a_model_that_used_the_newer_settings(kgen_server: Server) -> None:
     """In a process of its own: torch does not forget that both were used."""
     code = """
 import torch
@@ -283,8 +283,8 @@ with devices.arithmetic({"device": "cuda", "precision": "tf32"}):
     assert now() == ("tf32", "tf32")
 assert now() == before, now()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = kgen_server.run(code=code)
+    assert done.code == 0, done.err
 
 
 def test_chunks_cover_everything_once() -> None:

@@ -3,8 +3,6 @@ does not look as it was learnt."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from kgen_command import Server
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from torch.autograd import forward_ad
@@ -268,11 +267,8 @@ print(eager.why_shut())
     ],
     ids=["open", "by wish", "keys of tensors", "keys of threads"],
 )
-def test_where_torch_looks_otherwise_it_stays_shut(before: str, env: dict[str, str], why: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(before=before)],
-        env={**os.environ, "KGEN_LOG": "info", **env}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert why in done.stdout, done.stdout
-    assert why == "None" or f"kgen: calls from eager code take the dispatcher's way: {done.stdout.strip()}" in done.stderr
+def test_where_torch_looks_otherwise_it_stays_shut(kgen_server: Server, before: str, env: dict[str, str], why: str) -> None:
+    done = kgen_server.run(code=SCRIPT.format(before=before), env={"KGEN_LOG": "info", **env})
+    assert done.code == 0, done.err
+    assert why in done.out, done.out
+    assert why == "None" or f"kgen: calls from eager code take the dispatcher's way: {done.out.strip()}" in done.err

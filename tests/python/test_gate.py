@@ -70,6 +70,12 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
+@pytest.fixture
+def no_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what the Kernel alone decides."""
+    monkeypatch.setattr(gate, "_measure_baselines", lambda gate, result: [])
+
+
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gate, str]]:
     """A correct Kernel at the gate."""
@@ -79,6 +85,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gate, str]
         yield g, id_
 
 
+@pytest.mark.beside
 def test_a_right_kernel_is_measured_against_every_baseline(right: tuple[Gate, str]) -> None:
     g, id_ = right
     said: list[str] = []
@@ -113,6 +120,7 @@ def test_one_against_itself_is_about_one(right: tuple[Gate, str]) -> None:
     pytest.fail(f"1 is in none of {intervals}")
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize("wake", [1e4, 1.2e7])
 def test_a_batch_lasts_long_enough_however_busy_the_machine(wake: float) -> None:
     """A call of 10 us where waking the process takes 10 us or 12 ms, and now and then 20 ms more: a batch of one call
@@ -128,6 +136,7 @@ def test_a_batch_lasts_long_enough_however_busy_the_machine(wake: float) -> None
     assert 1000 <= reps <= 2000 and calls[:5] == [0, 0, 0, 0, 1]
 
 
+@pytest.mark.beside
 def test_a_kernel_that_is_too_slow_ends_early(right: tuple[Gate, str]) -> None:
     g, id_ = right
     result = gate.run(g, id_, min_speedup=1e5, seconds=30.0)
@@ -136,12 +145,14 @@ def test_a_kernel_that_is_too_slow_ends_early(right: tuple[Gate, str]) -> None:
     assert GateResult.read(result.json(), 0.001).passed  # another threshold decides on the same evidence
 
 
-def test_a_call_that_another_kernel_serves_is_no_evidence(right: tuple[Gate, str]) -> None:
+@pytest.mark.beside
+def test_a_call_that_another_kernel_serves_is_no_evidence(right: tuple[Gate, str], no_baselines: None) -> None:
     g, _ = right
     result = gate.run(g, "0" * 64, min_speedup=1.0)
     assert not result.passed and "was served by softmax/v1, not by the Candidate" in result.reason
 
 
+@pytest.mark.beside
 def test_a_lost_process_is_replaced(right: tuple[Gate, str]) -> None:
     g, _ = right
     assert g.prepare(1) == ""
@@ -153,7 +164,8 @@ def test_a_lost_process_is_replaced(right: tuple[Gate, str]) -> None:
     assert gone(lost) and g.child.process.pid != lost
 
 
-def test_a_wrong_output_is_caught(right: tuple[Gate, str], tmp_path: Path) -> None:
+@pytest.mark.beside
+def test_a_wrong_output_is_caught(tmp_path: Path, no_baselines: None) -> None:
     id_ = promote(tmp_path / "generated", sr.SOFTMAX.replace("FACTOR 1.0f", "FACTOR 1.00001f"))
     with at_gate(tmp_path / "generated") as g:
         result = gate.run(g, id_, min_speedup=0.001)
@@ -164,7 +176,8 @@ def test_a_wrong_output_is_caught(right: tuple[Gate, str], tmp_path: Path) -> No
     assert gone(child)
 
 
-def test_a_kernel_that_kills_the_process_is_reported(tmp_path: Path) -> None:
+@pytest.mark.beside
+def test_a_kernel_that_kills_the_process_is_reported(tmp_path: Path, no_baselines: None) -> None:
     crash = sr.SOFTMAX.replace("float top = -INFINITY;", "float top = -INFINITY; if (n == 100) __builtin_trap();")
     id_ = promote(tmp_path / "generated", crash)
     with at_gate(tmp_path / "generated") as g:
@@ -174,13 +187,12 @@ def test_a_kernel_that_kills_the_process_is_reported(tmp_path: Path) -> None:
     assert gone(child)
 
 
-def test_a_kernel_that_hangs_costs_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_hangs_costs_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_baselines: None) -> None:
     hang = sr.SOFTMAX.replace("float top = -INFINITY;", "float top = -INFINITY; for (volatile int i = 1; i;) {}")
     id_ = promote(tmp_path / "generated", hang)
     with at_gate(tmp_path / "generated") as g:
         child = g.child.process.pid
         monkeypatch.setattr(gate, "PREPARE_SECONDS", 4.0)
-        monkeypatch.setattr(gate, "_measure_baselines", lambda gate, result: [])
         start = time.monotonic()
         result = gate.run(g, id_, min_speedup=0.001)
         assert time.monotonic() - start < 10.0
@@ -188,6 +200,7 @@ def test_a_kernel_that_hangs_costs_its_limit(tmp_path: Path, monkeypatch: pytest
     assert not result.passed and result.reason == "through torch.ops.kgen: no answer within 4 s"
 
 
+@pytest.mark.beside
 def test_a_baseline_that_does_not_compile_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +214,7 @@ def test_a_baseline_that_does_not_compile_is_left_out(
     assert result.passed and result.baseline == "eager"
 
 
+@pytest.mark.beside
 def test_a_process_that_does_not_start_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHOME", str(tmp_path))
     with pytest.raises(EnvironmentLacks, match="the gate's process does not start: .*exit code"):
@@ -211,6 +225,7 @@ def test_a_process_that_does_not_start_is_the_machines_fault(tmp_path: Path, mon
     assert len(os.listdir("/proc/self/fd")) == len(descriptors)
 
 
+@pytest.mark.beside
 def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
     """Also in the middle of work: kill -9 of the tuner leaves nothing behind."""
     code = f"""
@@ -272,6 +287,7 @@ def same(text: str, captured: list[torch.Tensor], scalars: list[float], at: prog
     return exact
 
 
+@pytest.mark.beside
 def test_lean_programs_mean_the_same() -> None:
     at = programs.Extent(2, 4, 32, 48)
     exact = 0
@@ -282,6 +298,7 @@ def test_lean_programs_mean_the_same() -> None:
     assert exact > 100  # or nothing was made lean
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize(
     ("text", "exact"),
     [
@@ -326,6 +343,7 @@ VARIANTS: dict[str, tuple[Callable[..., Any] | None, Callable[..., Any]]] = {
 }
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize("name", VARIANTS)
 def test_attention_baselines_agree(name: str) -> None:
     """Eager by the lean Program and SDPA with mask and bias, against the mods as they were written."""

@@ -7,11 +7,13 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import serving_registry as sr
+from kgen_command import Server
 
 from kgen import _libkgen
 
@@ -66,6 +68,18 @@ def python(code: str, **env: str) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def forked(kgen_server: Server) -> Callable[..., str]:
+    """As python, but torch is imported already, with what kgen may need of it."""
+
+    def run(code: str, **env: str) -> str:
+        done = kgen_server.run(code=code, env=env)
+        assert done.code == 0, done.out + done.err
+        return done.out
+
+    return run
+
+
 MEASURE = """
 import time, torch
 def resident():
@@ -80,13 +94,14 @@ print(time.perf_counter() - start, resident() - before, len(kgen.registry()[0]["
 def test_import_costs(thousand: Path) -> None:
     """10 ms and 10 MB are the numbers to hold on a quiet machine; here with twice the margin for a shared one."""
     python("import torch, kgen", KGEN_REGISTRY=str(thousand))  # derives the index
-    runs = [[float(x) for x in python(MEASURE, KGEN_REGISTRY=str(thousand)).split()] for _ in range(5)]
+    runs = [[float(x) for x in python(MEASURE, KGEN_REGISTRY=str(thousand)).split()] for _ in range(3)]
     assert runs[0][2] == OPS
     seconds, grown = statistics.median(r[0] for r in runs), statistics.median(r[1] for r in runs)
     assert seconds < 0.020, f"import kgen took {seconds * 1e3:.1f} ms over import torch"
     assert grown < 20 << 20, f"import kgen took {grown / 1e6:.1f} MB"
 
 
+@pytest.mark.beside
 def test_import_reads_no_json_and_compiles_nothing(thousand: Path) -> None:
     code = """
 import json, subprocess, torch
@@ -101,24 +116,26 @@ print(sorted(heavy & set(sys.modules)))
     assert python(code, KGEN_REGISTRY=str(thousand)).strip() == "[]"
 
 
-def test_the_index_is_derived_again_when_a_pin_changes(thousand: Path) -> None:
+@pytest.mark.beside
+def test_the_index_is_derived_again_when_a_pin_changes(thousand: Path, forked: Callable[..., str]) -> None:
     pin = next(thousand.rglob("pins/*"))
     ask = f"""
 import torch, kgen
 kernels = [k for r in kgen.registry() for o in r["ops"] if o["name"] == {pin.parents[2].name!r} for k in o["kernels"]]
 print(sum(len(k["pins"]) for k in kernels))
 """
-    assert python(ask, KGEN_REGISTRY=str(thousand)).strip() == str(KERNELS)
+    assert forked(ask, KGEN_REGISTRY=str(thousand)).strip() == str(KERNELS)
     text = pin.read_text()
     pin.unlink()
     try:
-        assert python(ask, KGEN_REGISTRY=str(thousand)).strip() == str(KERNELS - 1)
+        assert forked(ask, KGEN_REGISTRY=str(thousand)).strip() == str(KERNELS - 1)
     finally:
         pin.write_text(text)
-    assert python(ask, KGEN_REGISTRY=str(thousand)).strip() == str(KERNELS)
+    assert forked(ask, KGEN_REGISTRY=str(thousand)).strip() == str(KERNELS)
 
 
-def test_a_call_among_a_thousand_kernels(thousand: Path) -> None:
+@pytest.mark.beside
+def test_a_call_among_a_thousand_kernels(thousand: Path, forked: Callable[..., str]) -> None:
     code = """
 import torch, kgen
 x = torch.randn(7, 64)
@@ -126,9 +143,10 @@ torch.testing.assert_close(torch.ops.kgen.softmax_00000031(x, 1), torch.softmax(
 d, = kgen.why("softmax_00000031", x, 1).decisions
 print(d.kind, d.kernel)
 """
-    assert python(code, KGEN_REGISTRY=str(thousand)).split() == ["exact", "softmax_00000031/v7"]
+    assert forked(code, KGEN_REGISTRY=str(thousand)).split() == ["exact", "softmax_00000031/v7"]
 
 
+@pytest.mark.beside
 def test_import_without_torch_says_so() -> None:
     code = """
 import ctypes
@@ -151,7 +169,8 @@ def _library() -> Path:
     return _paths.binary("libkgen_rt.so")
 
 
-def test_the_package_lists_what_it_has() -> None:
-    out = python("import kgen; print(sorted(set(['attention','patch','unpatch','tune','why','warmup','load','registry',"
+@pytest.mark.beside
+def test_the_package_lists_what_it_has(forked: Callable[..., str]) -> None:
+    out = forked("import kgen; print(sorted(set(['attention','patch','unpatch','tune','why','warmup','load','registry',"
                  "'verify','patch_report','precision']) - set(dir(kgen))))\ntry:\n    kgen.nosuch\nexcept AttributeError as e:\n    print(e)")  # fmt: skip
     assert out.splitlines() == ["[]", "module 'kgen' has no attribute 'nosuch'"]

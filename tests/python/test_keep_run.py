@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import test_report_screen
+from kgen_command import Done, Server
 from run_files import write_journal
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = sorted(p.parent for p in (ROOT / "docs" / "runs").glob("*/provenance.json"))
 
 
-def keep(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "tools" / "keep_run.py", *map(str, words), "--answered-by", "a script", "--saw", "nothing"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+@pytest.fixture
+def keep(kgen_server: Server) -> Callable[..., Done]:
+    tool = f"import runpy; runpy.run_path({str(ROOT / 'tools' / 'keep_run.py')!r}, run_name='__main__')"
+    return lambda *words: kgen_server.run(*words, "--answered-by", "a script", "--saw", "nothing", code=tool)
 
 
 def finished(path: Path, prompt: str = "give ideas") -> Path:
@@ -40,9 +39,9 @@ def finished(path: Path, prompt: str = "give ideas") -> Path:
     return path
 
 
-def test_what_is_kept(tmp_path: Path) -> None:
+def test_what_is_kept(keep: Callable[..., Done], tmp_path: Path) -> None:
     done = keep(finished(tmp_path / "run"), "mine", "--to", tmp_path / "kept")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     kept = tmp_path / "kept" / "mine"
     about = json.loads((kept / "provenance.json").read_text())
     assert about["answered_by"] == "a script" and about["candidates"] == 3 and about["verdicts"] == {"pass": 2, "wrong_values": 1}
@@ -52,13 +51,13 @@ def test_what_is_kept(tmp_path: Path) -> None:
     assert any(t["prompt"] == "softmax-0004" for line in talks for t in json.loads(line)["turns"])
 
 
-def test_what_is_not_kept(tmp_path: Path) -> None:
+def test_what_is_not_kept(keep: Callable[..., Done], tmp_path: Path) -> None:
     done = keep(finished(tmp_path / "a", "look at /home/somebody/secret.txt"), "x", "--to", tmp_path / "kept")
-    assert done.returncode == 2 and "names a folder of this machine: /home/somebody" in done.stderr
+    assert done.code == 2 and "names a folder of this machine: /home/somebody" in done.err
     unfinished = finished(tmp_path / "b")
     (unfinished / "result.json").unlink()
     done = keep(unfinished, "x", "--to", tmp_path / "kept")
-    assert done.returncode == 2 and "no finished Run" in done.stderr
+    assert done.code == 2 and "no finished Run" in done.err
     assert not (tmp_path / "kept").exists()
 
 

@@ -159,6 +159,7 @@ def test_a_stream_that_ends_before_the_model_did() -> None:
         assert one(server)["answer"] == GOOD.text
 
 
+@pytest.mark.alone
 def test_retry_after_is_obeyed_by_everybody() -> None:
     with serve(Step("error", status=429, headers=(("Retry-After", "1"),)), GOOD) as server:
         out = ask(server, n=3, in_flight=1)
@@ -177,6 +178,7 @@ def test_backoff_grows_and_ends() -> None:
         assert wait >= 0.04 * 2**i / 2, waits
 
 
+@pytest.mark.alone
 def test_a_wait_beyond_the_deadline_is_not_waited_for() -> None:
     with serve(Step("error", status=429, headers=(("Retry-After", "3600"),))) as server:
         start = time.monotonic()
@@ -240,6 +242,7 @@ def test_200_megabytes_are_not_swallowed() -> None:
     ],
     ids=["first byte", "between bytes", "in all", "the budget's time"],
 )
+@pytest.mark.alone
 def test_deadlines(step: Step, limit: dict[str, int], words: str) -> None:
     with serve(step) as server:
         start = time.monotonic()
@@ -344,6 +347,7 @@ def test_a_refusal_of_something_else_is_told() -> None:
 # --- the budget ---
 
 
+@pytest.mark.alone
 def test_several_in_flight_and_never_more() -> None:
     with serve(Step(text="x", delay=0.15)) as server:
         start = time.monotonic()
@@ -473,6 +477,7 @@ def test_the_key_is_taken_out_of_what_a_model_says() -> None:
     assert reply["answer"] == "your key is [key], [key]" and reply["reasoning"] == "[key]"
 
 
+@pytest.mark.alone
 def test_a_stop_ends_the_wait() -> None:
     with serve(Step("silent")) as server:
         threading.Timer(0.3, _libkgen.lib().kgen_stop, [1]).start()

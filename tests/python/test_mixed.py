@@ -20,6 +20,15 @@ def held(found: mixed.Mixed, n: int) -> None:
 
 
 def test_mixed_candidates_leave_nothing() -> None:
+    """Of 40, a tenth hang, fault or want too much memory."""
+    bad = [mixed.nth(i) for i in range(9, 40, 10)]
+    assert {mixed.verdict(b) for b in bad} == {"timeout", "crash", "out_of_resources"}
+    assert {mixed.nth(i) for i in range(40)} == {*bad, *mixed.OTHERS}
+    held(mixed.measure(40), 40)
+
+
+@pytest.mark.slow
+def test_every_bad_candidate_leaves_nothing() -> None:
     """A tenth hang, fault or want too much memory: each of these once."""
     n = 10 * len(mixed.BAD)
     assert {mixed.nth(i) for i in range(n)} == {*mixed.BAD, *mixed.OTHERS}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import serving_registry as made
-from kgen_command import read_only
+from kgen_command import Server, read_only
 
 from kgen import _libkgen, cli, registries
 
@@ -219,47 +219,47 @@ def test_promotion_refuses_what_did_not_pass_and_another_contract(registry: Path
     assert served(registry) == before
 
 
-def decide(registry: Path, tmp_path: Path, *call: str) -> tuple[str, str]:
+def decide(server: Server, registry: Path, tmp_path: Path, *call: str) -> tuple[str, str]:
     """What serves a call in a new process that knows this registry alone: `kgen why`'s line and its warnings."""
-    env = {**os.environ, "KGEN_REGISTRY": str(registry), "XDG_DATA_HOME": str(tmp_path / "data")}
+    env = {"KGEN_REGISTRY": str(registry), "XDG_DATA_HOME": str(tmp_path / "data")}
     code = (
         "import sys, kgen\nfrom kgen import _paths, cli\nkgen.unload(_paths.shipped_registry())\n"
         "sys.exit(cli.main(['why', *sys.argv[1:]]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *call], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout, done.stderr
+    done = server.run(*call, code=code, env=env)
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    return done.out, done.err
 
 
-def test_a_source_that_was_changed_is_not_served(registry: Path, tmp_path: Path) -> None:
+def test_a_source_that_was_changed_is_not_served(kgen_server: Server, registry: Path, tmp_path: Path) -> None:
     path = Path(kernels(registry)[3]["path"]) / "kernel.c"
     path.write_text(path.read_text().replace("#define FACTOR 1.0f", "#define FACTOR 2.0f"))
-    out, err = decide(registry, tmp_path, "softmax", "float32[3,5]", "1")
+    out, err = decide(kgen_server, registry, tmp_path, "softmax", "float32[3,5]", "1")
     assert "fallback to torch" in out.splitlines()[0] or "softmax/v3" not in out.splitlines()[0]
     assert "do not give the id" in err, "the index says what it left out"
 
 
-def test_a_source_that_changes_behind_the_index_is_not_served(registry: Path, tmp_path: Path) -> None:
-    decide(registry, tmp_path, "softmax", "float32[3,5]", "1")
+def test_a_source_that_changes_behind_the_index_is_not_served(kgen_server: Server, registry: Path, tmp_path: Path) -> None:
+    decide(kgen_server, registry, tmp_path, "softmax", "float32[3,5]", "1")
     path = Path(kernels(registry)[3]["path"]) / "kernel.c"
     path.write_text(path.read_text().replace("#define FACTOR 1.0f", "#define FACTOR 3.0f"))
-    out, err = decide(registry, tmp_path, "softmax", "float32[3,6]", "1")
+    out, err = decide(kgen_server, registry, tmp_path, "softmax", "float32[3,6]", "1")
     assert "fallback to torch" in out.splitlines()[0]
     assert "is not what was promoted" in out + err
 
 
 def test_a_torn_registry_serves_what_is_whole(
-    registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+    kgen_server: Server, registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     record = Path(kernels(registry)[1]["path"]) / "record.json"
     record.write_text(record.read_text()[:40])
     (registry / "attention" / "op.json").write_text("{")
     (registry / "softmax" / HERE / "pins" / ("0" * 32)).write_text('{"format": 1, "key"')
     (registry / "softmax" / HERE / ".tmp-1234").mkdir()
-    out, _ = decide(registry, tmp_path, "softmax", "float32[3,5]", "1")
+    out, _ = decide(kgen_server, registry, tmp_path, "softmax", "float32[3,5]", "1")
     assert out.startswith("softmax: softmax/v3 (dynamic")
-    out, _ = decide(registry, tmp_path, "attention", *["float32[1,2,8,16]"] * 3)
+    out, _ = decide(kgen_server, registry, tmp_path, "attention", *["float32[1,2,8,16]"] * 3)
     assert "fallback to torch" in out
     code, out, _ = run(capsys, "list")
     assert code == 0
@@ -268,13 +268,13 @@ def test_a_torn_registry_serves_what_is_whole(
 
 
 def test_a_kernel_for_another_architecture_is_listed_and_not_served(
-    registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kgen_server: Server, registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "elsewhere"
     made.promote(root, "softmax", made.SOFTMAX.replace('"min_arch": "x86-64-v2",', ""), [made.softmax_key()], arch="aarch64")
     code, out, _ = run(capsys, "list", "--registry", str(root))
     assert code == 0 and "aarch64" in out
-    out, _ = decide(root, tmp_path, "softmax", "float32[3,5]", "1")
+    out, _ = decide(kgen_server, root, tmp_path, "softmax", "float32[3,5]", "1")
     assert "fallback to torch" in out
     assert "is for aarch64, which this machine is not" in out
     code, out, _ = run(capsys, "verify", "--registry", str(root))

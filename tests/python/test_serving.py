@@ -6,11 +6,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 import serving_registry as sr
 import torch
 import torch.nn.functional as F
+from kgen_command import Server
 
 import kgen
 from kgen import _native
@@ -46,15 +46,16 @@ def decide(*args: Any, **kwargs: Any) -> kgen.serving.Decision:
     return decision
 
 
-def python(code: str, *, fails: bool = False, **env: str) -> str:
-    """Runs code in a new process with `import torch, kgen, sr` done; its output, stderr too."""
-    head = f"import sys, warnings; sys.path.insert(0, {str(Path(__file__).parent)!r}); import torch\n"
-    done = subprocess.run(
-        [sys.executable, "-c", head + textwrap.dedent(code)],
-        env={**os.environ, **env}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def python(kgen_server: Server) -> Callable[..., str]:
+    """Runs code in a new process with torch imported and kgen not; its output, stderr too."""
+
+    def run(code: str, *, fails: bool = False, **env: str) -> str:
+        done = kgen_server.run(code="import sys, warnings, torch\n" + textwrap.dedent(code), env=env)
+        assert (done.code != 0) == fails, done.out + done.err
+        return done.out + done.err
+
+    return run
 
 
 # ---- which pin ----
@@ -368,7 +369,7 @@ def test_a_read_only_cache_is_only_slower(registry: Path, tmp_path: Path, monkey
     torch.testing.assert_close(torch.ops.kgen.softmax(x, 1), torch.softmax(x, 1))
 
 
-def test_no_compiler_names_kgen_build(registry: Path, fresh_home: Path) -> None:
+def test_no_compiler_names_kgen_build(registry: Path, fresh_home: Path, python: Callable[..., str]) -> None:
     sr.promote(registry, "softmax", sr.SOFTMAX, [sr.softmax_key()])
     out = python(
         """
@@ -387,7 +388,7 @@ def test_no_compiler_names_kgen_build(registry: Path, fresh_home: Path) -> None:
     assert out.startswith("1 kgen: softmax falls back to torch") and "no C compiler" in out and "kgen build" in out
 
 
-def test_a_cache_that_was_shipped_needs_no_compiler(registry: Path, fresh_home: Path) -> None:
+def test_a_cache_that_was_shipped_needs_no_compiler(registry: Path, fresh_home: Path, python: Callable[..., str]) -> None:
     sr.promote(registry, "softmax", sr.SOFTMAX, [sr.softmax_key()])
     code = "import kgen\nprint(kgen.why('softmax', torch.randn(3, 4), 1).decisions[0].kind)"
     assert python(code, KGEN_REGISTRY=str(registry)).strip() == "dynamic"
@@ -398,7 +399,7 @@ def test_a_cache_that_was_shipped_needs_no_compiler(registry: Path, fresh_home: 
 # ---- the process ----
 
 
-def test_environment(registry: Path, tmp_path: Path, fresh_home: Path) -> None:
+def test_environment(registry: Path, tmp_path: Path, fresh_home: Path, python: Callable[..., str]) -> None:
     sr.promote(registry, "softmax", sr.SOFTMAX, [sr.softmax_key()])
     code = """
         import kgen
@@ -418,13 +419,13 @@ def test_environment(registry: Path, tmp_path: Path, fresh_home: Path) -> None:
     assert "KGEN_PRECISION=fp8; it is fp32, tf32 or bf16" in bad
 
 
-def test_nothing_is_found_through_the_working_directory(registry: Path, fresh_home: Path) -> None:
+def test_nothing_is_found_through_the_working_directory(registry: Path, fresh_home: Path, python: Callable[..., str]) -> None:
     sr.promote(registry, "softmax", sr.SOFTMAX, [sr.softmax_key()])
     out = python(f"import os; os.chdir({str(registry.parent)!r})\nimport kgen\nprint([r['path'] for r in kgen.registry()])")
     assert str(registry) not in out
 
 
-def test_a_forked_process_serves(registry: Path) -> None:
+def test_a_forked_process_serves(registry: Path, python: Callable[..., str]) -> None:
     sr.promote(registry, "softmax", sr.SOFTMAX, [sr.softmax_key()])
     code = """
         import os, kgen

@@ -4,9 +4,6 @@ built that a process without a compiler serves."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 import pytest
 import serving_registry as made
 import torch
-from kgen_command import Server
+from kgen_command import Done, Server
 
 import kgen
 from kgen import _libkgen, cli, registries, spread
@@ -193,12 +190,10 @@ def test_a_call_that_torch_refuses_is_one_message(capsys: pytest.CaptureFixture[
     assert err.startswith("kgen: softmax: ") and err.count("\n") == 1
 
 
-def without_compiler(registry: Path, cache: Path, tmp_path: Path, code: str) -> subprocess.CompletedProcess[str]:
+def without_compiler(server: Server, registry: Path, cache: Path, tmp_path: Path, code: str) -> Done:
     """A new process whose PATH has no compiler."""
-    env = {**os.environ, "KGEN_REGISTRY": str(registry), "KGEN_CACHE": str(cache), "PATH": str(tmp_path / "nothing")}
-    for name in ("KGEN_CC", "CC"):
-        env.pop(name, None)
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    env = {"KGEN_REGISTRY": str(registry), "KGEN_CACHE": str(cache), "PATH": str(tmp_path / "nothing"), "KGEN_CC": None, "CC": None}
+    return server.run(code=code, env=env)
 
 
 SERVE = """
@@ -216,7 +211,7 @@ torch.testing.assert_close(torch.ops.kgen.attention(q, q, q, is_causal=True), wa
 
 @pytest.mark.slow
 def test_what_was_built_serves_without_a_compiler(
-    registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kgen_server: Server, registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("KGEN_CACHE", str(cache))
@@ -232,27 +227,27 @@ def test_what_was_built_serves_without_a_compiler(
     assert cli.main(["build", "--arch", made.ARCH]) == 0
     again = capsys.readouterr().out
     assert "built " not in again and again.count("there ") >= first
-    done = without_compiler(registry, cache, tmp_path, SERVE)
-    assert done.returncode == 0, done.stderr
-    assert dict(line.split() for line in done.stdout.splitlines()) == {
+    done = without_compiler(kgen_server, registry, cache, tmp_path, SERVE)
+    assert done.code == 0, done.err
+    assert dict(line.split() for line in done.out.splitlines()) == {
         "softmax": "dynamic", "plain": "dynamic", "causal": "instantiated",
     }  # fmt: skip
 
 
-def test_without_images_and_compiler_torch_serves_and_says_what_to_do(registry: Path, tmp_path: Path) -> None:
+def test_without_images_and_compiler_torch_serves_and_says_what_to_do(kgen_server: Server, registry: Path, tmp_path: Path) -> None:
     made.promote(registry, "softmax", ROWS, [made.softmax_key(**SMALL)])
     code = "import torch, kgen\nx = torch.randn(5, 77)\ntorch.testing.assert_close(torch.ops.kgen.softmax(x, 1), torch.softmax(x, 1))"
-    done = without_compiler(registry, tmp_path / "empty", tmp_path, code)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("UserWarning") == 1 and "run `kgen build`" in done.stderr
+    done = without_compiler(kgen_server, registry, tmp_path / "empty", tmp_path, code)
+    assert done.code == 0, done.err
+    assert done.err.count("UserWarning") == 1 and "run `kgen build`" in done.err
 
 
-def test_building_without_a_compiler_lacks_something(registry: Path, tmp_path: Path) -> None:
+def test_building_without_a_compiler_lacks_something(kgen_server: Server, registry: Path, tmp_path: Path) -> None:
     made.promote(registry, "softmax", ROWS, [made.softmax_key(**SMALL)])
     code = "import sys\nfrom kgen import cli\nsys.exit(cli.main(['build']))"
-    done = without_compiler(registry, tmp_path / "empty", tmp_path, code)
-    assert done.returncode == 3
-    assert "no C compiler" in done.stderr and "Traceback" not in done.stderr
+    done = without_compiler(kgen_server, registry, tmp_path / "empty", tmp_path, code)
+    assert done.code == 3
+    assert "no C compiler" in done.err and "Traceback" not in done.err
 
 
 def test_an_image_is_built_for_another_architecture(
