@@ -317,6 +317,10 @@ def test_thinned_a_range_keeps_its_ends(monkeypatch: pytest.MonkeyPatch) -> None
     assert [t.label for t in asked._thinned(trials, 3)] == [trials[i].label for i in (0, 2, 4)], "what the plan is not for is left out"
 
 
+def test_a_wait_has_an_end_or_none() -> None:
+    assert ship._left(float("inf")) is None and ship._left(0.0) == 0.0
+
+
 def test_what_is_not_judged_in_time_is_left_for_another_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--registry", str(tmp_path / "g"), "--arch", RUNNABLE[0], "--only", "softmax/columns.c", "--jobs", "2"]
     assert ship.main([*words, "--seconds", "0.1"]) == ship.LEFT
