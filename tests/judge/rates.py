@@ -45,7 +45,7 @@ VERDICTS = (
 KNOWN_LIMIT = "known_limit"
 FALSE_REJECTS_AT_MOST = 0.01
 # Files of a folder that --quick judges, spread over the names of those that are not slow.
-QUICK_AT_MOST = 8
+QUICK_AT_MOST = 6
 # What one call may take: an endless loop costs this much, and no honest Candidate of the corpus comes near it.
 TIMEOUT_MS, QUICK_TIMEOUT_MS = 10_000, 2_000
 # Exit code of a run that --seconds ended before every file had its verdict.
