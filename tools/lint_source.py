@@ -39,7 +39,7 @@ FOREIGN = {
     r"cuda(_runtime.*)?\.h": ("csrc/conformance/",),
     r"nvrtc\.h": ("csrc/conformance/",),
     r"nvml\.h": ("csrc/conformance/",),
-    r"(cjson/)?cJSON\.h": ("csrc/base/json.c", "tests/faults/"),
+    r"(cjson/)?cJSON\.h": ("csrc/base/json_node.h", "tests/faults/"),
     r"sha2\.h|md5\.h|sha256\.h": ("csrc/base/hash_sha.c",),
     r"(torch|ATen|c10)/.*": ("csrc/conformance/",),
     r"linux/(seccomp|filter|audit|landlock)\.h": ("csrc/sys/sandbox.c",),

@@ -1,23 +1,15 @@
 /* JSON: a strict reader of our own that builds cJSON's nodes, because cJSON's reader takes
- * duplicate keys, control characters, broken UTF-8 and "01", and reports no line; and writers with
- * one text a value. The only room that includes cJSON. Refuses whatever docs/formats.md refuses for
- * all formats. */
+ * duplicate keys, control characters, broken UTF-8 and "01", and reports no line; and what builds
+ * them (json_write.c writes them). Refuses whatever docs/formats.md refuses for all formats. */
 #include "base/json.h"
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json_node.h"
 #include "base/json_text.h"
-
-#define DEPTH_MAX 64
-
-/* Marks of a container of which a part was lost while it was built, above cJSON's own bits of
- * `type`: writing it fails, so that building needs no check at each step. cJSON copies the bits. */
-#define LOST_MEMORY (1 << 16)
-#define LOST_RANGE (1 << 17)
 
 typedef struct key_at {
     const char *key; /* of the member's node */
@@ -445,23 +437,19 @@ const char *kg_json_type(const kg_json *j) {
                                : "null";
 }
 
-static bool holds(const kg_json *j) {
-    return cJSON_IsObject(j) || cJSON_IsArray(j);
-}
-
 const kg_json *kg_json_get(const kg_json *object, const char *key) {
     return cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, key) : NULL;
 }
 
 size_t kg_json_size(const kg_json *j) {
     size_t n = 0;
-    for (const kg_json *c = holds(j) ? j->child : NULL; c; c = c->next)
+    for (const kg_json *c = kg_json_holds(j) ? j->child : NULL; c; c = c->next)
         n++;
     return n;
 }
 
 const kg_json *kg_json_at(const kg_json *j, size_t i) {
-    const kg_json *c = holds(j) ? j->child : NULL;
+    const kg_json *c = kg_json_holds(j) ? j->child : NULL;
     while (c && i--)
         c = c->next;
     return c;
@@ -689,126 +677,4 @@ kg_json *kg_json_push_int(kg_json *array, int64_t value) {
 
 kg_json *kg_json_push_double(kg_json *array, double value) {
     return kg_json_push(array, new_double(value));
-}
-
-static int spoil(kg_buf *out, int status) {
-    if (out->status == KG_OK)
-        out->status = status;
-    return out->status;
-}
-
-/* What was lost while building, or nested so deeply that it could not be read back, is not written.
- */
-static int check_node(const kg_json *j, size_t depth, kg_buf *out) {
-    if (!j || (j->type & (LOST_MEMORY | LOST_RANGE)))
-        return spoil(out, j && (j->type & LOST_RANGE) ? KG_EOVERFLOW : KG_ENOMEM);
-    return holds(j) && depth >= DEPTH_MAX ? spoil(out, KG_EOVERFLOW) : out->status;
-}
-
-static int write_scalar(const kg_json *j, kg_buf *out) {
-    if (cJSON_IsNumber(j))
-        return kg_json_put_double(out, j->valuedouble);
-    if (cJSON_IsString(j))
-        return kg_json_put_string(out, j->valuestring);
-    return kg_buf_puts(out, cJSON_IsTrue(j) ? "true" : cJSON_IsFalse(j) ? "false" : "null");
-}
-
-static int write_canonical(const kg_json *j, size_t depth, kg_buf *out);
-
-static int compare_members(const void *a, const void *b) {
-    return strcmp((*(const kg_json *const *)a)->string, (*(const kg_json *const *)b)->string);
-}
-
-static int write_sorted(const kg_json *object, size_t depth, kg_buf *out) {
-    size_t n = kg_json_size(object), i = 0;
-    const kg_json **members = malloc((n + 1) * sizeof *members);
-    if (!members)
-        return spoil(out, KG_ENOMEM);
-    for (const kg_json *c = object->child; c; c = c->next)
-        members[i++] = c;
-    if (n > 1)
-        qsort(members, n, sizeof *members, compare_members);
-    for (i = 0; i < n; i++) {
-        if (i)
-            kg_buf_putc(out, ',');
-        kg_json_put_string(out, members[i]->string);
-        kg_buf_putc(out, ':');
-        write_canonical(members[i], depth + 1, out);
-    }
-    free(members);
-    return out->status;
-}
-
-static int write_canonical(const kg_json *j, size_t depth, kg_buf *out) {
-    if (check_node(j, depth, out) < 0 || !holds(j))
-        return out->status < 0 ? out->status : write_scalar(j, out);
-    bool object = cJSON_IsObject(j);
-    kg_buf_putc(out, object ? '{' : '[');
-    if (object)
-        write_sorted(j, depth, out);
-    for (const kg_json *c = object ? NULL : j->child; c; c = c->next) {
-        write_canonical(c, depth + 1, out);
-        if (c->next)
-            kg_buf_putc(out, ',');
-    }
-    return kg_buf_putc(out, object ? '}' : ']');
-}
-
-int kg_json_canonical(const kg_json *j, kg_buf *out) {
-    return write_canonical(j, 0, out);
-}
-
-/* Strings longer than this are prose and get lines of their own. */
-#define SHORT_STRING 40
-
-static bool stays_on_line(const kg_json *j) {
-    if (!cJSON_IsArray(j))
-        return !j->child;
-    for (const kg_json *c = j->child; c; c = c->next)
-        if (holds(c) || (cJSON_IsString(c) && strlen(c->valuestring) > SHORT_STRING))
-            return false;
-    return true;
-}
-
-static int write_pretty(const kg_json *j, size_t depth, kg_buf *out) {
-    if (check_node(j, depth, out) < 0 || !holds(j))
-        return out->status < 0 ? out->status : write_scalar(j, out);
-    bool object = cJSON_IsObject(j), line = stays_on_line(j);
-    kg_buf_putc(out, object ? '{' : '[');
-    for (const kg_json *c = j->child; c; c = c->next) {
-        if (!line)
-            kg_buf_printf(out, "\n%*s", (int)(2 * depth + 2), "");
-        if (object) {
-            kg_json_put_string(out, c->string);
-            kg_buf_puts(out, ": ");
-        }
-        write_pretty(c, depth + 1, out);
-        if (c->next)
-            kg_buf_puts(out, line ? ", " : ",");
-    }
-    if (!line)
-        kg_buf_printf(out, "\n%*s", (int)(2 * depth), "");
-    return kg_buf_putc(out, object ? '}' : ']');
-}
-
-int kg_json_pretty(const kg_json *j, kg_buf *out) {
-    write_pretty(j, 0, out);
-    return kg_buf_putc(out, '\n');
-}
-
-int kg_json_give(int rc, kg_json *j, char **out, kg_error *err) {
-    kg_buf text;
-    kg_buf_init(&text, 0);
-    if (rc == KG_OK) {
-        kg_json_canonical(j, &text);
-        rc = kg_buf_check(&text, "a result", err);
-    }
-    char *taken = rc == KG_OK ? kg_buf_take(&text) : NULL;
-    if (rc == KG_OK && !taken)
-        rc = kg_fail(err, KG_ENOMEM, "a result: out of memory");
-    if (rc == KG_OK)
-        *out = taken;
-    kg_buf_free(&text);
-    kg_json_free(j);
-    return rc;
 }
