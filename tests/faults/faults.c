@@ -5,11 +5,9 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 static atomic_uint armed, left;
@@ -63,7 +61,7 @@ ssize_t __real_pwrite(int fd, const void *p, size_t n, off_t at);
 int __real_fsync(int fd);
 int __real_fdatasync(int fd);
 int __real_rename(const char *from, const char *to);
-long __real_syscall(long number, ...);
+int __real_clone(int (*fn)(void *), void *stack, int flags, void *arg, ...);
 
 void *__wrap_malloc(size_t n);
 void *__wrap_calloc(size_t n, size_t size);
@@ -75,7 +73,7 @@ ssize_t __wrap_pwrite(int fd, const void *p, size_t n, off_t at);
 int __wrap_fsync(int fd);
 int __wrap_fdatasync(int fd);
 int __wrap_rename(const char *from, const char *to);
-long __wrap_syscall(long number, ...);
+int __wrap_clone(int (*fn)(void *), void *stack, int flags, void *arg, ...);
 
 static bool no_memory(void) {
     if (!strikes(FAULT_MALLOC))
@@ -149,19 +147,12 @@ int __wrap_rename(const char *from, const char *to) {
     return -1;
 }
 
-/* proc.c forks by a raw clone. */
-long __wrap_syscall(long number, ...) {
-    long a[6];
-    va_list ap;
-    va_start(ap, number);
-    for (int i = 0; i < 6; i++)
-        a[i] = va_arg(ap, long);
-    va_end(ap);
-    if (number == SYS_clone && strikes(FAULT_FORK)) {
-        errno = EAGAIN;
-        return -1;
-    }
-    return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+/* How proc.c starts a child. */
+int __wrap_clone(int (*fn)(void *), void *stack, int flags, void *arg, ...) {
+    if (!strikes(FAULT_FORK))
+        return __real_clone(fn, stack, flags, arg);
+    errno = EAGAIN;
+    return -1;
 }
 
 __attribute__((constructor)) static void give_cjson_our_malloc(void) {
