@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import hashlib
 import itertools
 import json
@@ -71,7 +72,9 @@ def narrowed(key: dict[str, Any], row_bytes: tuple[int, int] | None) -> dict[str
         return key
     size = {"float32": 4}.get(key["dtypes"][0], 2)
     low, high = max(n["min"], row_bytes[0] // size + 1), min(n["max"], row_bytes[1] // size)
-    return {**key, "dims": {**key["dims"], "N": {"min": low, "max": high} if low < high else low}}
+    if low > high:
+        raise KgenError(f"rows of {n['min']} to {n['max']} were judged, none of {row_bytes[0]} to {row_bytes[1]} bytes")
+    return ship_ranges.within(key, (low, high))
 
 
 def key_hash(key: dict[str, Any]) -> str:
@@ -98,6 +101,7 @@ class Shipping:
         Programs, of each variant; 0: all."""
         self.house, self.arch, self.registry, self.count, self.say = house, arch, registry, programs, say
         self.index, self.most = index, most
+        self.cases: dict[tuple[str, Variant], list[Trial]] = {}  # drawn once: thinning binds the plan to each
         self.contract = canonical_contract(house.op).decode()
         self.source = (kernels_dir() / house.file).read_bytes()
         self.about = _libkgen.candidate_check(self.contract, self.source, house.file)
@@ -132,13 +136,18 @@ class Shipping:
 
     def dense(self, variant: Variant) -> list[Trial]:
         """The plain Cases that a variant is judged on."""
-        return self._thinned(self.house.dense(*variant), self.most)
+        if ("dense", variant) not in self.cases:
+            self.cases["dense", variant] = self._thinned(self.house.dense(*variant), self.most)
+        return self.cases["dense", variant]
 
     def with_programs(self, variant: Variant) -> list[Trial]:
         """Those with Programs; none where the house kernel takes none."""
         if self.house.program_at is None:
             return []
-        return self._thinned(self.house.with_programs(variant[0], self.count, variant[1]), 3 * self.most)
+        if ("programs", variant) not in self.cases:
+            made = self.house.with_programs(variant[0], self.count, variant[1])
+            self.cases["programs", variant] = self._thinned(made, 3 * self.most)
+        return self.cases["programs", variant]
 
     def shipped(self) -> bool:
         """Whether the registry has this very Candidate for this architecture already."""
@@ -300,6 +309,7 @@ class _Asked:
     index: int
     most: int
 
+    @functools.cache  # noqa: B019 - a process has few of them, and each draws its Cases once
     def shipping(self) -> Shipping:
         house = (*HOUSE, *GPU_HOUSE)[self.house]
         return Shipping(house, self.arch, shipped_registry(), self.programs, lambda _: None, self.index, self.most)
