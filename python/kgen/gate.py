@@ -208,6 +208,7 @@ class _Child:
         self.said = tempfile.TemporaryFile()
         self.ready: set[int] = set()
         self.locked = False  # the Kernel is in it, and nothing else can be built there
+        self.closed = False
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kgen.gate_child", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(), memory),
@@ -268,6 +269,9 @@ class _Child:
 
     def close(self) -> None:
         """Ends it and whatever it started; safe at any time."""
+        if self.closed:  # its number may be another process's by now
+            return
+        self.closed = True
         # torch's compile workers are a session of their own and would finish what nobody waits for.
         for pid in [*_descendants(self.process.pid), self.process.pid]:
             for kill in (os.killpg, os.kill):
