@@ -227,7 +227,7 @@ HOUSE = (
     House("norm/rms_rows.c", "rms_norm", norm_sizes, (4096, 4096)),
     House("attention/flash.c", "attention", flash_sizes, Sizes(1, 8, 1024, 64, 8, 1024, 64), Sizes(2, 4, 70, 16, 4, 131, 16)),
     House("attention/decode.c", "attention", decode_sizes, Sizes(1, 32, 1, 128, 8, 4096, 128), Sizes(2, 4, 3, 16, 4, 131, 16)),
-    # Of two for the same calls the later serves.
+    # Of two for the same calls that serves whose range's middle is nearer (kg_key_distance).
     House(
         "attention/flash.c", "attention", short_sizes, Sizes(1, 32, 16, 128, 8, 1024, 128), Sizes(2, 4, 13, 16, 4, 131, 16),
         tunables={"BLOCK_M": 16, "MR": 8, "NR": 1},
@@ -275,7 +275,7 @@ def gpu_norm_sizes() -> list[tuple[int, int]]:
 
 
 def _gpu_norms(op: str, name: str) -> list[House]:
-    """Each Op's templates; the tunables are those that were fastest on an H200. Of two for the same calls the later serves."""
+    """Each Op's templates; the tunables are those that were fastest on an H200."""
     rows = [
         ((65536, 512), {"ROW_THREADS": 32, "ROWS": 4, "VECS": 4, "TURNS": 8, "BLOCKS": 4}, (0, 1 << 11)),
         ((32768, 2048), {"ROW_THREADS": 128, "ROWS": 1, "VECS": 4, "TURNS": 8, "BLOCKS": 4}, (1 << 11, 1 << 13)),
@@ -296,7 +296,7 @@ def _gpu_norms(op: str, name: str) -> list[House]:
 
 
 def _gpu_products(op: str) -> list[House]:
-    """Both orders of matmul's right operand; linear's weight is transposed. Of two for the same calls the later serves."""
+    """Both orders of matmul's right operand; linear's weight is transposed."""
     prefix, turns = ("linear_", (1,)) if op == "linear" else ("", (0, 1))
     square, few, thin = Product(1, 4096, 4096, 4096), Product(1, 256, 1024, 1024), Product(1, 4, 4096, 4096)
     at, sizes = Product(1, 70, 136, 72), epilogues.gpu_sizes
@@ -361,7 +361,7 @@ def _gpu_house() -> tuple[House, ...]:
     # Each within what a block of an sm_80 has of registers and shared memory.
     attention += [_gpu_attention("fma.cu", head, {"TM": tm}, full) for head, tm in ((64, 8), (128, 8), (256, 4))]
     attention += [_gpu_attention("decode.cu", head, {"STAGES": n}, HALVES, True) for head, n in ((64, 3), (128, 3), (256, 2))]
-    # Of two for the same calls the later serves: plain ones take longer blocks of keys than those with Programs.
+    # Plain ones take longer blocks of keys than those with Programs.
     hopper = [
         _gpu_attention("hopper.cu", head, chosen, HALVES, programs=programs)
         for head, chosen, programs in (
