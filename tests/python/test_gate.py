@@ -85,7 +85,6 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gate, str]
         yield g, id_
 
 
-@pytest.mark.beside
 def test_a_right_kernel_is_measured_against_every_baseline(right: tuple[Gate, str]) -> None:
     g, id_ = right
     said: list[str] = []
