@@ -81,16 +81,17 @@ KGEN_API void kgen_rt_on_load(int (*hook)(int loaded, int device, char *err, siz
  * calls these with the GIL held; objects are PyObject *. learn: a torch.Tensor's object and its
  * size in bytes, and what torch says of it and of this thread; plain != 0: such calls may go the
  * quick way. open, once, after at least three: torch.Tensor and forward_ad.__dict__. admit: one
- * more kind of tensor. softmax, attention: a callable for torch.ops.kgen.softmax, .attention, which
- * leaves to `otherwise` what is not plain; NULL before open. A failure, with its reason, leaves the
- * quick way shut. */
+ * more kind of tensor. softmax, attention: a callable for torch.ops.kgen.softmax, .attention, made
+ * with a tuple of two: the callable that has what is not plain, and the one that has what is to be
+ * differentiated, with the backend's arguments; NULL before open. A failure, with its reason,
+ * leaves the quick way shut. */
 KGEN_API int kgen_rt_eager_learn(const void *tensor, size_t bytes, uint64_t impl, uint64_t keys,
                                  uint64_t included, uint64_t excluded, int plain, char *err,
                                  size_t nerr);
 KGEN_API int kgen_rt_eager_open(void *tensor_type, void *forward_ad, char *err, size_t nerr);
 KGEN_API int kgen_rt_eager_admit(const void *tensor, uint64_t keys, char *err, size_t nerr);
-KGEN_API void *kgen_rt_eager_softmax(void *otherwise);
-KGEN_API void *kgen_rt_eager_attention(void *otherwise);
+KGEN_API void *kgen_rt_eager_softmax(void *made_with);
+KGEN_API void *kgen_rt_eager_attention(void *made_with);
 
 /* Of this process: calls served by Kernels, calls that fell back, call classes resolved, classes
  * now cached. */

@@ -1,7 +1,9 @@
 /* The quick way in: torch.ops.kgen.softmax and torch.ops.kgen.attention called from eager Python
  * without Python code and without torch's dispatcher between the call and the Kernel, which
  * together cost more than a small softmax does. It serves plain tensors in plain threads
- * (torch_abi_eager.h); every other call goes to the callable that it was made with.
+ * (torch_abi_eager.h). A call to be differentiated goes to the second callable that it was made
+ * with, the apply of an autograd.Function with the backend's arguments, every other one to the
+ * first.
  *
  * Python's functions are found in the running process, as torch's are: one binary for every
  * Python 3, which need not be there (kgen_rt_start serves a process without). All of them are of
@@ -47,13 +49,12 @@ static struct {
 #define KG_X(ret, name, params) ret(*name) params;
     PY_SYMS(KG_X)
 #undef KG_X
-    py_object *int_type, **runtime_error, *yes, *no;
+    py_object *int_type, **runtime_error, *yes, *no, *none;
 } py;
 
 static struct {
     py_object *tensor_type, *forward_ad, *level; /* torch.Tensor; forward_ad.__dict__ and its key */
     py_object *is_causal;                        /* the name */
-    py_object *softmax_otherwise, *attention_otherwise;
 } known;
 
 static int find_python(kg_error *err) {
@@ -68,6 +69,7 @@ static int find_python(kg_error *err) {
         {"PyExc_RuntimeError", offsetof(__typeof__(py), runtime_error)},
         {"_Py_TrueStruct", offsetof(__typeof__(py), yes)},
         {"_Py_FalseStruct", offsetof(__typeof__(py), no)},
+        {"_Py_NoneStruct", offsetof(__typeof__(py), none)},
     };
     for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
         void *found = dlsym(RTLD_DEFAULT, symbols[i].name);
@@ -107,8 +109,16 @@ static AtenTensorHandle plain_tensor(py_object *o) {
     return is_of(o, known.tensor_type) ? kg_eager_tensor(o) : NULL;
 }
 
-static bool no_surroundings(void) {
-    return kg_eager_thread_is_plain() && no_dual_numbers();
+static bool no_surroundings(bool *gradients) {
+    return kg_eager_thread_is_plain(gradients) && no_dual_numbers();
+}
+
+/* What a callable was made with. */
+enum { OTHERWISE, DIFFERENTIATED };
+
+static py_object *hand_on(py_object *self, ssize_t to, py_object *const *args, ssize_t nargs,
+                          py_object *names) {
+    return py.PyObject_Vectorcall(py.PyTuple_GetItem(self, to), args, (size_t)nargs, names);
 }
 
 /* out is taken when rc is KG_OK. */
@@ -126,11 +136,13 @@ static py_object *softmax(py_object *self, py_object *const *args, ssize_t nargs
                           py_object *names) {
     AtenTensorHandle input = NULL;
     int64_t dim;
-    (void)self;
-    if (nargs == 2 && names == NULL && no_surroundings() && is_int(args[1], &dim))
+    bool gradients;
+    if (nargs == 2 && names == NULL && no_surroundings(&gradients) && is_int(args[1], &dim))
         input = plain_tensor(args[0]);
     if (input == NULL)
-        return py.PyObject_Vectorcall(known.softmax_otherwise, args, (size_t)nargs, names);
+        return hand_on(self, OTHERWISE, args, nargs, names);
+    if (gradients && kg_eager_requires_grad(input))
+        return hand_on(self, DIFFERENTIATED, args, nargs, NULL);
     kg_error e;
     void *out = NULL;
     void *thread = py.PyEval_SaveThread();
@@ -157,13 +169,31 @@ static bool attention_args(py_object *const *args, ssize_t nargs, py_object *nam
     return true;
 }
 
+/* Whether the autograd.Function is for it: of others torch's own attention is differentiated. */
+static bool has_function(AtenTensorHandle query) {
+    int64_t dims = 0;
+    int32_t code = 0;
+    if (kg_th.aoti_torch_get_dim(query, &dims) != 0 || dims != 4 ||
+        kg_th.aoti_torch_get_dtype(query, &code) != 0)
+        return false;
+    int dtype = kg_torch_dtype_of(code);
+    return dtype == KG_F32 || dtype == KG_F16 || dtype == KG_BF16;
+}
+
 static py_object *attention(py_object *self, py_object *const *args, ssize_t nargs,
                             py_object *names) {
     AtenTensorHandle qkv[3];
-    bool causal;
-    (void)self;
-    if (!attention_args(args, nargs, names, qkv, &causal) || !no_surroundings())
-        return py.PyObject_Vectorcall(known.attention_otherwise, args, (size_t)nargs, names);
+    bool causal, gradients;
+    if (!attention_args(args, nargs, names, qkv, &causal) || !no_surroundings(&gradients))
+        return hand_on(self, OTHERWISE, args, nargs, names);
+    if (gradients && (kg_eager_requires_grad(qkv[0]) || kg_eager_requires_grad(qkv[1]) ||
+                      kg_eager_requires_grad(qkv[2]))) {
+        if (!has_function(qkv[0]))
+            return hand_on(self, OTHERWISE, args, nargs, names);
+        py_object *all[7] = {args[0], args[1], args[2], py.none, causal ? py.yes : py.no,
+                             py.none, py.no}; /* no mask, no scale, no groups */
+        return hand_on(self, DIFFERENTIATED, all, 7, NULL);
+    }
     kg_error e;
     void *out = NULL;
     void *thread = py.PyEval_SaveThread();
@@ -206,23 +236,21 @@ int kgen_rt_eager_admit(const void *tensor, uint64_t keys, char *err, size_t ner
 }
 
 /* A callable; NULL while the way is not open. */
-static void *callable(py_method *method, py_fastcall function, void *otherwise, py_object **kept) {
+static void *callable(py_method *method, py_fastcall function, void *made_with) {
     if (known.tensor_type == NULL)
         return NULL;
     memcpy(&method->function, &function, sizeof(function));
     method->flags = PY_FASTCALL | PY_KEYWORDS;
-    *kept = otherwise;
-    py.Py_IncRef(otherwise);
-    return py.PyCFunction_NewEx(method, NULL, NULL);
+    return py.PyCFunction_NewEx(method, made_with, NULL);
 }
 
-void *kgen_rt_eager_softmax(void *otherwise) {
+void *kgen_rt_eager_softmax(void *made_with) {
     static py_method method = {.name = "softmax", .doc = "torch.ops.kgen.softmax(input, dim)"};
-    return callable(&method, softmax, otherwise, &known.softmax_otherwise);
+    return callable(&method, softmax, made_with);
 }
 
-void *kgen_rt_eager_attention(void *otherwise) {
+void *kgen_rt_eager_attention(void *made_with) {
     static py_method method = {.name = "attention",
                                .doc = "torch.ops.kgen.attention(query, key, value, ...)"};
-    return callable(&method, attention, otherwise, &known.attention_otherwise);
+    return callable(&method, attention, made_with);
 }

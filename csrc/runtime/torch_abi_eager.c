@@ -15,6 +15,7 @@
 static bool (*has_callbacks)(void);          /* a profiler listens */
 static bool (*function_mode_on)(void);       /* a TorchFunctionMode */
 static void *(*variable_wrap)(const void *); /* PyObject *THPVariable_Wrap(const TensorBase &) */
+static bool (*requires_grad)(const void *);  /* of a TensorImpl */
 static void *c10;
 
 /* A word's offset that still agrees with every sample; or none, or several. */
@@ -48,8 +49,10 @@ static int find_functions(kg_error *err) {
     if (rc == KG_OK)
         rc = find("libtorch_python.so", "_Z16THPVariable_WrapRKN2at10TensorBaseE", &variable_wrap,
                   err);
+    if (rc == KG_OK)
+        rc = find("libc10.so", "_ZNK3c1010TensorImpl13requires_gradEv", &requires_grad, err);
     c10 = kg_torch_library("libc10.so");
-    return rc != KG_OK || c10 != NULL ? rc : kg_fail(err, KG_EUNSUPPORTED, "no libc10.so");
+    return rc;
 }
 
 /* The thread's two words, included and excluded keys. dlsym gives a thread's variable its address
@@ -195,10 +198,11 @@ int kg_eager_admit(const void *object, uint64_t keys, kg_error *err) {
     return add_keys(keys, err);
 }
 
-bool kg_eager_thread_is_plain(void) {
+bool kg_eager_thread_is_plain(bool *gradients) {
     if (!atomic_load_explicit(&ready, memory_order_acquire) || has_callbacks() ||
-        function_mode_on() || kg_th.aoti_torch_grad_mode_is_enabled())
+        function_mode_on())
         return false;
+    *gradients = kg_th.aoti_torch_grad_mode_is_enabled();
     const uint64_t *words = thread_words();
     for (size_t i = 0; i < nplain_threads; i++)
         if (plain_threads[i][0] == words[0] && plain_threads[i][1] == words[1])
@@ -214,6 +218,10 @@ AtenTensorHandle kg_eager_tensor(const void *object) {
         return NULL;
     memcpy(&t, &at, sizeof(t)); /* a handle is a pointer to the tensor, which is a pointer itself */
     return t;
+}
+
+bool kg_eager_requires_grad(AtenTensorHandle t) {
+    return requires_grad(address(word_at(t, 0)));
 }
 
 void *kg_eager_wrap(AtenTensorHandle t) {

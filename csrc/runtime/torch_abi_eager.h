@@ -31,11 +31,12 @@ int kg_eager_open(kg_error *err);
 int kg_eager_admit(const void *object, uint64_t keys, kg_error *err);
 
 /* Whether nothing that this thread has on could change what a call does: a mode, a transform, a
- * profiler, autocast, tracing, gradients. */
-bool kg_eager_thread_is_plain(void);
+ * profiler, autocast, tracing. gradients: whether it records them. */
+bool kg_eager_thread_is_plain(bool *gradients);
 /* The tensor in a Python object, borrowed from it, when its keys say that nothing but a kernel of
  * its device may come to it; else NULL. The object must be a torch.Tensor. */
 AtenTensorHandle kg_eager_tensor(const void *object);
+bool kg_eager_requires_grad(AtenTensorHandle t);
 /* A new PyObject for the tensor, which stays the caller's to drop; with the GIL. NULL: a Python
  * error is set. */
 void *kg_eager_wrap(AtenTensorHandle t);

@@ -246,12 +246,12 @@ def eager_admit(tensor: int, keys: int) -> None:
     _checked(_eager().admit, tensor, keys)
 
 
-def eager_softmax(otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    return _eager().softmax(otherwise)
+def eager_softmax(otherwise: Callable[..., Any], differentiated: Callable[..., Any]) -> Callable[..., Any]:
+    return _eager().softmax((otherwise, differentiated))
 
 
-def eager_attention(otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    return _eager().attention(otherwise)
+def eager_attention(otherwise: Callable[..., Any], differentiated: Callable[..., Any]) -> Callable[..., Any]:
+    return _eager().attention((otherwise, differentiated))
 
 
 def say(message: str) -> None:

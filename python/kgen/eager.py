@@ -24,14 +24,16 @@ _shut: str | None = "nobody has asked yet"
 _begun = False
 
 
-def softmax(otherwise: Callable[..., Any]) -> Callable[..., Any] | None:
-    """A callable for torch.ops.kgen.softmax; None where the quick way is shut."""
-    return _native.eager_softmax(otherwise) if open_way() else None
+def softmax(otherwise: Callable[..., Any], differentiated: Callable[..., Any]) -> Callable[..., Any] | None:
+    """A callable for torch.ops.kgen.softmax; None where the quick way is shut. otherwise: has the calls that are not plain;
+    differentiated(input, dim): has those whose gradient is recorded."""
+    return _native.eager_softmax(otherwise, differentiated) if open_way() else None
 
 
-def attention(otherwise: Callable[..., Any]) -> Callable[..., Any] | None:
-    """The same for torch.ops.kgen.attention: query, key and value, and at most is_causal."""
-    return _native.eager_attention(otherwise) if open_way() else None
+def attention(otherwise: Callable[..., Any], differentiated: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The same for torch.ops.kgen.attention: query, key and value, and at most is_causal. differentiated(query, key, value,
+    None, is_causal, None, False), as its backend is called."""
+    return _native.eager_attention(otherwise, differentiated) if open_way() else None
 
 
 def open_way() -> bool:

@@ -197,8 +197,8 @@ def _admit(tensor: Tensor) -> None:
 
 
 class _CPacket(torch._ops.OpOverloadPacket):
-    """One whose calls that want no gradient go the way of eager.py once _in_c was called; those that eager.py leaves alone
-    go to _call as before."""
+    """One whose calls go the way of eager.py once _in_c was called; those that eager.py leaves alone go to _call as before.
+    What is recorded for a gradient calls the backend that way too."""
 
     def _in_c(self) -> None:
         raise NotImplementedError
@@ -214,7 +214,7 @@ class _SoftmaxPacket(_CPacket):
             # Autocast leaves a CPU's softmax alone.
             if not _functorch() and (input.is_cpu or not _any_autocast()):
                 if input.requires_grad:
-                    return _softmax_apply(dim, input)
+                    return _softmax_apply(input, dim)
                 return _boxed_call(_softmax_backend, input, dim)
         return self._op(input, dim)
 
@@ -224,13 +224,14 @@ class _SoftmaxPacket(_CPacket):
         otherwise = self._call
 
         def call(input: Any, dim: Any) -> Any:
-            if type(input) is Tensor and not _grad_on():
+            if type(input) is Tensor:
                 _admit(input)
             return otherwise(input, dim)
 
-        quick = eager.softmax(call)
+        quick = eager.softmax(call, _softmax_apply)
         if quick is not None:
             type(self).__call__ = quick  # type: ignore[assignment, method-assign]
+            _Softmax.served = staticmethod(eager.softmax(_softmax_served, _softmax_served))
 
 
 class _AttentionPacket(_CPacket):
@@ -252,9 +253,9 @@ class _AttentionPacket(_CPacket):
             args = (query, key, value, attn_mask, is_causal, scale, enable_gqa)
             if forward_ad._current_level >= 0:
                 return _op("_attention_train")(*args)
+            if not query.is_cpu:
+                _admit(query)
             if not _grad_on():
-                if not query.is_cpu:
-                    _admit(query)
                 return _boxed_call(_attention_backend, *args)
             if not _functorch() and not _any_autocast() and query.dtype in _ATTENTION_DTYPES and query.dim() == 4:
                 found = _differentiable_attention(*args)
@@ -264,9 +265,10 @@ class _AttentionPacket(_CPacket):
     __call__ = _call
 
     def _in_c(self) -> None:
-        quick = eager.attention(self._call)
+        quick = eager.attention(self._call, _attention_apply)
         if quick is not None:
             type(self).__call__ = quick  # type: ignore[assignment, method-assign]
+            _Attention.served = staticmethod(eager.attention(_attention_served, _attention_served))
 
 
 _ATTENTION_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
@@ -276,25 +278,31 @@ _PACKETS: dict[str, type[torch._ops.OpOverloadPacket]] = {"softmax": _SoftmaxPac
 # ---- softmax ----
 
 
+def _softmax_served(input: Tensor, dim: int) -> Tensor:
+    return _boxed_call(_softmax_backend, input, dim)
+
+
 class _Softmax(torch.autograd.Function):
+    served = staticmethod(_softmax_served)
+
     @staticmethod
-    def forward(ctx: Any, dim: int, input: Tensor) -> Tensor:
-        output = _boxed_call(_softmax_backend, input, dim)
+    def forward(ctx: Any, input: Tensor, dim: int) -> Tensor:
+        output = _Softmax.served(input, dim)
         ctx.dim = dim
         ctx.save_for_backward(output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (output,) = ctx.saved_tensors
-        return None, torch.ops.aten._softmax_backward_data.default(grad, output, ctx.dim, output.dtype)
+        return torch.ops.aten._softmax_backward_data.default(grad, output, ctx.dim, output.dtype), None
 
 
 _softmax_apply = _apply(_Softmax)
 
 
 def _differentiable_softmax(input: Tensor, dim: int) -> Tensor | None:
-    return _softmax_apply(dim, input) if input.requires_grad else None
+    return _softmax_apply(input, dim) if input.requires_grad else None
 
 
 def _softmax_vmap(info: Any, in_dims: tuple[Any, ...], input: Tensor, dim: int) -> tuple[Tensor, int]:
@@ -327,21 +335,31 @@ def _attention_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kw:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+def _attention_served(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False, *options: Any
+) -> Tensor:
+    return _boxed_call(_attention_backend, query, key, value, mask, is_causal, *options or (None, False))
+
+
 class _Attention(torch.autograd.Function):
+    served = staticmethod(_attention_served)
+
     @staticmethod
-    def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Tensor:
-        ctx.options = options
-        ctx.save_for_backward(*tensors)
-        return _boxed_call(_attention_backend, *tensors, *options)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, causal: bool, scale: Any, gqa: bool) -> Tensor:
+        ctx.options = (causal, scale, gqa)
+        ctx.save_for_backward(query, key, value, mask)
+        if mask is not None or scale is not None or gqa:
+            return _attention_served(query, key, value, mask, causal, scale, gqa)
+        return _Attention.served(query, key, value, is_causal=causal) if causal else _Attention.served(query, key, value)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         query, key, value, mask = ctx.saved_tensors
-        mask_grad = ctx.needs_input_grad[4]
+        mask_grad = ctx.needs_input_grad[3]
         with torch.no_grad():
             grads = _op("_attention_backward")(grad, query, key, value, mask, *ctx.options, mask_grad)
         dq, dk, dv, dmask = _once("attention", grads, (grad, query, key, value))
-        return None, dq, dk, dv, dmask if mask_grad else None
+        return dq, dk, dv, dmask if mask_grad else None, None, None, None
 
 
 _attention_apply = _apply(_Attention)
@@ -353,7 +371,7 @@ def _differentiable_attention(
     wanted = query.requires_grad or key.requires_grad or value.requires_grad
     if not wanted and (mask is None or not mask.requires_grad):
         return None
-    return _attention_apply(options, query, key, value, mask)
+    return _attention_apply(query, key, value, mask, *options)
 
 
 def _torch_attention(
