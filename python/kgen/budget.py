@@ -5,7 +5,7 @@ torch may sum in fp64 where an honest kernel sums in fp32, and a sum that cancel
 a quotient of nearly nothing then has no error to learn from. So the oracle is computed again on inputs that are changed
 as an honest sum in the accumulator changes them: a sum of K terms in any order is the exact sum of terms that are off by
 sqrt(K) roundings each (backward error, for roundings of mean zero; K roundings where all terms are the same number, since
-those round the same way). What that does to an output, it may be off, and an integer that changes is decided by rounding:
+those round the same way; where they lie decades apart, small ones are lost whole, LOST). What that does to an output, it may be off, and an integer that changes is decided by rounding:
 any value will do there. Equal numbers are moved alike, so that comparisons come out as they did; but the mean of a constant row is
 off beside the row itself, and a difference of nothing, over a variance of nothing, shows it. So where numbers repeat they are also
 moved apart, and that counts where the outputs follow in proportion: what jumps is a comparison, and no rounding. Canonical Ops have no such slack, since their kernels are held to torch's accuracy, but for one
@@ -37,6 +37,10 @@ OPEN_TIES = frozenset({"topk", "sort", "argsort", "kthvalue", "median", "nanmedi
 # Of a set's integers, how many may be decided by rounding before the set says too little.
 OPEN_SHARE = 0.25
 
+# Of terms over six decades a running sum loses the small ones whole, each time downwards: one chain of such positive numbers is
+# off by K / 57 roundings (1,000 to 2^20 terms, simulated), where roundings of mean zero leave sqrt(K).
+LOST = 40
+
 # The longest chain of equal terms that an honest kernel of a canonical Op adds up; longer rows have several chains.
 CHAIN = 1024
 
@@ -65,6 +69,9 @@ def settle(
             # One chain of equal terms is off by half a rounding a term at the most.
             apart = _apart(reference, drawn, outputs, roundings / 2)
             slack = [_larger(s, a) for s, a in zip(slack, apart, strict=True)]
+        if drawn.decades:
+            shrunk = reference.wide(_shrunk(drawn, terms / LOST))[0]
+            slack = [_larger(s, _change(a, b)) for s, a, b in zip(slack, shrunk, outputs, strict=True)]
     if any(not o.dtype.is_floating_point for o in outputs):
         ties = bool(reference.operations & OPEN_TIES)
         unsure = [torch.zeros(o.shape, dtype=torch.bool, device=o.device) for o in outputs]
@@ -149,6 +156,18 @@ def _moved(drawn: Drawn, roundings: float, trial: int, ties: bool = False, alike
         return wide + step + scattered * least
 
     return replace(drawn, args={n: move(x, i) for i, (n, x) in enumerate(drawn.args.items())})
+
+
+def _shrunk(drawn: Drawn, roundings: float) -> Drawn:
+    """The inputs in fp64, all smaller by so many roundings."""
+    from dataclasses import replace
+
+    def smaller(x: object) -> object:
+        if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
+            return x
+        return x.double() * (1 - roundings * (2.0**-53 if x.dtype == torch.float64 else 2.0**-24))
+
+    return replace(drawn, args={n: smaller(x) for n, x in drawn.args.items()})
 
 
 def _noise(x: torch.Tensor, trial: int) -> torch.Tensor:

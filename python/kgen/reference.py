@@ -44,6 +44,7 @@ class Drawn:
     scalars: tuple[float, ...]
     program: str | None
     repeats: bool = False  # most elements are the same number, or as good as
+    decades: bool = False  # magnitudes over six decades
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,15 @@ def draw(
         if drawn and case["op"] == "conv2d" and own in distributions.NONFINITE:
             distributions.confine(args[name])
         if drawn and distribution == "shadowed":
-            distributions.shadow(args[name], name, case["args"]["weight"]["shape"][1] if case["op"] == "conv2d" else 0)
+            weight = case["args"].get("weight") if case["op"] == "conv2d" else None  # an Op of that name may have none
+            distributions.shadow(args[name], name, weight["shape"][1] if weight else 0)
     program = case.get("program") or {}
     captured = tuple(
         _tensor(task, entry, _generator(seed, 1000 + i, device), "captured", case)
         for i, entry in enumerate(program.get("captured", []))
     )
     scalars = tuple(float(s) for s in program.get("scalars", []))
-    return Drawn(args, captured, scalars, program.get("text"), distribution in ("onehot", "tiny", "rows"))
+    return Drawn(args, captured, scalars, program.get("text"), distribution in ("onehot", "tiny", "rows"), distribution == "large")
 
 
 def _generator(seed: int, stream: int, device: torch.device = devices.CPU) -> torch.Generator:
