@@ -14,13 +14,16 @@ code 1 when a point is wrong, 4 when some are left for another call.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,83 @@ def density(mask: Any, length: int, device: Any) -> float:
     return float(mask(0, 0, i[:, None], i[None]).float().mean())
 
 
+# With --quick these alone are tried, not a search: tunables of which all combinations that fit are judged.
+Grid = dict[str, tuple[int, ...]]
+
+
+def quick_grids(name: str, at: Shape) -> list[tuple[str, Grid]]:
+    score, mask = name.partition(", ")[0], name not in ("dense", "relative position", "ALiBi", "softcap 20")
+    width: Grid = {"HEAD": (at.d,)}
+    if at.queries:
+        return [
+            ("decode_hopper.cu", {**width, "STAGES": (3, 4), "WAVES": (2, 1), "WARPS": (4, 8)}),
+            ("decode_hopper.cu", {**width, "STAGES": (6,), "WAVES": (1, 2)}), ("decode.cu", {**width, "STAGES": (3, 2)}),
+        ]  # fmt: skip
+    narrow: Grid = {"CONSUMERS": (2, 3) if at.d == 64 else (2,)}
+    blocks = (64, 80) if at.d == 256 else (128, 160, 176)
+    both: Grid = {**width, **narrow, "QUERIES": (1, 2), "STAGES": (2, 3)}
+    plain: Grid = {**both, "BLOCK_N": blocks[: 2 if mask else 3], "PINGPONG": (0,) if mask and score != "softcap 20" else (0, 1)}
+    grids = [("hopper.cu", {**plain, "QUICK": (0, 1) if score == "softcap 20" else (1,)})]
+    if mask:
+        grids.append(("masked.cu", {**both, "BLOCK_N": (64 if at.d == 256 else 128,)}))
+    if name.startswith("neighbourhood"):
+        grids.append(("masked.cu", {**both, "BOX_X": (28, 32)}))
+    return grids
+
+
+def tune_quickly(b: Bench, trial: Any, grids: list[tuple[str, Grid]]) -> str:
+    """Judges what the grids have, all of it on one input set and the two fastest on all; the best goes into this run's
+    registry."""
+    import torch
+
+    from kgen import _libkgen, spread
+    from kgen._paths import kernels_dir
+    from kgen.errors import BadInput
+    from kgen.judge import Judge
+    from kgen.task import canonical_contract
+
+    contract = canonical_contract("attention").decode()
+    key, _ = _libkgen.case_key(contract, trial.case)
+    todo = []
+    for source, grid in grids:
+        text = (kernels_dir() / "attention" / source).read_bytes()
+        about = _libkgen.candidate_check(contract, text, source)["tunables"]
+        usual = {n: v[0] if isinstance(v, list) else v for n, v in about.items()}
+        todo += [(source, text, usual | dict(zip(grid, one, strict=True))) for one in itertools.product(*grid.values())]
+    with Judge(contract, device=b.device) as judge:
+        spread.add(judge, json.loads(contract), trial)
+
+        def compiled(one: tuple[str, bytes, dict[str, int]]) -> bool:
+            try:
+                judge.prepare(one[1], name=one[0], tunables=one[2])
+            except BadInput:
+                return False
+            return True
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            ready = [one for one, fits in zip(todo, pool.map(compiled, todo), strict=True) if fits]
+
+        def judged(one: tuple[str, bytes, dict[str, int]], full: bool) -> tuple[float, Any]:
+            record = judge.run(one[1], name=one[0], tunables=one[2], all_sets=full, reps=25 if full else 9)
+            what = " ".join([one[0], *(f"{n}={v}" for n, v in one[2].items())])
+            if record["verdict"] != "pass":
+                b.notes.append(f"{what}: {record['verdict']}: {record['message'][:200]}")
+                return math.inf, record
+            took = float(record["cases"][0]["time_ns"]["median"])
+            b.notes.append(f"{what}: {took * 1e-3:.1f} us")
+            return took, record
+
+        order = sorted(ready, key=lambda one: judged(one, False)[0])
+        found = [(*judged(one, True), one) for one in order[:2]]
+    took, record, (source, text, chosen) = min(found, key=lambda f: f[0])
+    if took == math.inf:
+        raise RuntimeError(f"no Candidate passed on {trial.label}: {b.notes}")
+    record = {**record, "source": "kernel.cu", "tunables": chosen, "proposer": {"name": "builtin", "template": source}}
+    record["environment"]["torch"] = torch.__version__
+    _libkgen.registry_promote(b.tuned, contract, None, text, record, [key])
+    return " ".join([source, *(f"{k}={v}" for k, v in chosen.items())])
+
+
 @dataclass(frozen=True)
 class Shape:
     b: int
@@ -77,14 +157,16 @@ class Shape:
     hkv: int
     s: int
     d: int
+    queries: int = 0  # if not those of self-attention
 
     def __str__(self) -> str:
         heads = f"H{self.hq}" if self.hq == self.hkv else f"H{self.hq}/{self.hkv}"
-        return f"B{self.b} {heads} S{self.s} D{self.d}"
+        length = f"Q{self.queries} L{self.s}" if self.queries else f"S{self.s}"
+        return f"B{self.b} {heads} {length} D{self.d}"
 
 
 def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], Iterator[Row]]:
-    """must: TF, or (relative) a multiple of the best torch backend."""
+    """must: TF (of few queries, TB/s), or (relative) a multiple of the best torch backend."""
 
     def part(b: Bench) -> Iterator[Row]:
         import torch
@@ -94,12 +176,13 @@ def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], 
         from kgen.trace import trace
 
         score, mask = mods(name, at.hq, at.s, b.device)
-        sizes = spread.Sizes(at.b, at.hq, at.s, at.d, at.hkv, at.s, at.d)
+        sq = at.queries or at.s
+        sizes = spread.Sizes(at.b, at.hq, sq, at.d, at.hkv, at.s, at.d)
         t = trace(score, mask, device=b.device)
         program = (t.text, t.captured, t.scalars) if t.text else None
         trial = spread.attention_trial("bfloat16", sizes, program, name).on("cuda")
-        won = gpu.tune_exact(b, trial, 20.0 if b.quick else 90.0)
-        q = torch.randn(at.b, at.hq, at.s, at.d, device=b.device, dtype=torch.bfloat16)
+        won = tune_quickly(b, trial, quick_grids(name, at)) if b.quick else gpu.tune_exact(b, trial, 90.0)
+        q = torch.randn(at.b, at.hq, sq, at.d, device=b.device, dtype=torch.bfloat16)
         k, v = (torch.randn(at.b, at.hkv, at.s, at.d, device=b.device, dtype=torch.bfloat16) for _ in range(2))
         shared = at.hq != at.hkv
         x = Inputs({"query": q, "key": k, "value": v, "enable_gqa": shared}, tuple(t.captured))
@@ -113,18 +196,21 @@ def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], 
         with torch.inference_mode():
             contenders = {"kgen": gpu.serve(b, call), **gpu.torch_ways(b, trial.case, x, dense)}
             found = gpu.times(b, contenders, b.rounds(31))
-        flops = 4.0 * at.b * at.hq * at.s * at.s * at.d * density(mask, at.s, b.device)
+        work, unit = 4.0 * at.b * at.hq * at.s * at.s * at.d * density(mask, at.s, b.device), "TF"
+        if at.queries:
+            work, unit = k.nbytes + v.nbytes, "TB/s"
         own = statistics.median(found.pop("kgen"))
         assert found, f"no backend of torch ran: {b.notes}"
         best = min(statistics.median(ts) for ts in found.values())
         what = f"{name}, {at}"
-        yield Row(what, flops / own / 1e9, "TF", None if relative else must, True, f"{gpu.beside(found)}; {won}")
+        yield Row(what, work / own / 1e9, unit, None if relative else must, True, f"{gpu.beside(found)}; {won}")
         yield Row(f"{what}, over torch's best", best / own, "x", must if relative else None, True)
 
     return part
 
 
 USUAL, NARROW, LONG, WIDE = Shape(4, 16, 16, 4096, 128), Shape(4, 32, 32, 4096, 64), Shape(1, 32, 8, 16384, 128), Shape(4, 8, 8, 4096, 256)
+DECODE_ONE, DECODE_MANY = Shape(1, 32, 8, 32768, 128, 1), Shape(64, 32, 8, 8192, 128, 1)
 TABLE: tuple[tuple[str, Shape, float, bool], ...] = (
     ("dense", USUAL, 1.0, True), ("causal", USUAL, 1.12, True),
     ("relative position", USUAL, 560, False), ("relative position, causal", USUAL, 480, False),
@@ -135,6 +221,7 @@ TABLE: tuple[tuple[str, Shape, float, bool], ...] = (
     ("dense", NARROW, 1.0, True), ("causal", NARROW, 1.05, True),
     ("dense", LONG, 1.0, True), ("causal", LONG, 1.08, True),
     ("dense", WIDE, 1.0, True), ("causal", WIDE, 1.0, True),
+    ("decode", DECODE_ONE, 3.5, False), ("decode", DECODE_MANY, 4.4, False),
 )  # fmt: skip
 PARTS = {f"{name} {at}".replace(",", "").replace(" ", "-"): row(name, at, must, relative) for name, at, must, relative in TABLE}
 
@@ -218,7 +305,7 @@ def main() -> int:
     p.add_argument("--shard", default="1/1")
     args, _ = p.parse_known_args()
     if args.sweep is None:
-        gpu.TAKES_ATTENTION = 180
+        gpu.TAKES_ATTENTION = 45 if "--quick" in sys.argv else 180
         return gpu.main(PARTS, __doc__, "attention", "bench-attention.json")
     p = argparse.ArgumentParser(parents=[p], description=(__doc__ or "").splitlines()[0])
     p.add_argument("--state", type=Path, default=ROOT / "build" / "sweep-attention.json")
