@@ -27,6 +27,7 @@
 
 typedef struct candidate {
     int source;
+    size_t rank; /* among its source's */
     kg_tuning tuning;
     char id[65];
     bool dropped; /* for no Case */
@@ -122,7 +123,8 @@ static int add_source(search *s, int source, kg_error *err) {
         s->all = grown;
     for (size_t i = 0; !rc && i < n; i++) {
         candidate *c = &s->all[s->n];
-        *c = (candidate){.source = source, .tuning = list[i], .record = -1, .alive = true};
+        *c = (candidate){
+            .source = source, .rank = i, .tuning = list[i], .record = -1, .alive = true};
         rc = kg_candidate_id(src->text, src->n, src->plan, &c->tuning, c->id, err);
         for (size_t k = 0; !rc && k < s->n; k++)
             if (!strcmp(s->all[k].id, c->id))
@@ -132,6 +134,13 @@ static int add_source(search *s, int source, kg_error *err) {
     }
     free(list);
     return rc;
+}
+
+static int by_rank(const void *a, const void *b) {
+    const candidate *x = a, *y = b;
+    if (x->rank != y->rank)
+        return x->rank < y->rank ? -1 : 1;
+    return (x->source > y->source) - (x->source < y->source);
 }
 
 /* --- compiling ahead --- */
@@ -543,6 +552,9 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
     int rc = KG_OK;
     for (size_t i = 0; !rc && i < sources->n; i++)
         rc = add_source(&s, (int)i, err);
+    /* In turn, so that a budget too short for all has seen something of each source. */
+    if (!rc && s.n)
+        qsort(s.all, s.n, sizeof *s.all, by_rank);
     candidate **list = rc ? NULL : calloc(s.n ? s.n : 1, sizeof *list);
     if (!rc && !list)
         rc = kg_fail(err, KG_ENOMEM, "%zu Candidates", s.n);
