@@ -226,6 +226,69 @@ TABLE: tuple[tuple[str, Shape, float, bool], ...] = (
 PARTS = {f"{name} {at}".replace(",", "").replace(" ", "-"): row(name, at, must, relative) for name, at, must, relative in TABLE}
 
 
+# ---- scores drawn when the program runs ----
+
+
+def drawn_score(rng: random.Random, heads: int, device: Any) -> tuple[str, Any]:
+    """Two terms or bounds of the kinds that models have, with numbers at random: what it is, and the function."""
+    import torch
+
+    def number(low: float, high: float) -> float:
+        return round(rng.uniform(low, high), 3)
+
+    g = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    slopes, table = torch.rand(heads, generator=g).to(device), torch.randn(heads, 257, generator=g).to(device)
+    a, c, cap, reach = number(0.001, 0.1), number(0.2, 0.9), number(10, 50), rng.randrange(64, 2048)
+    kinds = {
+        "slopes[h] * (kv - q)": lambda s, h, q, kv: s + slopes[h] * (kv - q),
+        f"-{a} * |q - kv|": lambda s, h, q, kv: s - a * (q - kv).abs(),
+        f"* {c} beyond {reach}": lambda s, h, q, kv: torch.where((q - kv).abs() > reach, s * c, s),
+        "table[h, clamp(q - kv)]": lambda s, h, q, kv: s + table[h, (q - kv).clamp(-128, 128) + 128],
+        f"softcap {cap}": lambda s, h, q, kv: cap * torch.tanh(s / cap),
+        f"-{a} * log(1 + |q - kv|)": lambda s, h, q, kv: s - a * torch.log((q - kv).abs() + 1.0),
+        f"* (1 + {a} * sigmoid)": lambda s, h, q, kv: s * (1.0 + a * torch.sigmoid(s)),
+    }
+    one, two = rng.sample(list(kinds), 2)
+    return f"{one}; {two}", lambda s, b, h, q, kv: kinds[two](kinds[one](s, h, q, kv), h, q, kv)
+
+
+def drawn(number: int) -> Callable[[Bench], Iterator[Row]]:
+    def part(b: Bench) -> Iterator[Row]:
+        import torch
+
+        from kgen import spread
+        from kgen.baselines import Inputs
+        from kgen.trace import trace
+
+        at = USUAL
+        sizes = spread.Sizes(at.b, at.hq, at.s, at.d, at.hkv, at.s, at.d)
+        what, score = drawn_score(random.Random(os.urandom(8)), at.hq, b.device)
+        t = trace(score, None, device=b.device)
+        q, k, v = (torch.randn(at.b, at.hq, at.s, at.d, device=b.device, dtype=torch.bfloat16) for _ in range(3))
+        calls: dict[str, Call] = {
+            "dense": lambda: torch.ops.kgen.attention(q, k, v),
+            "kgen": lambda: torch.ops.kgen.attention_mod(q, k, v, list(t.captured), list(t.scalars), t.text),
+        }
+        won = ""
+        for name, program in (("dense", None), ("softcap 20", (t.text, t.captured, t.scalars))):
+            trial = spread.attention_trial("bfloat16", sizes, program, what).on("cuda")
+            won = tune_quickly(b, trial, quick_grids(name, at)) if b.quick else gpu.tune_exact(b, trial, 90.0)
+        x = Inputs({"query": q, "key": k, "value": v, "enable_gqa": False}, tuple(t.captured))
+        only = ("eager", "torch.compile", "torch.compile max-autotune", "SDPA math", "FlexAttention max-autotune")
+        with torch.inference_mode():
+            contenders = {n: gpu.serve(b, call) for n, call in calls.items()} | gpu.torch_ways(b, trial.case, x, only)
+            found = {n: statistics.median(ts) for n, ts in gpu.times(b, contenders, b.rounds(31)).items()}
+        own = found["kgen"]
+        beside = ", ".join(f"{n} {took:.4g} ms" for n, took in found.items())
+        yield Row(f"score drawn {number}: {what}, over dense", found["dense"] / own, "x", 0.75, True, f"{beside}; {won}")
+        yield Row(f"score drawn {number}", 4.0 * at.b * at.hq * at.s * at.s * at.d / own / 1e9, "TF", None, True)
+
+    return part
+
+
+PARTS |= {f"drawn-{i}": drawn(i) for i in (1, 2)}
+
+
 # ---- the sweep ----
 
 # Width of heads at most, and the tunables of a build for it.
