@@ -291,12 +291,31 @@ PARTS |= {f"drawn-{i}": drawn(i) for i in (1, 2)}
 
 # ---- the sweep ----
 
-# Width of heads at most, and the tunables of a build for it.
-BUILDS: tuple[tuple[int, dict[str, int]], ...] = (
-    (64, {"HEAD": 64, "CONSUMERS": 3}), (64, {"HEAD": 64, "BLOCK_N": 160}), (128, {}), (128, {"QUICK": 0}),
-    (128, {"BLOCK_N": 80, "STAGES": 3}), (128, {"BLOCK_N": 176}), (256, {"HEAD": 256, "BLOCK_N": 64}),
+# Source, width of heads at most, and the tunables of a build for it.
+BUILDS: tuple[tuple[str, int, dict[str, int]], ...] = (
+    ("hopper.cu", 64, {"HEAD": 64, "CONSUMERS": 3}), ("hopper.cu", 64, {"HEAD": 64, "BLOCK_N": 160}), ("hopper.cu", 128, {}),
+    ("hopper.cu", 128, {"QUICK": 0}), ("hopper.cu", 128, {"BLOCK_N": 80, "STAGES": 3}), ("hopper.cu", 128, {"QUERIES": 2}),
+    ("hopper.cu", 128, {"BLOCK_N": 176}), ("hopper.cu", 256, {"HEAD": 256, "BLOCK_N": 64}),
+    ("masked.cu", 64, {"HEAD": 64, "CONSUMERS": 3}), ("masked.cu", 128, {"STAGES": 3}), ("masked.cu", 128, {"QUERIES": 2}),
+    ("decode_hopper.cu", 64, {"HEAD": 64, "STAGES": 4}), ("decode_hopper.cu", 128, {}),
 )  # fmt: skip
-POINTS_A_PROGRAM = 5
+POINTS_A_PROGRAM = 10
+
+
+def drawn_program(rng: random.Random, seed: int, extent: Any, mask: bool) -> tuple[str, Any]:
+    """What it is, and the Program or None; mask: one that has a mask."""
+    from kgen import programs
+    from kgen.trace import trace
+
+    for attempt in range(100):
+        kind = rng.choice(("named", "random", "random") if mask else ("plain", "named", "named", "random", "random"))
+        if kind == "plain":
+            return kind, None
+        name = rng.choice(list(programs.NAMED)) if kind == "named" else str(seed + attempt * 1000)
+        t = trace(*programs.NAMED[name](extent)) if kind == "named" else programs.random_program(int(name), extent)
+        if not mask or "mask\n" in t.text:
+            return f"{kind} {name}", (kind, name)
+    raise AssertionError(f"no mask came of seed {seed}")
 
 
 def points(seed: int) -> tuple[int, list[Any]]:
@@ -306,25 +325,25 @@ def points(seed: int) -> tuple[int, list[Any]]:
 
     rng = random.Random(seed)
     build = seed % len(BUILDS)
-    width = BUILDS[build][0]
-    heads = rng.choice(((1, 1), (2, 2), (4, 2), (8, 1), (3, 3), (6, 2)))
-    kind = rng.choice(("plain", "named", "named", "random", "random"))
-    named = rng.choice(list(programs.NAMED))
+    source, width, _ = BUILDS[build]
+    few = source == "decode_hopper.cu"
+    heads = rng.choice(((4, 2), (8, 1), (8, 2), (6, 2), (2, 2)) if few else ((1, 1), (2, 2), (4, 2), (8, 1), (3, 3), (6, 2)))
+    what, program = drawn_program(rng, seed, spread.Sizes(2, *heads[:1], 64, 64, heads[1], 64, 64).extent, source == "masked.cu")
     trials = []
     for i in range(POINTS_A_PROGRAM):
         sq, sk = (max(1, int(rng.choice((64, 128, 192, 300, 700)) + rng.randint(-66, 66) * rng.random())) for _ in range(2))
+        if few:
+            sq, sk = rng.randint(1, 16 * heads[1] // heads[0]), sk * rng.choice((1, 1, 4))
+        # TMA sees rows of whole 16 bytes.
         d, dv = (8 * rng.randint(1, width // 8) if rng.random() < 0.5 else width for _ in range(2))
         at = spread.Sizes(rng.randint(1, 3), heads[0], sq, d, heads[1], sk, dv)
-        program = None
-        if kind == "named":
-            t = trace(*programs.NAMED[named](at.extent))
-            program = (t.text, t.captured, t.scalars)
-        elif kind == "random":
-            t = programs.random_program(seed, at.extent)
-            program = (t.text, t.captured, t.scalars)
-        label = f"{kind} {named if kind == 'named' else ''} seed {seed}.{i}"
+        given = None
+        if program is not None:
+            kind, name = program
+            t = trace(*programs.NAMED[name](at.extent)) if kind == "named" else programs.random_program(int(name), at.extent)
+            given = (t.text, t.captured, t.scalars)
         dtype, layout = rng.choice(("bfloat16", "float16")), rng.choice("cih")
-        trials.append(spread.attention_trial(dtype, at, program, label, layout).on("cuda"))
+        trials.append(spread.attention_trial(dtype, at, given, f"{what}, seed {seed}.{i}", layout).on("cuda"))
     return build, trials
 
 
@@ -334,9 +353,10 @@ def sweep(count: int, shard: str, state_path: Path, seconds: float, device: Any)
     from kgen.task import canonical_contract
 
     part, _, parts = shard.partition("/")
-    source, contract = (kernels_dir() / "attention" / "hopper.cu").read_bytes(), canonical_contract("attention").decode()
-    defaults = _libkgen.candidate_check(contract, source, "hopper.cu")
-    key = {"id": defaults["id"], "gpu": gpu.machine(device)["gpu"]}
+    contract = canonical_contract("attention").decode()
+    texts = {n: (kernels_dir() / "attention" / n).read_bytes() for n, *_ in BUILDS}
+    about = {n: _libkgen.candidate_check(contract, text, n) for n, text in texts.items()}
+    key = {"ids": {n: a["id"] for n, a in about.items()}, "gpu": gpu.machine(device)["gpu"], "of a seed": POINTS_A_PROGRAM}
     held = json.loads(state_path.read_text()) if state_path.is_file() else {}
     done: dict[str, str] = held["points"] if held.get("of") == key else {}
     started, wrong, left = time.monotonic(), 0, 0
@@ -347,12 +367,13 @@ def sweep(count: int, shard: str, state_path: Path, seconds: float, device: Any)
             left += 1
             continue
         build, trials = points(seed)
-        chosen = {n: v[0] if isinstance(v, list) else v for n, v in defaults["tunables"].items()} | BUILDS[build][1]
-        found = spread.judge(contract, source, "hopper.cu", chosen, trials, index=device.index or 0)
-        done[str(seed)] = found.verdict
-        if found.verdict != "pass":
+        name, _, chosen = BUILDS[build]
+        chosen = {n: v[0] if isinstance(v, list) else v for n, v in about[name]["tunables"].items()} | chosen
+        found = spread.judge(contract, texts[name], name, chosen, trials, index=device.index or 0)
+        done[str(seed)] = found.verdict if not found.skipped else f"skipped {len(found.skipped)}"
+        if done[str(seed)] != "pass":
             wrong += 1
-            print(f"seed {seed}, {BUILDS[build][1]}: {found.verdict}: {found.message}", flush=True)
+            print(f"seed {seed}, {BUILDS[build]}: {done[str(seed)]}: {found.message}", flush=True)
         state_path.parent.mkdir(parents=True, exist_ok=True)
         aside = state_path.with_suffix(".tmp")
         aside.write_text(json.dumps({"format": 1, "of": key, "points": done}) + "\n")
