@@ -85,8 +85,34 @@ static int note(search *s, const char *kind, kg_json *fields, kg_error *err) {
 
 /* --- the list of Candidates --- */
 
-/* Of a source's combinations those that are for some Case, thinned evenly. Where none is, the
- * default alone, so that the search drops it and says why. */
+static size_t changed(const kg_plan *p, const kg_tuning *a, const kg_tuning *b) {
+    size_t n = 0;
+    for (size_t i = 0; i < p->ntunables; i++)
+        n += a->value[i] != b->value[i];
+    return n;
+}
+
+/* The first of them and those that differ from it in one value alone to the front, as many as are
+ * taken: what one tunable does is known early. Of the rest, evenly. */
+static int near_first(const kg_plan *p, kg_tuning *list, size_t n, size_t take, kg_error *err) {
+    kg_tuning *rest = malloc((n ? n : 1) * sizeof *rest);
+    size_t near = 0, far = 0;
+    if (!rest)
+        return kg_fail(err, KG_ENOMEM, "%zu combinations", n);
+    for (size_t i = 0; i < n; i++) {
+        if (near < take && (!near || changed(p, &list[i], &list[0]) <= 1))
+            list[near++] = list[i];
+        else
+            rest[far++] = list[i];
+    }
+    for (size_t i = near; i < take; i++)
+        list[i] = rest[(i - near) * far / (take - near)];
+    free(rest);
+    return KG_OK;
+}
+
+/* Of a source's combinations those that are for some Case, thinned. Where none is, the default
+ * alone, so that the search drops it and says why. */
 static int fitting_tunings(const search *s, const kg_source *src, kg_tuning **out, size_t *n,
                            kg_error *err) {
     const kg_evaluator *e = s->evaluator;
@@ -104,8 +130,11 @@ static int fitting_tunings(const search *s, const kg_source *src, kg_tuning **ou
     if (!e->fits)
         fit = all;
     size_t take = fit < most ? fit : most;
-    for (size_t i = 0; i < take; i++)
-        list[i] = list[i * fit / take];
+    rc = near_first(src->plan, list, fit, take, err);
+    if (rc) {
+        free(list);
+        return rc;
+    }
     *out = list;
     *n = take ? take : all != 0;
     return KG_OK;
