@@ -36,6 +36,11 @@ import gpu  # noqa: E402
 from gpu import Bench, Call  # noqa: E402
 from run import Row  # noqa: E402
 
+# Those would need gigabytes of scores each and are far from any best here.
+DENSE = (
+    "eager", "torch.compile", "torch.compile max-autotune", "torch.compile max-autotune, CUDA graphs", "SDPA math",
+    "FlexAttention max-autotune",
+)  # fmt: skip
 DOCUMENTS = (300, 700, 420, 610, 380, 800, 256, 630)
 
 
@@ -191,10 +196,8 @@ def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], 
             call = lambda: torch.ops.kgen.attention_mod(  # noqa: E731
                 q, k, v, list(t.captured), list(t.scalars), t.text, enable_gqa=shared
             )
-        # The dense ones would need gigabytes of scores each and are far from any best here.
-        dense = ("eager", "torch.compile", "torch.compile max-autotune", "SDPA math", "FlexAttention max-autotune")
         with torch.inference_mode():
-            contenders = {"kgen": gpu.serve(b, call), **gpu.torch_ways(b, trial.case, x, dense)}
+            contenders = {"kgen": gpu.serve(b, call), **gpu.torch_ways(b, trial.case, x, DENSE)}
             found = gpu.times(b, contenders, b.rounds(31))
         work, unit = 4.0 * at.b * at.hq * at.s * at.s * at.d * density(mask, at.s, b.device), "TF"
         if at.queries:
@@ -274,9 +277,8 @@ def drawn(number: int) -> Callable[[Bench], Iterator[Row]]:
             trial = spread.attention_trial("bfloat16", sizes, program, what).on("cuda")
             won = tune_quickly(b, trial, quick_grids(name, at)) if b.quick else gpu.tune_exact(b, trial, 90.0)
         x = Inputs({"query": q, "key": k, "value": v, "enable_gqa": False}, tuple(t.captured))
-        only = ("eager", "torch.compile", "torch.compile max-autotune", "SDPA math", "FlexAttention max-autotune")
         with torch.inference_mode():
-            contenders = {n: gpu.serve(b, call) for n, call in calls.items()} | gpu.torch_ways(b, trial.case, x, only)
+            contenders = {n: gpu.serve(b, call) for n, call in calls.items()} | gpu.torch_ways(b, trial.case, x, DENSE)
             found = {n: statistics.median(ts) for n, ts in gpu.times(b, contenders, b.rounds(31)).items()}
         own = found["kgen"]
         beside = ", ".join(f"{n} {took:.4g} ms" for n, took in found.items())

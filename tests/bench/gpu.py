@@ -82,8 +82,11 @@ def times(b: Bench, contenders: dict[str, Call], rounds: int) -> dict[str, list[
 
 def torch_ways(b: Bench, case: dict[str, Any], x: Any, without: Sequence[str] = ()) -> dict[str, Call]:
     """The baselines of a Case, built and called once; those that fail are said."""
+    import torch
+
     from kgen import baselines
 
+    torch._dynamo.reset()  # what other parts compiled counts against a limit of recompilations
     made: dict[str, Call] = {}
     for one in baselines.of(case):
         if one.name in without:
