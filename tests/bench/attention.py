@@ -87,8 +87,8 @@ def quick_grids(name: str, at: Shape) -> list[tuple[str, Grid]]:
     width: Grid = {"HEAD": (at.d,)}
     if at.queries:
         return [
-            ("decode_hopper.cu", {**width, "STAGES": (3, 4), "WAVES": (2, 1), "WARPS": (4, 8)}),
-            ("decode_hopper.cu", {**width, "STAGES": (6,), "WAVES": (1, 2)}), ("decode.cu", {**width, "STAGES": (3, 2)}),
+            ("decode_hopper.cu", {**width, "STAGES": (3, 4), "WAVES": (2, 1, 4), "WARPS": (4, 2)}),
+            ("decode_hopper.cu", {**width, "STAGES": (6,), "WARPS": (4, 2)}), ("decode.cu", {**width, "STAGES": (3, 2)}),
         ]  # fmt: skip
     narrow: Grid = {"CONSUMERS": (2, 3) if at.d == 64 else (2,)}
     blocks = (64, 80) if at.d == 256 else (128, 160, 176)
@@ -391,7 +391,7 @@ def main() -> int:
     p.add_argument("--shard", default="1/1")
     args, _ = p.parse_known_args()
     if args.sweep is None:
-        gpu.TAKES_ATTENTION = 45 if "--quick" in sys.argv else 180
+        gpu.TAKES_ATTENTION = 30 if "--quick" in sys.argv else 180
         return gpu.main(PARTS, __doc__, "attention", "bench-attention.json")
     p = argparse.ArgumentParser(parents=[p], description=(__doc__ or "").splitlines()[0])
     p.add_argument("--state", type=Path, default=ROOT / "build" / "sweep-attention.json")
