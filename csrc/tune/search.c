@@ -27,6 +27,7 @@
 
 typedef struct candidate {
     int source;
+    size_t rank; /* among its source's */
     kg_tuning tuning;
     char id[65];
     bool dropped; /* for no Case */
@@ -84,8 +85,34 @@ static int note(search *s, const char *kind, kg_json *fields, kg_error *err) {
 
 /* --- the list of Candidates --- */
 
-/* Of a source's combinations those that are for some Case, thinned evenly. Where none is, the
- * default alone, so that the search drops it and says why. */
+static size_t changed(const kg_plan *p, const kg_tuning *a, const kg_tuning *b) {
+    size_t n = 0;
+    for (size_t i = 0; i < p->ntunables; i++)
+        n += a->value[i] != b->value[i];
+    return n;
+}
+
+/* The first of them and those that differ from it in one value alone to the front, as many as are
+ * taken: what one tunable does is known early. Of the rest, evenly. */
+static int near_first(const kg_plan *p, kg_tuning *list, size_t n, size_t take, kg_error *err) {
+    kg_tuning *rest = malloc((n ? n : 1) * sizeof *rest);
+    size_t near = 0, far = 0;
+    if (!rest)
+        return kg_fail(err, KG_ENOMEM, "%zu combinations", n);
+    for (size_t i = 0; i < n; i++) {
+        if (near < take && (!near || changed(p, &list[i], &list[0]) <= 1))
+            list[near++] = list[i];
+        else
+            rest[far++] = list[i];
+    }
+    for (size_t i = near; i < take; i++)
+        list[i] = rest[(i - near) * far / (take - near)];
+    free(rest);
+    return KG_OK;
+}
+
+/* Of a source's combinations those that are for some Case, thinned. Where none is, the default
+ * alone, so that the search drops it and says why. */
 static int fitting_tunings(const search *s, const kg_source *src, kg_tuning **out, size_t *n,
                            kg_error *err) {
     const kg_evaluator *e = s->evaluator;
@@ -103,8 +130,11 @@ static int fitting_tunings(const search *s, const kg_source *src, kg_tuning **ou
     if (!e->fits)
         fit = all;
     size_t take = fit < most ? fit : most;
-    for (size_t i = 0; i < take; i++)
-        list[i] = list[i * fit / take];
+    rc = near_first(src->plan, list, fit, take, err);
+    if (rc) {
+        free(list);
+        return rc;
+    }
     *out = list;
     *n = take ? take : all != 0;
     return KG_OK;
@@ -122,7 +152,8 @@ static int add_source(search *s, int source, kg_error *err) {
         s->all = grown;
     for (size_t i = 0; !rc && i < n; i++) {
         candidate *c = &s->all[s->n];
-        *c = (candidate){.source = source, .tuning = list[i], .record = -1, .alive = true};
+        *c = (candidate){
+            .source = source, .rank = i, .tuning = list[i], .record = -1, .alive = true};
         rc = kg_candidate_id(src->text, src->n, src->plan, &c->tuning, c->id, err);
         for (size_t k = 0; !rc && k < s->n; k++)
             if (!strcmp(s->all[k].id, c->id))
@@ -132,6 +163,13 @@ static int add_source(search *s, int source, kg_error *err) {
     }
     free(list);
     return rc;
+}
+
+static int by_rank(const void *a, const void *b) {
+    const candidate *x = a, *y = b;
+    if (x->rank != y->rank)
+        return x->rank < y->rank ? -1 : 1;
+    return (x->source > y->source) - (x->source < y->source);
 }
 
 /* --- compiling ahead --- */
@@ -543,6 +581,9 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
     int rc = KG_OK;
     for (size_t i = 0; !rc && i < sources->n; i++)
         rc = add_source(&s, (int)i, err);
+    /* In turn, so that a budget too short for all has seen something of each source. */
+    if (!rc && s.n)
+        qsort(s.all, s.n, sizeof *s.all, by_rank);
     candidate **list = rc ? NULL : calloc(s.n ? s.n : 1, sizeof *list);
     if (!rc && !list)
         rc = kg_fail(err, KG_ENOMEM, "%zu Candidates", s.n);

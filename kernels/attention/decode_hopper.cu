@@ -2,19 +2,20 @@
 { "format": 1, "op": "attention", "target": "cuda", "min_arch": "sm_90",
   "tunables": {"WARPS": [4, 8, 2], "STAGES": [3, 4, 2, 6], "WAVES": [2, 1, 4], "HEAD": [128, 64, 256]},
   "specialize": ["D", "DV"],
-  "require": "(query.dtype == float16 || query.dtype == bfloat16) && HQ / max(HKV, 1) * SQ <= 16 && max(D, DV) <= HEAD && (query.stride(3) == 1 || D == 1) && D % 8 == 0 && DV % 8 == 0 && SQ >= 1 && SK >= 1 && SQ <= 4194304 && SK <= 4194304 && min(align(key), align(value)) >= 16 && key.stride(3) == 1 && value.stride(3) == 1 && (SK == 1 || key.stride(2) % 8 == 0 && key.stride(2) > 0) && (HKV == 1 || key.stride(1) % 8 == 0 && key.stride(1) > 0) && (B == 1 || key.stride(0) % 8 == 0 && key.stride(0) > 0) && (SK == 1 || value.stride(2) % 8 == 0 && value.stride(2) > 0) && (HKV == 1 || value.stride(1) % 8 == 0 && value.stride(1) > 0) && (B == 1 || value.stride(0) % 8 == 0 && value.stride(0) > 0) && WARPS * STAGES * HEAD <= 3072",
+  "require": "(query.dtype == float16 || query.dtype == bfloat16) && HQ / max(HKV, 1) * SQ <= 16 && max(D, DV) <= HEAD && (query.stride(3) == 1 || D == 1) && D % 8 == 0 && DV % 8 == 0 && SQ >= 1 && SK >= 1 && SQ <= 4194304 && SK <= 4194304 && min(align(key), align(value)) >= 16 && key.stride(3) == 1 && value.stride(3) == 1 && (SK == 1 || key.stride(2) % 8 == 0 && key.stride(2) > 0) && (HKV == 1 || key.stride(1) % 8 == 0 && key.stride(1) > 0) && (B == 1 || key.stride(0) % 8 == 0 && key.stride(0) >= 0) && (SK == 1 || value.stride(2) % 8 == 0 && value.stride(2) > 0) && (HKV == 1 || value.stride(1) % 8 == 0 && value.stride(1) > 0) && (B == 1 || value.stride(0) % 8 == 0 && value.stride(0) >= 0) && WARPS * STAGES * HEAD <= 3072",
   "workspace": {"partial": {"dtype": "float32", "shape": ["max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64))) > 1 ? B * HQ * SQ * max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64))) : 0", "DV + 2"]}},
   "holes": ["SCORE", "MASK"],
   "tensor_maps": {
-    "keys": {"tensor": "key", "dims": ["D", "SK", "HKV", "B"], "box": [64, 16, 1, 1], "swizzle": 128, "l2": 256,
-             "strides": ["SK == 1 ? 16 : key.stride(2) * 2", "HKV == 1 ? 16 : key.stride(1) * 2", "B == 1 ? 16 : key.stride(0) * 2"]},
-    "values": {"tensor": "value", "dims": ["DV", "SK", "HKV", "B"], "box": [64, 16, 1, 1], "swizzle": 128, "l2": 256,
-               "strides": ["SK == 1 ? 16 : value.stride(2) * 2", "HKV == 1 ? 16 : value.stride(1) * 2", "B == 1 ? 16 : value.stride(0) * 2"]}},
+    "keys": {"tensor": "key", "dims": ["D", "SK", "HKV", "key.stride(0) == 0 ? 1 : B"], "box": [64, 16, 1, 1], "swizzle": 128, "l2": 256,
+             "strides": ["SK == 1 ? 16 : key.stride(2) * 2", "HKV == 1 ? 16 : key.stride(1) * 2", "B == 1 || key.stride(0) == 0 ? 16 : key.stride(0) * 2"]},
+    "values": {"tensor": "value", "dims": ["DV", "SK", "HKV", "value.stride(0) == 0 ? 1 : B"], "box": [64, 16, 1, 1], "swizzle": 128, "l2": 256,
+               "strides": ["SK == 1 ? 16 : value.stride(2) * 2", "HKV == 1 ? 16 : value.stride(1) * 2", "B == 1 || value.stride(0) == 0 ? 16 : value.stride(0) * 2"]}},
   "launches": [
     {"kernel": "attention_part", "grid": ["B * HKV * max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64)))"], "block": ["WARPS * 32"],
      "shared": "1024 + WARPS * STAGES * 64 * HEAD + 16 * (HEAD + 8) * 2 + WARPS * STAGES * 8 + (HAS_MASK ? 8 * ceil_div(ceil_div(SK, WARPS * 16), 32) : 0)",
      "args": ["query", {"map": "keys"}, {"map": "values"}, "output", "lse", "partial", "programs", {"i32": "max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64)))"},
               {"i32": "HQ"}, {"i32": "HKV"}, {"i32": "SQ"}, {"i32": "SK"}, {"i32": "D"}, {"i32": "DV"},
+              {"i32": "key.stride(0) == 0 ? 0 : 1"}, {"i32": "value.stride(0) == 0 ? 0 : 1"},
               {"i64": "query.stride(0)"}, {"i64": "query.stride(1)"}, {"i64": "query.stride(2)"}, {"f32": "scale"}]},
     {"kernel": "attention_join", "grid": ["B * HQ * SQ"], "block": [512], "when": "max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64))) > 1", "pdl": true,
      "args": ["output", "lse", "partial", {"i32": "max(1, min(ceil_div(WAVES * NUM_SMS, max(B * HKV, 1)), ceil_div(SK, WARPS * 64)))"}, {"i32": "HQ / HKV * SQ"}, {"i32": "DV"}]}] }
@@ -26,6 +27,8 @@
  * of them, through STAGES buffers of its own. Here one lane asks for a stage in four or eight boxes of 64
  * columns and the warp waits on a barrier of its own, so that no thread computes addresses or waits for
  * others' copies; boxes are swizzled, and their rows past the last key are zeros.
+ *
+ * Keys of stride 0 from entry to entry are one cache for all of them, of which a mask says whose a page is.
  *
  * The launch that joins the parts is let in at once and waits for the others' end on the device, so that
  * its start costs nothing; its threads fetch the parts' maxima and sums together.
@@ -142,7 +145,7 @@ DEV void load_16(unsigned to, const tensor_map *m, unsigned bar, int row, int h,
 struct source {
     const tensor_map *keys, *values;
     unsigned to, bars; /* of this warp's stages */
-    int h, b;
+    int h, k_entry, v_entry;
 };
 
 /* Stage i, by the first lane of a warp that is done with what it held. */
@@ -151,8 +154,8 @@ DEV void load_stage(const struct source &s, int i, int row) {
         return;
     const unsigned bar = s.bars + i * 8;
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(STAGE) : "memory");
-    load_16(s.to + i * STAGE, s.keys, bar, row, s.h, s.b);
-    load_16(s.to + i * STAGE + HALF_STAGE, s.values, bar, row, s.h, s.b);
+    load_16(s.to + i * STAGE, s.keys, bar, row, s.h, s.k_entry);
+    load_16(s.to + i * STAGE + HALF_STAGE, s.values, bar, row, s.h, s.v_entry);
 }
 
 /* What a warp keeps of its 16 rows; element i of a tile is of row lane / 4 + i / 2 * 8. */
@@ -380,7 +383,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     attention_part(const KG_T_query *query, const __grid_constant__ tensor_map keys,
                    const __grid_constant__ tensor_map values, KG_T_output *output, KG_T_lse *lse,
                    KG_T_partial *partial, KG_PROGRAMS programs, int parts, int hq, int hkv, int sq, int sk,
-                   int d, int dv, long long q_batch, long long q_head, long long q_row, float scale) {
+                   int d, int dv, int k_batch, int v_batch, long long q_batch, long long q_head, long long q_row, float scale) {
     extern __shared__ unsigned char raw[];
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #if KG_EXACT_D
@@ -397,7 +400,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int first = min(all, (int)blockIdx.x % parts * each), tiles = min(each, all - first);
     unsigned *const words = (unsigned *)(at_shared + WORDS_AT);
     const struct source from = {&keys, &values, shared + warp * STAGES * STAGE, shared + BARRIERS_AT + warp * STAGES * 8,
-                                hk, b};
+                                hk, b * k_batch, b * v_batch};
     struct place at;
     at.b = b, at.first = hk * (hq / hkv), at.sq = sq, at.sk = sk, at.scale = scale;
     at.rows = hq / hkv * sq;

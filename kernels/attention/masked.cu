@@ -206,8 +206,8 @@ DEV int surveyed_head(int b, int h, int heads) {
 
 /* ---- the survey ---- */
 #define UNIT (BOX_X > 0 ? 64 : KEYS) /* keys that a block of threads takes at a time */
-/* What 64 queries see of a block. */
-enum : u32 { NOTHING, WHOLE, PARTLY };
+#define TOGETHER 4 /* queries whose look-ups are under way together */
+enum : u32 { NOTHING, WHOLE, PARTLY }; /* what 64 queries see of a block */
 
 struct view { int b, h, m, sq, sk, width; };
 /* A warp's 16 queries and UNIT keys from k0 on. mine: lane i's are the bits of query i. seen: what any
@@ -216,18 +216,20 @@ DEV void look(KG_ARGS p, const struct view &v, int first, int k0, u32 (&mine)[UN
               bool &whole) {
     const int lane = (int)threadIdx.x % 32;
 #pragma unroll 1 /* what depends on kv alone stays in registers */
-    for (int i = 0; i < 16; i++) {
-        const int q = query_of(v.m, first + i, v.width);
-        if (q >= v.sq)
+    for (int i = 0; i < 16; i += TOGETHER) {
+        if (query_of(v.m, first + i, v.width) >= v.sq)
             break;
-        const struct kg_mask_row row = kg_mask_row(p, v.b, v.h, q);
-        EACH(w, UNIT / 32) {
-            const int kv = k0 + w * 32 + lane;
-            const u32 x = __ballot_sync(0xffffffff, (kv < v.sk) & kg_mask(p, row, v.b, v.h, q, kv));
-            mine[w] = lane == i ? x : mine[w];
-            seen[w] |= x, whole &= x == 0xffffffff;
+        struct kg_mask_row rows[TOGETHER];
+        EACH(j, TOGETHER) rows[j] = kg_mask_row(p, v.b, v.h, min(query_of(v.m, first + i + j, v.width), v.sq - 1));
+        EACH(j, TOGETHER) {
+            const int q = query_of(v.m, first + i + j, v.width), at = min(q, v.sq - 1);
+            EACH(w, UNIT / 32) {
+                const int kv = k0 + w * 32 + lane;
+                const u32 x = __ballot_sync(0xffffffff, (q < v.sq) & (kv < v.sk) & kg_mask(p, rows[j], v.b, v.h, at, kv));
+                mine[w] = lane == i + j ? x : mine[w];
+                seen[w] |= x, whole &= x == 0xffffffff || q >= v.sq;
+            }
         }
-        (void)row;
     }
 }
 
@@ -281,8 +283,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int words = (BOX_X > 0 ? sk : units * UNIT) / 32, row = (units + 3) / 4 * 4;
     const struct view v = {KG_MASK_OF_B ? head / (KG_MASK_OF_H ? hq : 1) : 0, KG_MASK_OF_H ? head % hq : 0,
                            at % m_blocks, sq, sk, width};
-    if (blockIdx.x + threadIdx.x == 0)
-        *drawn = 0;
+    if (blockIdx.x + threadIdx.x == 0) *drawn = 0;
     if (begin + (int)threadIdx.x < end) {
         const int k0 = (begin + (int)threadIdx.x) * UNIT, k1 = min(k0 + UNIT, sk);
         const int q0 = BOX_X > 0 ? query_of(v.m, 0, width) / width * width : v.m * BLOCK_M;

@@ -50,6 +50,35 @@ def _cached_kinds(mask: BlockMask) -> Tensor:
     return known[2]
 
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check_inputs(query: Tensor, key: Tensor, value: Tensor, scale: float | None, enable_gqa: bool, one_cache: bool) -> None:
+    """one_cache: the keys may be one batch entry for all. BadInput for what FlexAttention refuses, whichever path the call takes; torch's own attention would broadcast some of
+    it and read past the end for other."""
+    if not query.dim() == key.dim() == value.dim() == 4:
+        raise BadInput(f"attention: query, key and value are (B, H, S, D); their sizes are {tuple(query.shape)}, "
+                       f"{tuple(key.shape)}, {tuple(value.shape)}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise BadInput(f"attention: query, key and value must be of one dtype, not {query.dtype}, {key.dtype}, {value.dtype}")
+    if query.dtype not in _DTYPES:
+        raise BadInput(f"attention: takes float16, bfloat16, float32 and float64, not {query.dtype}: convert first")
+    if not query.device == key.device == value.device:
+        raise BadInput("attention: query, key and value must be on one device, not "
+                       f"{query.device}, {key.device}, {value.device}")
+    (b, hq, _, d), (kb, hkv, sk, kd), v = query.shape, key.shape, value.shape
+    if b != kb and not (kb == 1 and one_cache) or d != kd or (kb, hkv, sk) != v[:3]:
+        raise BadInput("attention: sizes that do not go together: "
+                       f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(v)}: wanted are query "
+                       "(B, HQ, SQ, D), key (B, HKV, SK, D), value (B, HKV, SK, DV)")
+    if hq != hkv and not enable_gqa:
+        raise BadInput(f"attention: {hq} heads of queries and {hkv} of keys: enable_gqa=True shares keys among heads")
+    if hq == 0 or hkv == 0 or hq % hkv:
+        raise BadInput(f"attention: {hq} heads of queries cannot share {hkv} of keys: the one must be a multiple of the other")
+    if d == 0 and scale is None:
+        raise BadInput("attention: a head dim of 0 has no usual scale, 1 / sqrt(0): give one")
+
+
 def _check_blocks(mask: BlockMask, query: Tensor, key: Tensor) -> None:
     b, h, q, kv = mask.shape
     if (q, kv) != (query.shape[-2], key.shape[-2]) or b not in (1, query.shape[0]) or h not in (1, query.shape[1]):
@@ -97,12 +126,15 @@ def attention(
     query (B, HQ, SQ, D), key (B, HKV, SK, D), value (B, HKV, SK, DV), of one of float32, float16, bfloat16; HQ may
     be a multiple of HKV with enable_gqa. score_mod(score, b, h, q_idx, kv_idx) gives the new score (fp32, after
     scale, 1/sqrt(D) by default), mask_mod(b, h, q_idx, kv_idx) a bool; both may read captured tensors. A block_mask's
-    own tables rule: its mask_mod is asked in partial blocks alone. is_causal is q_idx >= kv_idx (top left); bottom
+    own tables rule: its mask_mod is asked in partial blocks alone; with one, key and value may be one entry (1, HKV, SK, D)
+    for all of the batch, such as the pages that torch's PagedAttention keeps. is_causal is q_idx >= kv_idx (top left); bottom
     right is causal_lower_right or a mask_mod. A row without any key gives 0.
 
     Returns the output (B, HQ, SQ, DV); with return_lse also the natural log-sum-exp (B, HQ, SQ) in fp32; with
     return_aux an AuxOutput. kernel_options are for FlexAttention's own kernels and change nothing here.
-    Raises kgen.TraceError, which names the operation, for what a Program cannot say."""
+    Raises kgen.BadInput for inputs that do not go together, kgen.TraceError, which names the operation, for what a Program cannot say."""
+    if not torch.compiler.is_dynamo_compiling():
+        _check_inputs(query, key, value, scale, enable_gqa, isinstance(block_mask, BlockMask))
     if block_mask is not None and mask_mod is not None:
         raise BadInput("attention: give block_mask or mask_mod, not both; and_masks joins two mask_mods")
     if isinstance(block_mask, CausalBias):
@@ -114,6 +146,8 @@ def attention(
         if return_aux.max_scores:
             raise BadInput("attention: max_scores is not computed; ask for AuxRequest(lse=True)")
         return_lse = False
+    if isinstance(block_mask, BlockMask) and key.shape[0] == 1 and query.shape[0] != 1:
+        key, value = key.expand(query.shape[0], -1, -1, -1), value.expand(query.shape[0], -1, -1, -1)
     with_lse = return_lse or (return_aux is not None and return_aux.lse)
     if score_mod is None and block_mask is None and mask_mod is None:
         text, captured, scalars = (CAUSAL if is_causal else ""), [], []

@@ -14,13 +14,16 @@ code 1 when a point is wrong, 4 when some are left for another call.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,11 @@ import gpu  # noqa: E402
 from gpu import Bench, Call  # noqa: E402
 from run import Row  # noqa: E402
 
+# Those would need gigabytes of scores each and are far from any best here.
+DENSE = (
+    "eager", "torch.compile", "torch.compile max-autotune", "torch.compile max-autotune, CUDA graphs", "SDPA math",
+    "FlexAttention max-autotune",
+)  # fmt: skip
 DOCUMENTS = (300, 700, 420, 610, 380, 800, 256, 630)
 
 
@@ -70,6 +78,83 @@ def density(mask: Any, length: int, device: Any) -> float:
     return float(mask(0, 0, i[:, None], i[None]).float().mean())
 
 
+# With --quick these alone are tried, not a search: tunables of which all combinations that fit are judged.
+Grid = dict[str, tuple[int, ...]]
+
+
+def quick_grids(name: str, at: Shape) -> list[tuple[str, Grid]]:
+    score, mask = name.partition(", ")[0], name not in ("dense", "relative position", "ALiBi", "softcap 20")
+    width: Grid = {"HEAD": (at.d,)}
+    if at.queries:
+        return [
+            ("decode_hopper.cu", {**width, "STAGES": (3, 4), "WAVES": (2, 1, 4), "WARPS": (4, 2)}),
+            ("decode_hopper.cu", {**width, "STAGES": (6,), "WARPS": (4, 2)}), ("decode.cu", {**width, "STAGES": (3, 2)}),
+        ]  # fmt: skip
+    narrow: Grid = {"CONSUMERS": (2, 3) if at.d == 64 else (2,)}
+    blocks = (64, 80) if at.d == 256 else (128, 160, 176)
+    both: Grid = {**width, **narrow, "QUERIES": (1, 2), "STAGES": (2, 3)}
+    plain: Grid = {**both, "BLOCK_N": blocks[: 2 if mask else 3], "PINGPONG": (0,) if mask and score != "softcap 20" else (0, 1)}
+    grids = [("hopper.cu", {**plain, "QUICK": (0, 1) if score == "softcap 20" else (1,)})]
+    if mask:
+        grids.append(("masked.cu", {**both, "BLOCK_N": (64 if at.d == 256 else 128,)}))
+    if name.startswith("neighbourhood"):
+        grids.append(("masked.cu", {**both, "BOX_X": (28, 32)}))
+    return grids
+
+
+def tune_quickly(b: Bench, trial: Any, grids: list[tuple[str, Grid]]) -> str:
+    """Judges what the grids have, all of it on one input set and the two fastest on all; the best goes into this run's
+    registry."""
+    import torch
+
+    from kgen import _libkgen, spread
+    from kgen._paths import kernels_dir
+    from kgen.errors import BadInput
+    from kgen.judge import Judge
+    from kgen.task import canonical_contract
+
+    contract = canonical_contract("attention").decode()
+    key, _ = _libkgen.case_key(contract, trial.case)
+    todo = []
+    for source, grid in grids:
+        text = (kernels_dir() / "attention" / source).read_bytes()
+        about = _libkgen.candidate_check(contract, text, source)["tunables"]
+        usual = {n: v[0] if isinstance(v, list) else v for n, v in about.items()}
+        todo += [(source, text, usual | dict(zip(grid, one, strict=True))) for one in itertools.product(*grid.values())]
+    with Judge(contract, device=b.device) as judge:
+        spread.add(judge, json.loads(contract), trial)
+
+        def compiled(one: tuple[str, bytes, dict[str, int]]) -> bool:
+            try:
+                judge.prepare(one[1], name=one[0], tunables=one[2])
+            except BadInput:
+                return False
+            return True
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            ready = [one for one, fits in zip(todo, pool.map(compiled, todo), strict=True) if fits]
+
+        def judged(one: tuple[str, bytes, dict[str, int]], full: bool) -> tuple[float, Any]:
+            record = judge.run(one[1], name=one[0], tunables=one[2], all_sets=full, reps=25 if full else 9)
+            what = " ".join([one[0], *(f"{n}={v}" for n, v in one[2].items())])
+            if record["verdict"] != "pass":
+                b.notes.append(f"{what}: {record['verdict']}: {record['message'][:200]}")
+                return math.inf, record
+            took = float(record["cases"][0]["time_ns"]["median"])
+            b.notes.append(f"{what}: {took * 1e-3:.1f} us")
+            return took, record
+
+        order = sorted(ready, key=lambda one: judged(one, False)[0])
+        found = [(*judged(one, True), one) for one in order[:2]]
+    took, record, (source, text, chosen) = min(found, key=lambda f: f[0])
+    if took == math.inf:
+        raise RuntimeError(f"no Candidate passed on {trial.label}: {b.notes}")
+    record = {**record, "source": "kernel.cu", "tunables": chosen, "proposer": {"name": "builtin", "template": source}}
+    record["environment"]["torch"] = torch.__version__
+    _libkgen.registry_promote(b.tuned, contract, None, text, record, [key])
+    return " ".join([source, *(f"{k}={v}" for k, v in chosen.items())])
+
+
 @dataclass(frozen=True)
 class Shape:
     b: int
@@ -77,14 +162,16 @@ class Shape:
     hkv: int
     s: int
     d: int
+    queries: int = 0  # if not those of self-attention
 
     def __str__(self) -> str:
         heads = f"H{self.hq}" if self.hq == self.hkv else f"H{self.hq}/{self.hkv}"
-        return f"B{self.b} {heads} S{self.s} D{self.d}"
+        length = f"Q{self.queries} L{self.s}" if self.queries else f"S{self.s}"
+        return f"B{self.b} {heads} {length} D{self.d}"
 
 
 def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], Iterator[Row]]:
-    """must: TF, or (relative) a multiple of the best torch backend."""
+    """must: TF (of few queries, TB/s), or (relative) a multiple of the best torch backend."""
 
     def part(b: Bench) -> Iterator[Row]:
         import torch
@@ -94,12 +181,13 @@ def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], 
         from kgen.trace import trace
 
         score, mask = mods(name, at.hq, at.s, b.device)
-        sizes = spread.Sizes(at.b, at.hq, at.s, at.d, at.hkv, at.s, at.d)
+        sq = at.queries or at.s
+        sizes = spread.Sizes(at.b, at.hq, sq, at.d, at.hkv, at.s, at.d)
         t = trace(score, mask, device=b.device)
         program = (t.text, t.captured, t.scalars) if t.text else None
         trial = spread.attention_trial("bfloat16", sizes, program, name).on("cuda")
-        won = gpu.tune_exact(b, trial, 20.0 if b.quick else 90.0)
-        q = torch.randn(at.b, at.hq, at.s, at.d, device=b.device, dtype=torch.bfloat16)
+        won = tune_quickly(b, trial, quick_grids(name, at)) if b.quick else gpu.tune_exact(b, trial, 90.0)
+        q = torch.randn(at.b, at.hq, sq, at.d, device=b.device, dtype=torch.bfloat16)
         k, v = (torch.randn(at.b, at.hkv, at.s, at.d, device=b.device, dtype=torch.bfloat16) for _ in range(2))
         shared = at.hq != at.hkv
         x = Inputs({"query": q, "key": k, "value": v, "enable_gqa": shared}, tuple(t.captured))
@@ -108,23 +196,24 @@ def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], 
             call = lambda: torch.ops.kgen.attention_mod(  # noqa: E731
                 q, k, v, list(t.captured), list(t.scalars), t.text, enable_gqa=shared
             )
-        # The dense ones would need gigabytes of scores each and are far from any best here.
-        dense = ("eager", "torch.compile", "torch.compile max-autotune", "SDPA math", "FlexAttention max-autotune")
         with torch.inference_mode():
-            contenders = {"kgen": gpu.serve(b, call), **gpu.torch_ways(b, trial.case, x, dense)}
+            contenders = {"kgen": gpu.serve(b, call), **gpu.torch_ways(b, trial.case, x, DENSE)}
             found = gpu.times(b, contenders, b.rounds(31))
-        flops = 4.0 * at.b * at.hq * at.s * at.s * at.d * density(mask, at.s, b.device)
+        work, unit = 4.0 * at.b * at.hq * at.s * at.s * at.d * density(mask, at.s, b.device), "TF"
+        if at.queries:
+            work, unit = k.nbytes + v.nbytes, "TB/s"
         own = statistics.median(found.pop("kgen"))
         assert found, f"no backend of torch ran: {b.notes}"
         best = min(statistics.median(ts) for ts in found.values())
         what = f"{name}, {at}"
-        yield Row(what, flops / own / 1e9, "TF", None if relative else must, True, f"{gpu.beside(found)}; {won}")
+        yield Row(what, work / own / 1e9, unit, None if relative else must, True, f"{gpu.beside(found)}; {won}")
         yield Row(f"{what}, over torch's best", best / own, "x", must if relative else None, True)
 
     return part
 
 
 USUAL, NARROW, LONG, WIDE = Shape(4, 16, 16, 4096, 128), Shape(4, 32, 32, 4096, 64), Shape(1, 32, 8, 16384, 128), Shape(4, 8, 8, 4096, 256)
+DECODE_ONE, DECODE_MANY = Shape(1, 32, 8, 32768, 128, 1), Shape(64, 32, 8, 8192, 128, 1)
 TABLE: tuple[tuple[str, Shape, float, bool], ...] = (
     ("dense", USUAL, 1.0, True), ("causal", USUAL, 1.12, True),
     ("relative position", USUAL, 560, False), ("relative position, causal", USUAL, 480, False),
@@ -135,18 +224,100 @@ TABLE: tuple[tuple[str, Shape, float, bool], ...] = (
     ("dense", NARROW, 1.0, True), ("causal", NARROW, 1.05, True),
     ("dense", LONG, 1.0, True), ("causal", LONG, 1.08, True),
     ("dense", WIDE, 1.0, True), ("causal", WIDE, 1.0, True),
+    ("decode", DECODE_ONE, 3.5, False), ("decode", DECODE_MANY, 4.4, False),
 )  # fmt: skip
 PARTS = {f"{name} {at}".replace(",", "").replace(" ", "-"): row(name, at, must, relative) for name, at, must, relative in TABLE}
 
 
+# ---- scores drawn when the program runs ----
+
+
+def drawn_score(rng: random.Random, heads: int, device: Any) -> tuple[str, Any]:
+    """Two terms or bounds of the kinds that models have, with numbers at random: what it is, and the function."""
+    import torch
+
+    def number(low: float, high: float) -> float:
+        return round(rng.uniform(low, high), 3)
+
+    g = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    slopes, table = torch.rand(heads, generator=g).to(device), torch.randn(heads, 257, generator=g).to(device)
+    a, c, cap, reach = number(0.001, 0.1), number(0.2, 0.9), number(10, 50), rng.randrange(64, 2048)
+    kinds = {
+        "slopes[h] * (kv - q)": lambda s, h, q, kv: s + slopes[h] * (kv - q),
+        f"-{a} * |q - kv|": lambda s, h, q, kv: s - a * (q - kv).abs(),
+        f"* {c} beyond {reach}": lambda s, h, q, kv: torch.where((q - kv).abs() > reach, s * c, s),
+        "table[h, clamp(q - kv)]": lambda s, h, q, kv: s + table[h, (q - kv).clamp(-128, 128) + 128],
+        f"softcap {cap}": lambda s, h, q, kv: cap * torch.tanh(s / cap),
+        f"-{a} * log(1 + |q - kv|)": lambda s, h, q, kv: s - a * torch.log((q - kv).abs() + 1.0),
+        f"* (1 + {a} * sigmoid)": lambda s, h, q, kv: s * (1.0 + a * torch.sigmoid(s)),
+    }
+    one, two = rng.sample(list(kinds), 2)
+    return f"{one}; {two}", lambda s, b, h, q, kv: kinds[two](kinds[one](s, h, q, kv), h, q, kv)
+
+
+def drawn(number: int) -> Callable[[Bench], Iterator[Row]]:
+    def part(b: Bench) -> Iterator[Row]:
+        import torch
+
+        from kgen import spread
+        from kgen.baselines import Inputs
+        from kgen.trace import trace
+
+        at = USUAL
+        sizes = spread.Sizes(at.b, at.hq, at.s, at.d, at.hkv, at.s, at.d)
+        what, score = drawn_score(random.Random(os.urandom(8)), at.hq, b.device)
+        t = trace(score, None, device=b.device)
+        q, k, v = (torch.randn(at.b, at.hq, at.s, at.d, device=b.device, dtype=torch.bfloat16) for _ in range(3))
+        calls: dict[str, Call] = {
+            "dense": lambda: torch.ops.kgen.attention(q, k, v),
+            "kgen": lambda: torch.ops.kgen.attention_mod(q, k, v, list(t.captured), list(t.scalars), t.text),
+        }
+        won = ""
+        for name, program in (("dense", None), ("softcap 20", (t.text, t.captured, t.scalars))):
+            trial = spread.attention_trial("bfloat16", sizes, program, what).on("cuda")
+            won = tune_quickly(b, trial, quick_grids(name, at)) if b.quick else gpu.tune_exact(b, trial, 90.0)
+        x = Inputs({"query": q, "key": k, "value": v, "enable_gqa": False}, tuple(t.captured))
+        with torch.inference_mode():
+            contenders = {n: gpu.serve(b, call) for n, call in calls.items()} | gpu.torch_ways(b, trial.case, x, DENSE)
+            found = {n: statistics.median(ts) for n, ts in gpu.times(b, contenders, b.rounds(31)).items()}
+        own = found["kgen"]
+        beside = ", ".join(f"{n} {took:.4g} ms" for n, took in found.items())
+        yield Row(f"score drawn {number}: {what}, over dense", found["dense"] / own, "x", 0.75, True, f"{beside}; {won}")
+        yield Row(f"score drawn {number}", 4.0 * at.b * at.hq * at.s * at.s * at.d / own / 1e9, "TF", None, True)
+
+    return part
+
+
+PARTS |= {f"drawn-{i}": drawn(i) for i in (1, 2)}
+
+
 # ---- the sweep ----
 
-# Width of heads at most, and the tunables of a build for it.
-BUILDS: tuple[tuple[int, dict[str, int]], ...] = (
-    (64, {"HEAD": 64, "CONSUMERS": 3}), (64, {"HEAD": 64, "BLOCK_N": 160}), (128, {}), (128, {"QUICK": 0}),
-    (128, {"BLOCK_N": 80, "STAGES": 3}), (128, {"BLOCK_N": 176}), (256, {"HEAD": 256, "BLOCK_N": 64}),
+# Source, width of heads at most, and the tunables of a build for it.
+BUILDS: tuple[tuple[str, int, dict[str, int]], ...] = (
+    ("hopper.cu", 64, {"HEAD": 64, "CONSUMERS": 3}), ("hopper.cu", 64, {"HEAD": 64, "BLOCK_N": 160}), ("hopper.cu", 128, {}),
+    ("hopper.cu", 128, {"QUICK": 0}), ("hopper.cu", 128, {"BLOCK_N": 80, "STAGES": 3}), ("hopper.cu", 128, {"QUERIES": 2}),
+    ("hopper.cu", 128, {"BLOCK_N": 176}), ("hopper.cu", 256, {"HEAD": 256, "BLOCK_N": 64}),
+    ("masked.cu", 64, {"HEAD": 64, "CONSUMERS": 3}), ("masked.cu", 128, {"STAGES": 3}), ("masked.cu", 128, {"QUERIES": 2}),
+    ("decode_hopper.cu", 64, {"HEAD": 64, "STAGES": 4}), ("decode_hopper.cu", 128, {}),
 )  # fmt: skip
-POINTS_A_PROGRAM = 5
+POINTS_A_PROGRAM = 10
+
+
+def drawn_program(rng: random.Random, seed: int, extent: Any, mask: bool) -> tuple[str, Any]:
+    """What it is, and the Program or None; mask: one that has a mask."""
+    from kgen import programs
+    from kgen.trace import trace
+
+    for attempt in range(100):
+        kind = rng.choice(("named", "random", "random") if mask else ("plain", "named", "named", "random", "random"))
+        if kind == "plain":
+            return kind, None
+        name = rng.choice(list(programs.NAMED)) if kind == "named" else str(seed + attempt * 1000)
+        t = trace(*programs.NAMED[name](extent)) if kind == "named" else programs.random_program(int(name), extent)
+        if not mask or "mask\n" in t.text:
+            return f"{kind} {name}", (kind, name)
+    raise AssertionError(f"no mask came of seed {seed}")
 
 
 def points(seed: int) -> tuple[int, list[Any]]:
@@ -156,25 +327,25 @@ def points(seed: int) -> tuple[int, list[Any]]:
 
     rng = random.Random(seed)
     build = seed % len(BUILDS)
-    width = BUILDS[build][0]
-    heads = rng.choice(((1, 1), (2, 2), (4, 2), (8, 1), (3, 3), (6, 2)))
-    kind = rng.choice(("plain", "named", "named", "random", "random"))
-    named = rng.choice(list(programs.NAMED))
+    source, width, _ = BUILDS[build]
+    few = source == "decode_hopper.cu"
+    heads = rng.choice(((4, 2), (8, 1), (8, 2), (6, 2), (2, 2)) if few else ((1, 1), (2, 2), (4, 2), (8, 1), (3, 3), (6, 2)))
+    what, program = drawn_program(rng, seed, spread.Sizes(2, *heads[:1], 64, 64, heads[1], 64, 64).extent, source == "masked.cu")
     trials = []
     for i in range(POINTS_A_PROGRAM):
         sq, sk = (max(1, int(rng.choice((64, 128, 192, 300, 700)) + rng.randint(-66, 66) * rng.random())) for _ in range(2))
+        if few:
+            sq, sk = rng.randint(1, 16 * heads[1] // heads[0]), sk * rng.choice((1, 1, 4))
+        # TMA sees rows of whole 16 bytes.
         d, dv = (8 * rng.randint(1, width // 8) if rng.random() < 0.5 else width for _ in range(2))
         at = spread.Sizes(rng.randint(1, 3), heads[0], sq, d, heads[1], sk, dv)
-        program = None
-        if kind == "named":
-            t = trace(*programs.NAMED[named](at.extent))
-            program = (t.text, t.captured, t.scalars)
-        elif kind == "random":
-            t = programs.random_program(seed, at.extent)
-            program = (t.text, t.captured, t.scalars)
-        label = f"{kind} {named if kind == 'named' else ''} seed {seed}.{i}"
+        given = None
+        if program is not None:
+            kind, name = program
+            t = trace(*programs.NAMED[name](at.extent)) if kind == "named" else programs.random_program(int(name), at.extent)
+            given = (t.text, t.captured, t.scalars)
         dtype, layout = rng.choice(("bfloat16", "float16")), rng.choice("cih")
-        trials.append(spread.attention_trial(dtype, at, program, label, layout).on("cuda"))
+        trials.append(spread.attention_trial(dtype, at, given, f"{what}, seed {seed}.{i}", layout).on("cuda"))
     return build, trials
 
 
@@ -184,9 +355,10 @@ def sweep(count: int, shard: str, state_path: Path, seconds: float, device: Any)
     from kgen.task import canonical_contract
 
     part, _, parts = shard.partition("/")
-    source, contract = (kernels_dir() / "attention" / "hopper.cu").read_bytes(), canonical_contract("attention").decode()
-    defaults = _libkgen.candidate_check(contract, source, "hopper.cu")
-    key = {"id": defaults["id"], "gpu": gpu.machine(device)["gpu"]}
+    contract = canonical_contract("attention").decode()
+    texts = {n: (kernels_dir() / "attention" / n).read_bytes() for n, *_ in BUILDS}
+    about = {n: _libkgen.candidate_check(contract, text, n) for n, text in texts.items()}
+    key = {"ids": {n: a["id"] for n, a in about.items()}, "gpu": gpu.machine(device)["gpu"], "of a seed": POINTS_A_PROGRAM}
     held = json.loads(state_path.read_text()) if state_path.is_file() else {}
     done: dict[str, str] = held["points"] if held.get("of") == key else {}
     started, wrong, left = time.monotonic(), 0, 0
@@ -197,12 +369,13 @@ def sweep(count: int, shard: str, state_path: Path, seconds: float, device: Any)
             left += 1
             continue
         build, trials = points(seed)
-        chosen = {n: v[0] if isinstance(v, list) else v for n, v in defaults["tunables"].items()} | BUILDS[build][1]
-        found = spread.judge(contract, source, "hopper.cu", chosen, trials, index=device.index or 0)
-        done[str(seed)] = found.verdict
-        if found.verdict != "pass":
+        name, _, chosen = BUILDS[build]
+        chosen = {n: v[0] if isinstance(v, list) else v for n, v in about[name]["tunables"].items()} | chosen
+        found = spread.judge(contract, texts[name], name, chosen, trials, index=device.index or 0)
+        done[str(seed)] = found.verdict if not found.skipped else f"skipped {len(found.skipped)}"
+        if done[str(seed)] != "pass":
             wrong += 1
-            print(f"seed {seed}, {BUILDS[build][1]}: {found.verdict}: {found.message}", flush=True)
+            print(f"seed {seed}, {BUILDS[build]}: {done[str(seed)]}: {found.message}", flush=True)
         state_path.parent.mkdir(parents=True, exist_ok=True)
         aside = state_path.with_suffix(".tmp")
         aside.write_text(json.dumps({"format": 1, "of": key, "points": done}) + "\n")
@@ -218,7 +391,7 @@ def main() -> int:
     p.add_argument("--shard", default="1/1")
     args, _ = p.parse_known_args()
     if args.sweep is None:
-        gpu.TAKES_ATTENTION = 180
+        gpu.TAKES_ATTENTION = 30 if "--quick" in sys.argv else 180
         return gpu.main(PARTS, __doc__, "attention", "bench-attention.json")
     p = argparse.ArgumentParser(parents=[p], description=(__doc__ or "").splitlines()[0])
     p.add_argument("--state", type=Path, default=ROOT / "build" / "sweep-attention.json")

@@ -85,6 +85,17 @@ TEST(search_answers_within_no_budget) {
     kg_search_result_free(&r);
 }
 
+/* One batch of 32: by the grid alone A would not have passed 3. */
+TEST(search_tries_each_tunable_before_their_combinations) {
+    fake f = {0};
+    kg_search_result r;
+    CHECK_INT(fake_run(&f, 0, &r), KG_OK);
+    CHECK(r.out_of_time);
+    CHECK_INT(r.winners[1].tuning.value[0], 5);
+    CHECK_INT(r.winners[1].tuning.value[1], 0);
+    kg_search_result_free(&r);
+}
+
 /* The budget is the Run's: a life that used it up leaves nothing for the next, unless more is
  * given. */
 /* Eight of 32 fit: all of them are tried, where thinning the whole grid to eight would meet two. */

@@ -132,6 +132,36 @@ def test_one_program_serves_all_block_masks_of_a_function() -> None:
     assert trace(None, mask_mod, Blocks(block_kinds(blocks_of(mask_mod, 32)), 32, 32)).text != first.text
 
 
+def test_pages_of_one_cache_are_flex_attentions() -> None:
+    """torch's PagedAttention: keys of all entries in the pages of one, tables of who has which, lengths an entry."""
+    from torch.nn.attention.experimental._paged_attention import PagedAttention
+
+    lengths, page, pages = torch.tensor([37, 200, 5]), 16, 24
+    g = torch.Generator().manual_seed(4)
+    paged = PagedAttention(pages, page, 3, device="cpu")
+    keys, values = torch.zeros(1, 2, pages * page, 64), torch.zeros(1, 2, pages * page, 64)
+    k, v, q = (torch.randn(3, h, n, 64, generator=g) for h, n in ((2, 208), (2, 208), (8, 1)))
+    for most in (20, 110, 208):  # they grow in turn, so that no entry's pages lie in order
+        for b in (2, 0, 1):
+            paged.reserve(torch.tensor([b]), lengths[b : b + 1].clamp(max=most))
+    for b, n in enumerate(lengths.tolist()):
+        paged.assign(torch.tensor([b]), torch.arange(n)[None], k[b : b + 1, :, :n], v[b : b + 1, :, :n], keys, values)
+    assert paged.page_table[1].diff()[:12].unique().numel() > 1
+    logical = create_block_mask(lambda b, h, i, j: j < lengths[b], 3, None, 1, pages * page, device="cpu", BLOCK_SIZE=(1, page))
+    mask = paged.convert_logical_block_mask(logical, kv_len=lengths)
+    slopes = torch.linspace(0.1, 1, 8)
+    for score in (None, lambda s, b, h, i, j: s + slopes[h] * (j - lengths[b])):
+        moved = None if score is None else paged.get_score_mod(score, lengths)
+        out = attention(q, keys, values, moved, mask, enable_gqa=True)
+        close(out, flex_attention(q, keys, values, moved, mask, enable_gqa=True))
+        for b, n in enumerate(lengths.tolist()):
+            own = (q[b : b + 1], k[b : b + 1, :, :n], v[b : b + 1, :, :n])
+            one = None if score is None else lambda s, _, h, i, j: s + slopes[h] * (j - n)  # noqa: B023
+            close(out[b : b + 1], attention(*own, one, enable_gqa=True))
+    with pytest.raises(BadInput, match="do not go together"):
+        attention(q, keys, values, enable_gqa=True)
+
+
 def test_causal_top_left_and_bottom_right() -> None:
     q, k, v = inputs()
     want = flex(q, k, v, None, blocks_of(lambda b, h, i, j: i >= j))

@@ -148,6 +148,33 @@ def test_decoding(chosen: dict[str, int]) -> None:
     assert not found.skipped, found.skipped
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_one_cache_for_all_entries(dtype: str) -> None:
+    """Keys of stride 0 from entry to entry, whose pages of 16 belong to one of them each."""
+    torch.manual_seed(3)
+    b, pages = 5, 300
+    whose, length = torch.full((b, pages), -1, dtype=torch.int32, device=GPU), torch.tensor([1000, 16, 1, 700, 333], device=GPU)
+    free = torch.randperm(pages, device=GPU)
+    for i, n in enumerate(length.tolist()):
+        own, free = free[: -(-n // 16)], free[-(-n // 16) :]
+        whose[i, own] = torch.arange(len(own), dtype=torch.int32, device=GPU)
+    t = trace(None, lambda b, h, q, kv: (whose[b, kv // 16] >= 0) & (whose[b, kv // 16] * 16 + kv % 16 < length[b]), device=GPU)
+    wide = getattr(torch, dtype)
+    q = torch.randn(b, 8, 1, 128, device=GPU).to(wide)
+    k, v = (torch.randn(1, 2, pages * 16, 128, device=GPU).to(wide).expand(b, -1, -1, -1) for _ in range(2))
+    rest = (t.captured, t.scalars, t.text, None, True)
+    made = attention_trial(dtype, Sizes(b, 8, 1, 128, 2, pages * 16, 128), (t.text, t.captured, t.scalars), "pages").on("cuda")
+    for n in ("key", "value"):
+        made.case["args"][n]["stride"][0] = 0
+    for source in (DECODE, DECODE.with_name("decode.cu")):
+        with Judge(CONTRACT, device=GPU) as judge:
+            case = judge.add_case(made.case)
+            oracle, theirs = (reference_attention_mod(q, k, v, *rest, dtype=d) for d in (torch.float64, None))
+            judge.add_set(case, [q, k, v, *t.captured], list(oracle), results=list(theirs))
+            record = judge.run(source.read_text(), name=source.name)
+        assert record["verdict"] == "pass", f"{source.name}: {record['message']}"
+
+
 def served(change: Callable[[Tensor, Tensor, Tensor], Any], mods: programs.Mods, dtype: torch.dtype, s: int = 900) -> None:
     """One exact build against the oracle, with inputs that `change` makes of random ones."""
     torch.manual_seed(0)

@@ -32,6 +32,11 @@ HOPPER = HOPPER[:_BEGIN] + """    unsigned over = 0;
     "__shared__ struct messages said;", "__shared__ struct messages all[1]; struct messages &said = all[0];"
 )
 DOCUMENTS = torch.repeat_interleave(torch.arange(5), torch.tensor([70, 150, 60, 200, 160])).to(torch.int32)
+# Pages of 16 keys that three entries have in one cache: which of an entry's a page is, -1 for others'; and how many keys.
+PAGES = torch.full((3, 25), -1, dtype=torch.int32)
+for entry, own in enumerate(([7, 3, 24, 0, 9, 10], [1], [2, 23, 5, 12, 11, 13, 4, 22])):
+    PAGES[entry, own] = torch.arange(len(own), dtype=torch.int32)
+LENGTHS = torch.tensor([90, 3, 128], dtype=torch.int32)
 Mask = Callable[..., Any]
 MASKS: dict[str, Mask] = {
     "causal": lambda b, h, q, kv: q >= kv,
@@ -42,13 +47,14 @@ MASKS: dict[str, Mask] = {
     "wide neighbours": lambda b, h, q, kv: ((q // 64 - kv // 64).abs() <= 6) & ((q % 64 - kv % 64).abs() <= 6),
     "cut": lambda b, h, q, kv: (kv % 97 != h) & (kv < 900),
     "all": lambda b, h, q, kv: kv >= 0,
+    "pages": lambda b, h, q, kv: (PAGES[b, kv // 16] >= 0) & (PAGES[b, kv // 16] * 16 + kv % 16 < LENGTHS[b]),
     "far rows": lambda b, h, q, kv: ((q // 32 - kv // 32).abs() >= 14) & (h == 0) | (q % 32 + kv % 32 == b),
 }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """b, hq, hkv, sq, sk, d; grow: how large the last key is against the first."""
+    """b, hq, hkv, sq, sk, d; grow: how large the last key is against the first; one_cache: keys and values are one entry's."""
 
     mask: str
     shape: tuple[int, int, int, int, int, int]
@@ -58,12 +64,15 @@ class Trial:
     grow: float = 0.0
     any_size: bool = False
     sms: int = 2
+    one_cache: bool = False
 
     def call(self) -> Call:
         b, hq, hkv, sq, sk, d = self.shape
         q, k, v = (torch.randn(b, h, s, d).to(self.dtype) for h, s in ((hq, sq), (hkv, sk), (hkv, sk)))
         if self.grow:
             k *= torch.linspace(0.1, self.grow, sk)[:, None].to(self.dtype)
+        if self.one_cache:
+            k, v = (t[:1].expand(b, -1, -1, -1) for t in (k, v))
         if not self.mask:
             return Call("attention", {"query": q, "key": k, "value": v, "scale": None, "enable_gqa": hq != hkv})
         t = trace(self.score, MASKS[self.mask])
@@ -95,13 +104,15 @@ DECODE_TRIALS = {
     "more parts than threads": Trial("all", (1, 1, 1, 1, 128 * 140, 64), {"HEAD": 64, "WAVES": 1, "WARPS": 2}, score=lambda s, b, h, q, kv: s + kv * 0.01, sms=140),
     "nobody": Trial("few queries", (1, 2, 1, 4, 700, 64), {"HEAD": 64}, sms=8),
     "one part": Trial("cut", (1, 4, 2, 2, 1000, 128), sms=1),
+    "a low cap": Trial("cut", (1, 4, 2, 2, 300, 64), {"HEAD": 64}, score=lambda s, b, h, q, kv: 1.5 * torch.tanh(s / 1.5)),
+    "pages": Trial("pages", (3, 4, 2, 1, 400, 64), {"HEAD": 64}, any_size=True, sms=8, one_cache=True),
 }
 HOPPER_TRIALS = {
     "plain": Trial("", (1, 2, 1, 300, 400, 128), {"STAGES": 3}),
     "two stages of queries": Trial("causal", (1, 2, 1, 400, 400, 128), {"QUERIES": 2}, grow=60.0),
     "three consumers": Trial("documents", (1, 2, 1, 400, 400, 64), {"QUERIES": 2, "HEAD": 64, "CONSUMERS": 3}, grow=80.0),
 }
-QUICK = ("documents", "boxes", "few queries", "a score and a cut", "short")
+QUICK = ("documents", "boxes", "few queries", "a score and a cut", "short", "pages", "a low cap")
 
 
 def holds(trial: Trial, call: Call, got: list[Tensor]) -> None:
@@ -179,6 +190,7 @@ MUTANTS = {
     "queries given back early": ("if (!EARLY)", "if (false)", "three consumers"),
     "stages not swizzled": ("((k % 4 * 2 + key_at) ^ turned)", "(k % 4 * 2 + key_at)", "a score and a cut"),
     "a phase for ever": ("phase ^= stage == 0;", "", "a score and a cut"),
+    "pages of another entry's cache": ("b * k_batch", "b", "pages"),
     "parts that come first weigh too much": ("float x = out[j] * decay;", "float x = out[j];", "more parts than threads"),
 }  # fmt: skip
 
