@@ -183,7 +183,8 @@ class Shipping:
 
     def _images(self, variant: Variant) -> list[Trial]:
         """Trials whose images differ: one is for any size, and each Program has its own."""
-        return [self.house.timed_trial(*variant), *self.with_programs(variant)]
+        plain = [self.house.timed_trial(*variant)] if self.house.plain else []
+        return [*plain, *self.with_programs(variant)]
 
     def jobs(self, n: int) -> Iterator[tuple[Variant, int, int]]:
         """The arguments of compile, n Trials at a time."""
@@ -192,9 +193,10 @@ class Shipping:
                 yield variant, start, n
 
     def evidence(self, variant: Variant) -> list[Evidence]:
-        """What judging finds, without a time: of the plain Cases, and of those with Programs where it takes them."""
+        """What judging finds, without a time: of the plain Cases where they have a pin, and of those with Programs where it
+        takes them."""
         what = " ".join((variant[0], *variant[1]))
-        found = [self._judge(self.dense(variant), what)]
+        found = [self._judge(self.dense(variant), what)] if self.house.plain else []
         if self.house.program_at is not None:
             found.append(self._judge(self.with_programs(variant), f"{what} with Programs"))
         return found
@@ -231,7 +233,8 @@ class Shipping:
                     ratio = ship_ranges.beside_torch(registry, self.house.op, dtype, variant[1], device)
                     n = self.key(variant, evidence[variant][0])["dims"]["N"]
                     ends = (n["min"], n["max"]) if isinstance(n, dict) else (n, n)
-                    found[variant] = ship_ranges.stretch(*ends, ratio)
+                    self.say(f"{self.house.name} {self.arch} {dtype}: torch's time over ours by length and {ship_ranges.TOTALS} elements")
+                    found[variant] = ship_ranges.stretch(*ends, ratio, say=self.say)
                     self.say(f"{self.house.name} {self.arch} {dtype}: rows of {ends}, no slower than torch: {found[variant]}")
             finally:
                 serving.unload(registry)
@@ -244,13 +247,13 @@ class Shipping:
         """Promotes what has been judged and timed in each variant; the version. ranges: lengths of rows that its pins are
         for; a variant with none has no pin."""
         keys, entries, programs = [], [], []
-        for variant, (dense, *rest) in evidence.items():
+        for variant, judged in evidence.items():
             rows = (ranges or {}).get(variant, True)
             if self.house.plain and rows:
-                key = self.key(variant, dense)
+                key = self.key(variant, judged[0])
                 keys.append(key if rows is True else ship_ranges.within(key, rows))
-                entries.append({**_entry(keys[-1], dense, 0), **times.get(variant, {})})
-            for found in rest:
+                entries.append({**_entry(keys[-1], judged[0], 0), **times.get(variant, {})})
+            for found in judged[1 if self.house.plain else 0 :]:
                 trials = self.with_programs(variant)
                 keys.append(judged_key(self.contract, trials, found.skipped, True))
                 entries.append(_entry(keys[-1], found, sum("random" in t.label for t in trials)))
@@ -373,25 +376,35 @@ def _judged(kinds: dict[Kind, list[Shipping]], jobs: int, seconds: float) -> Ite
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _promoted(of: Sequence[Shipping], evidence: dict[Variant, list[Evidence]], faster: bool) -> int:
+    """Times one house kernel where its plain calls have pins, and promotes it for each of its architectures; how many there are."""
+    try:
+        # On a GPU one choice of optional tensors stands for the others: each takes as long as judging them all.
+        some = [v for v in evidence if of[0].house.device == "cpu" or v[1] == of[0].house.affines[0]]
+        times = {v: of[0].time(v) for v in some if of[0].house.plain}
+        ranges = of[0].faster(evidence) if faster else {}
+        for one in of:
+            print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times, ranges)}", flush=True)
+    except KgenError as e:
+        print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
+        return 0
+    return len(of)
+
+
 def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf, faster: bool = False) -> tuple[int, int]:
-    """Ships all: compiles and judges in so many processes, then times one Case after the other. A house kernel for two
-    architectures of GPUs is judged once, on the GPU at hand. How many were shipped, and how many are left."""
+    """Ships all: compiles and judges in so many processes, then times one Case after the other; what has nothing to time is
+    promoted as soon as it is judged. A house kernel for two architectures of GPUs is judged once, on the GPU at hand. How
+    many were shipped, and how many are left."""
     kinds: dict[Kind, list[Shipping]] = {}
     for one in todo:
         kinds.setdefault((_asked(one).house, one.judged_arch), []).append(one)
-    shipped = 0
-    for kind, evidence in list(_judged(kinds, jobs, seconds)):
-        of = kinds[kind]
-        try:
-            # On a GPU one choice of optional tensors stands for the others: each takes as long as judging them all.
-            some = [v for v in evidence if of[0].house.device == "cpu" or v[1] == of[0].house.affines[0]]
-            times = {v: of[0].time(v) for v in some if of[0].house.plain}
-            ranges = of[0].faster(evidence) if faster else {}
-            for one in of:
-                print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times, ranges)}", flush=True)
-            shipped += len(of)
-        except KgenError as e:
-            print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
+    shipped, to_time = 0, []
+    for kind, evidence in _judged(kinds, jobs, seconds):
+        if kinds[kind][0].house.plain:
+            to_time.append((kind, evidence))
+        else:
+            shipped += _promoted(kinds[kind], evidence, False)
+    shipped += sum(_promoted(kinds[kind], evidence, faster) for kind, evidence in to_time)
     return shipped, len(todo) - shipped
 
 

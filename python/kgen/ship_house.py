@@ -260,10 +260,10 @@ def _gpu_attention(
         sizes = _of_heads(head, hopper_sizes if file == "hopper.cu" else flash_sizes, more)
         timed, at = Sizes(4, 16, 4096, head, 16, 4096, head), Sizes(2, 4, 70, head, 4, 131, head)
     at_programs = at if programs else None
-    # torch's own attention is ahead of the kernels for every GPU wherever it has one for the call.
+    # torch's own attention may be ahead wherever it has one for the call.
     return House(
         f"attention/{file}", "attention", sizes, timed, at_programs, tunables={**chosen, "HEAD": head}, dtypes=dtypes,
-        plain=file == "hopper.cu",
+        plain=not programs,
     )  # fmt: skip
 
 
