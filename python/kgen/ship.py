@@ -1,7 +1,7 @@
 """Makes the registry that comes with kgen, generated/, from the house kernels in kernels/. A tool for kgen's developers:
 
     python -m kgen.ship [--registry generated] [--arch x86-64-v3] [--only attention/flash.c] [--programs 100] [--again] [--jobs 16]
-                        [--most 14] [--seconds 400] [--faster]
+                        [--most 14] [--seconds 400] [--faster] [--untimed]
 
 Each house kernel is built for any size, as a dynamic pin serves it, and judged for each dtype on sizes over its range
 (1, primes, a tile's edges and their neighbours, the longest), attention also with the variants by name and with random
@@ -12,7 +12,7 @@ Nothing is timed against torch here: that is the gate's, for Cases of a real mod
 compile and judge; what is timed is timed afterwards, one Case after the other. --most thins the sizes and the Programs of
 each dtype to about so many (each dim's least and most stay), --seconds ends the judging: what is whole by then is promoted,
 and exit code 4 says that some are left for another call. --faster calls kernels of rows beside torch and narrows their pins
-to the lengths where they are no slower (ship_ranges).
+to the lengths where they are no slower (ship_ranges). --untimed leaves the times out of the Records, which say nothing of torch.
 """
 
 from __future__ import annotations
@@ -376,12 +376,12 @@ def _judged(kinds: dict[Kind, list[Shipping]], jobs: int, seconds: float) -> Ite
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _promoted(of: Sequence[Shipping], evidence: dict[Variant, list[Evidence]], faster: bool) -> int:
+def _promoted(of: Sequence[Shipping], evidence: dict[Variant, list[Evidence]], faster: bool, timed: bool) -> int:
     """Times one house kernel where its plain calls have pins, and promotes it for each of its architectures; how many there are."""
     try:
         # On a GPU one choice of optional tensors stands for the others: each takes as long as judging them all.
         some = [v for v in evidence if of[0].house.device == "cpu" or v[1] == of[0].house.affines[0]]
-        times = {v: of[0].time(v) for v in some if of[0].house.plain}
+        times = {v: of[0].time(v) for v in some if timed and of[0].house.plain}
         ranges = of[0].faster(evidence) if faster else {}
         for one in of:
             print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times, ranges)}", flush=True)
@@ -391,7 +391,7 @@ def _promoted(of: Sequence[Shipping], evidence: dict[Variant, list[Evidence]], f
     return len(of)
 
 
-def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf, faster: bool = False) -> tuple[int, int]:
+def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf, faster: bool = False, timed: bool = True) -> tuple[int, int]:
     """Ships all: compiles and judges in so many processes, then times one Case after the other; what has nothing to time is
     promoted as soon as it is judged. A house kernel for two architectures of GPUs is judged once, on the GPU at hand. How
     many were shipped, and how many are left."""
@@ -403,8 +403,8 @@ def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf, fa
         if kinds[kind][0].house.plain:
             to_time.append((kind, evidence))
         else:
-            shipped += _promoted(kinds[kind], evidence, False)
-    shipped += sum(_promoted(kinds[kind], evidence, faster) for kind, evidence in to_time)
+            shipped += _promoted(kinds[kind], evidence, False, False)
+    shipped += sum(_promoted(kinds[kind], evidence, faster, timed) for kind, evidence in to_time)
     return shipped, len(todo) - shipped
 
 
@@ -420,6 +420,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--most", type=int, default=0, metavar="N", help="about so many Cases of each dtype (default: all)")
     p.add_argument("--seconds", type=float, default=math.inf, help="with --jobs: end the judging after so long")
     p.add_argument("--faster", action="store_true", help="with --jobs: no pins for rows that torch is faster for")
+    p.add_argument("--untimed", action="store_true", help="with --jobs: no times in the Records")
     p.add_argument("--again", action="store_true", help="also what is in the registry already")
     args = p.parse_args(argv)
     if args.programs < 1:
@@ -444,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.only:
         todo.sort(key=lambda one: args.only.index(one.house.file))
     if args.jobs > 1:
-        _, left = _together(todo, args.jobs, args.seconds, args.faster)
+        _, left = _together(todo, args.jobs, args.seconds, args.faster, not args.untimed)
         return 0 if not left else LEFT if math.isfinite(args.seconds) else 1
     failed = 0
     for one in todo:
