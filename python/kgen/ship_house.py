@@ -24,6 +24,8 @@ Variant = tuple[str, tuple[str, ...]]
 ALIGNS = (64, 16, 4)
 # The most queries and keys of a head as wide as its class.
 LONG = 1 << 17
+# Bytes of the most rows that a GPU's Kernel of rows is judged on.
+MANY = 1 << 28
 # Variants whose tables have an element for each score: not for the longest sizes.
 DENSE_TABLES = ("dense_bias", "dense_mask")
 
@@ -159,7 +161,30 @@ class House:
         """Of a norm, a linear or a conv2d, which of weight and bias its pins are for; a call of another Op has no such choice."""
         return {**spread.AFFINE, **epilogues.CHOICES}.get(self.op, ((),))
 
+    def of_class(self, dtype: str) -> list[tuple[int, int]]:
+        """(M, N) of rows that its tunables are for: their ends and what is between, and as many rows as fit MANY bytes."""
+        assert self.row_bytes is not None
+        size = 4 if dtype == "float32" else 2
+        low, high = self.row_bytes[0] // size + 1, min(self.row_bytes[1] // size, 1 << 21)
+        middle, even = max(low, (low + high) // 2 // 8 * 8), min(high, (low + 7) // 8 * 8)
+        quarters = {max(even, (low * (4 - i) + high * i) // 4 // 8 * 8) for i in (1, 3)}
+        widths = sorted({low, min(low + 1, high), even, middle, min(middle | 1, high), max(low, high - 1), high, *quarters})
+        return [*((1, n) for n in (low, high)), *(((1, 3, 133, 7)[i % 4], n) for i, n in enumerate(widths)), (MANY // size // even, even)]
+
     def dense(self, dtype: str, affine: Sequence[str] = ()) -> list[Trial]:
+        if self.row_bytes is not None:
+            rows = [
+                spread.softmax_trial(dtype, m, n) if self.op == "softmax" else spread.norm_trial(self.op, dtype, m, n, affine)
+                for m, n in self.of_class(dtype)
+            ]
+            within = {n for _, n in self.of_class(dtype)}
+            sizes = [(i, s) for i, s in enumerate(self.sizes()) if min(within) <= s[1] <= max(within)]
+            rows += [
+                spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) if self.op == "softmax"
+                else spread.norm_trial(self.op, dtype, *s, affine, ALIGNS[i % 3])
+                for i, s in sizes
+            ]  # fmt: skip
+            return [t.on(self.device) for t in rows]
         if self.op in spread.AFFINE:
             made = [
                 spread.norm_trial(self.op, dtype, m, n, affine, ALIGNS[i % 3]) for i, (m, n) in enumerate(self.sizes())

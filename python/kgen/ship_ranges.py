@@ -27,6 +27,11 @@ LENGTHS, ROUNDS = 9, 9
 # Turns of each side: a ratio that is no loss beyond doubt is measured again before it ends a stretch.
 TURNS, MORE_TURNS, NO_DOUBT = 2, 6, 0.8
 
+
+class NotServed(KgenError):
+    """The Kernel is not for a call."""
+
+
 Ratio = Callable[[int, int], float]
 
 
@@ -42,20 +47,30 @@ def stretch(
     low: int, high: int, ratio: Ratio, totals: Sequence[int] = TOTALS, say: Callable[[str], None] = lambda _: None
 ) -> tuple[int, int] | None:
     """The longest stretch of lengths, by their logarithm, each as fast as torch with any number of rows; None: no length is."""
+
+    def measured(n: int) -> list[float]:
+        """Of a length that the Kernel is not for (no multiple of 8, say) nothing: it stays torch's within the range, too."""
+        try:
+            return [ratio(max(1, total // n), n) for total in totals]
+        except NotServed:
+            return []
+
     at = lengths(low, high)
-    found = [[ratio(max(1, total // n), n) for total in totals] for n in at]
-    say("; ".join(f"{n}: {' '.join(f'{r:.2f}' for r in ratios)}" for n, ratios in zip(at, found, strict=True)))
-    holds = [min(ratios) >= AT_LEAST for ratios in found]
+    found = [measured(n) for n in at]
+    say("; ".join(f"{n}: {' '.join(f'{r:.2f}' for r in ratios) or 'not for it'}" for n, ratios in zip(at, found, strict=True)))
+    holds = [min(ratios, default=1.0) >= AT_LEAST for ratios in found]
+    if not any(found):
+        return None
     best: tuple[float, tuple[int, int]] | None = None
     for i in range(len(at)):
         for j in range(i, len(at)):
-            if all(holds[i : j + 1]) and (best is None or math.log(at[j] / at[i]) > best[0]):
+            if all(holds[i : j + 1]) and any(found[i : j + 1]) and (best is None or math.log(at[j] / at[i]) > best[0]):
                 best = math.log(at[j] / at[i]), (at[i], at[j])
     return best[1] if best else None
 
 
 def beside_torch(registry: Path, op: str, dtype: str, affine: Sequence[str], device: torch.device) -> Ratio:
-    """torch's eager time over that of the registry's Kernel, for rows of softmax or a norm. KgenError: it does not serve."""
+    """torch's eager time over that of the registry's Kernel, for rows of softmax or a norm. NotServed: it does not serve."""
 
     def ratio(m: int, n: int) -> float:
         norm = op in spread.AFFINE
@@ -66,7 +81,7 @@ def beside_torch(registry: Path, op: str, dtype: str, affine: Sequence[str], dev
         ours, theirs = gate_child.served(case, list(case["args"])), baselines.of(case)[0].build()
         why = serving.why(ours, x)
         if why.fallbacks or any(d.registry != str(registry) for d in why.decisions):
-            raise KgenError(f"{trial.label}: not served by the Kernel: {why}")
+            raise NotServed(f"{trial.label}: not served by the Kernel: {why}")
         best = {"ours": math.inf, "theirs": math.inf}
         for turn in range(MORE_TURNS):
             for name, f in (("ours", ours), ("theirs", theirs)):

@@ -269,6 +269,15 @@ def test_a_stretch_of_lengths_is_where_the_kernel_holds() -> None:
     # One loss with one number of rows ends a stretch; of two stretches the wider one is taken.
     found = ship_ranges.stretch(1, 1000, lambda m, n: 0.5 if n == 75 and m < 10_000 else 1.0, (1 << 16, 1 << 21))
     assert found == (1, 24)
+
+    def multiples(m: int, n: int) -> float:
+        if n % 8:
+            raise ship_ranges.NotServed("not for it")
+        return 1.0 if n < 100 else 0.5
+
+    (low, high) = ship_ranges.stretch(1, 1000, multiples) or (0, 0)
+    assert low == 1 and high < 1000, "what it is not for is no loss"
+    assert ship_ranges.stretch(1, 7, multiples) is None
     assert ship_ranges.stretch(1, 1000, lambda m, n: 1.0) == (1, 1000) and ship_ranges.stretch(1, 1000, lambda m, n: 0.9) is None
 
 
