@@ -191,6 +191,10 @@ static void add_block(search *s, size_t rank, kg_reg *reg, size_t nblock,
             say(s->notes, name, why);
             continue;
         }
+        if (pin->key.program == KG_PROGRAM_ANY && (s->call->skip_outputs & KG_TORCH_IS_FAST)) {
+            say(s->notes, name, "program: the pin is for any, and torch has its own for this one");
+            continue;
+        }
         if (s->nfound == s->cap) {
             size_t cap = s->cap > 0 ? 2 * s->cap : 16;
             candidate *more = realloc(s->found, cap * sizeof(*more));

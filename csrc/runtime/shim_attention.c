@@ -1,7 +1,8 @@
 /* Serves kgen::attention (scaled_dot_product_attention's schema) and kgen::attention_mod (a traced
  * Program). The first turns is_causal and attn_mask into Programs, so that one contract and one set
- * of Kernels serve both. What the contract does not cover (dropout, other ranks and dtypes) goes to
- * torch's own SDPA, whose errors the user then sees. */
+ * of Kernels serve both; on a GPU torch's own kernels are for them, and it takes a pin of that very
+ * Program to serve instead. What the contract does not cover (dropout, other ranks and dtypes) goes
+ * to torch's own SDPA, whose errors the user then sees. */
 #include "runtime/shim.h"
 
 #include <stdio.h>
@@ -184,6 +185,8 @@ static int attention_serve(const StableIValue *stack, void *out[KG_MAX_OUTPUTS],
     call.program = programs[program];
     call.args[PROGRAM].present = program != PLAIN;
     call.skip_outputs = 1U << LSE;
+    if (program != PLAIN && call.device == KG_CUDA)
+        call.skip_outputs |= KG_TORCH_IS_FAST;
     return kg_rt_run(attention_op, &call, out, err);
 }
 

@@ -99,6 +99,10 @@ typedef struct kg_value {
 
 struct kg_program;
 
+/* Beside the outputs that are not wanted: the Program stands for arguments of torch's own op, which
+ * is fast at them on this device. No pin for any Program serves such a call. */
+#define KG_TORCH_IS_FAST (1U << 31)
+
 /* One call of an Op: args in the order of its contract. */
 typedef struct kg_call {
     kg_value args[KG_MAX_ARGS];
@@ -108,7 +112,7 @@ typedef struct kg_call {
     double scalars[KG_MAX_SCALARS];
     size_t nscalars;
     const struct kg_program *program; /* NULL: plain */
-    uint32_t skip_outputs;            /* bit i: optional output i is not wanted */
+    uint32_t skip_outputs;            /* bit i: optional output i is not wanted; KG_TORCH_IS_FAST */
     int32_t device;                   /* kg_device */
     int32_t device_index;
     int32_t precision; /* kg_precision */

@@ -1,7 +1,7 @@
 """Makes the registry that comes with kgen, generated/, from the house kernels in kernels/. A tool for kgen's developers:
 
     python -m kgen.ship [--registry generated] [--arch x86-64-v3] [--only attention/flash.c] [--programs 100] [--again] [--jobs 16]
-                        [--most 14] [--seconds 400] [--faster]
+                        [--most 14] [--seconds 400] [--faster] [--untimed]
 
 Each house kernel is built for any size, as a dynamic pin serves it, and judged for each dtype on sizes over its range
 (1, primes, a tile's edges and their neighbours, the longest), attention also with the variants by name and with random
@@ -12,7 +12,7 @@ Nothing is timed against torch here: that is the gate's, for Cases of a real mod
 compile and judge; what is timed is timed afterwards, one Case after the other. --most thins the sizes and the Programs of
 each dtype to about so many (each dim's least and most stay), --seconds ends the judging: what is whole by then is promoted,
 and exit code 4 says that some are left for another call. --faster calls kernels of rows beside torch and narrows their pins
-to the lengths where they are no slower (ship_ranges).
+to the lengths where they are no slower (ship_ranges). --untimed leaves the times out of the Records, which say nothing of torch.
 """
 
 from __future__ import annotations
@@ -183,7 +183,8 @@ class Shipping:
 
     def _images(self, variant: Variant) -> list[Trial]:
         """Trials whose images differ: one is for any size, and each Program has its own."""
-        return [self.house.timed_trial(*variant), *self.with_programs(variant)]
+        plain = [self.house.timed_trial(*variant)] if self.house.plain else []
+        return [*plain, *self.with_programs(variant)]
 
     def jobs(self, n: int) -> Iterator[tuple[Variant, int, int]]:
         """The arguments of compile, n Trials at a time."""
@@ -192,9 +193,10 @@ class Shipping:
                 yield variant, start, n
 
     def evidence(self, variant: Variant) -> list[Evidence]:
-        """What judging finds, without a time: of the plain Cases, and of those with Programs where it takes them."""
+        """What judging finds, without a time: of the plain Cases where they have a pin, and of those with Programs where it
+        takes them."""
         what = " ".join((variant[0], *variant[1]))
-        found = [self._judge(self.dense(variant), what)]
+        found = [self._judge(self.dense(variant), what)] if self.house.plain else []
         if self.house.program_at is not None:
             found.append(self._judge(self.with_programs(variant), f"{what} with Programs"))
         return found
@@ -231,7 +233,8 @@ class Shipping:
                     ratio = ship_ranges.beside_torch(registry, self.house.op, dtype, variant[1], device)
                     n = self.key(variant, evidence[variant][0])["dims"]["N"]
                     ends = (n["min"], n["max"]) if isinstance(n, dict) else (n, n)
-                    found[variant] = ship_ranges.stretch(*ends, ratio)
+                    self.say(f"{self.house.name} {self.arch} {dtype}: torch's time over ours by length and {ship_ranges.TOTALS} elements")
+                    found[variant] = ship_ranges.stretch(*ends, ratio, say=self.say)
                     self.say(f"{self.house.name} {self.arch} {dtype}: rows of {ends}, no slower than torch: {found[variant]}")
             finally:
                 serving.unload(registry)
@@ -244,13 +247,13 @@ class Shipping:
         """Promotes what has been judged and timed in each variant; the version. ranges: lengths of rows that its pins are
         for; a variant with none has no pin."""
         keys, entries, programs = [], [], []
-        for variant, (dense, *rest) in evidence.items():
+        for variant, judged in evidence.items():
             rows = (ranges or {}).get(variant, True)
             if self.house.plain and rows:
-                key = self.key(variant, dense)
+                key = self.key(variant, judged[0])
                 keys.append(key if rows is True else ship_ranges.within(key, rows))
-                entries.append({**_entry(keys[-1], dense, 0), **times.get(variant, {})})
-            for found in rest:
+                entries.append({**_entry(keys[-1], judged[0], 0), **times.get(variant, {})})
+            for found in judged[1 if self.house.plain else 0 :]:
                 trials = self.with_programs(variant)
                 keys.append(judged_key(self.contract, trials, found.skipped, True))
                 entries.append(_entry(keys[-1], found, sum("random" in t.label for t in trials)))
@@ -373,25 +376,35 @@ def _judged(kinds: dict[Kind, list[Shipping]], jobs: int, seconds: float) -> Ite
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf, faster: bool = False) -> tuple[int, int]:
-    """Ships all: compiles and judges in so many processes, then times one Case after the other. A house kernel for two
-    architectures of GPUs is judged once, on the GPU at hand. How many were shipped, and how many are left."""
+def _promoted(of: Sequence[Shipping], evidence: dict[Variant, list[Evidence]], faster: bool, timed: bool) -> int:
+    """Times one house kernel where its plain calls have pins, and promotes it for each of its architectures; how many there are."""
+    try:
+        # On a GPU one choice of optional tensors stands for the others: each takes as long as judging them all.
+        some = [v for v in evidence if of[0].house.device == "cpu" or v[1] == of[0].house.affines[0]]
+        times = {v: of[0].time(v) for v in some if timed and of[0].house.plain}
+        ranges = of[0].faster(evidence) if faster else {}
+        for one in of:
+            print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times, ranges)}", flush=True)
+    except KgenError as e:
+        print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
+        return 0
+    return len(of)
+
+
+def _together(todo: Sequence[Shipping], jobs: int, seconds: float = math.inf, faster: bool = False, timed: bool = True) -> tuple[int, int]:
+    """Ships all: compiles and judges in so many processes, then times one Case after the other; what has nothing to time is
+    promoted as soon as it is judged. A house kernel for two architectures of GPUs is judged once, on the GPU at hand. How
+    many were shipped, and how many are left."""
     kinds: dict[Kind, list[Shipping]] = {}
     for one in todo:
         kinds.setdefault((_asked(one).house, one.judged_arch), []).append(one)
-    shipped = 0
-    for kind, evidence in list(_judged(kinds, jobs, seconds)):
-        of = kinds[kind]
-        try:
-            # On a GPU one choice of optional tensors stands for the others: each takes as long as judging them all.
-            some = [v for v in evidence if of[0].house.device == "cpu" or v[1] == of[0].house.affines[0]]
-            times = {v: of[0].time(v) for v in some if of[0].house.plain}
-            ranges = of[0].faster(evidence) if faster else {}
-            for one in of:
-                print(f"{one.house.name} {one.arch}: {one.house.op}/v{one.promote(evidence, times, ranges)}", flush=True)
-            shipped += len(of)
-        except KgenError as e:
-            print(f"NOT SHIPPED: {e}", file=sys.stderr, flush=True)
+    shipped, to_time = 0, []
+    for kind, evidence in _judged(kinds, jobs, seconds):
+        if kinds[kind][0].house.plain:
+            to_time.append((kind, evidence))
+        else:
+            shipped += _promoted(kinds[kind], evidence, False, False)
+    shipped += sum(_promoted(kinds[kind], evidence, faster, timed) for kind, evidence in to_time)
     return shipped, len(todo) - shipped
 
 
@@ -407,6 +420,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--most", type=int, default=0, metavar="N", help="about so many Cases of each dtype (default: all)")
     p.add_argument("--seconds", type=float, default=math.inf, help="with --jobs: end the judging after so long")
     p.add_argument("--faster", action="store_true", help="with --jobs: no pins for rows that torch is faster for")
+    p.add_argument("--untimed", action="store_true", help="with --jobs: no times in the Records")
     p.add_argument("--again", action="store_true", help="also what is in the registry already")
     args = p.parse_args(argv)
     if args.programs < 1:
@@ -431,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.only:
         todo.sort(key=lambda one: args.only.index(one.house.file))
     if args.jobs > 1:
-        _, left = _together(todo, args.jobs, args.seconds, args.faster)
+        _, left = _together(todo, args.jobs, args.seconds, args.faster, not args.untimed)
         return 0 if not left else LEFT if math.isfinite(args.seconds) else 1
     failed = 0
     for one in todo:

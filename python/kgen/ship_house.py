@@ -22,6 +22,10 @@ LAYOUTS = ("c", "i", "h")
 Variant = tuple[str, tuple[str, ...]]
 # A tensor's data is at least this aligned in some Cases, and at most an element in others.
 ALIGNS = (64, 16, 4)
+# The most queries and keys of a head as wide as its class.
+LONG = 1 << 17
+# Bytes of the most rows that a GPU's Kernel of rows is judged on.
+MANY = 1 << 28
 # Variants whose tables have an element for each score: not for the longest sizes.
 DENSE_TABLES = ("dense_bias", "dense_mask")
 
@@ -140,6 +144,7 @@ class House:
     dtypes: tuple[str, ...] = DTYPES
     layouts: str = ""  # of a product's operands; all of them
     plain: bool = True  # false: calls without a Program are left to torch, which is faster
+    aligns: tuple[int, ...] = ALIGNS
     row_bytes: tuple[int, int] | None = None  # pins are for rows of more than the first and at most the second
 
     @property
@@ -156,7 +161,30 @@ class House:
         """Of a norm, a linear or a conv2d, which of weight and bias its pins are for; a call of another Op has no such choice."""
         return {**spread.AFFINE, **epilogues.CHOICES}.get(self.op, ((),))
 
+    def of_class(self, dtype: str) -> list[tuple[int, int]]:
+        """(M, N) of rows that its tunables are for: their ends and what is between, and as many rows as fit MANY bytes."""
+        assert self.row_bytes is not None
+        size = 4 if dtype == "float32" else 2
+        low, high = self.row_bytes[0] // size + 1, min(self.row_bytes[1] // size, 1 << 21)
+        middle, even = max(low, (low + high) // 2 // 8 * 8), min(high, (low + 7) // 8 * 8)
+        quarters = {max(even, (low * (4 - i) + high * i) // 4 // 8 * 8) for i in (1, 3)}
+        widths = sorted({low, min(low + 1, high), even, middle, min(middle | 1, high), max(low, high - 1), high, *quarters})
+        return [*((1, n) for n in (low, high)), *(((1, 3, 133, 7)[i % 4], n) for i, n in enumerate(widths)), (MANY // size // even, even)]
+
     def dense(self, dtype: str, affine: Sequence[str] = ()) -> list[Trial]:
+        if self.row_bytes is not None:
+            rows = [
+                spread.softmax_trial(dtype, m, n) if self.op == "softmax" else spread.norm_trial(self.op, dtype, m, n, affine)
+                for m, n in self.of_class(dtype)
+            ]
+            within = {n for _, n in self.of_class(dtype)}
+            sizes = [(i, s) for i, s in enumerate(self.sizes()) if min(within) <= s[1] <= max(within)]
+            rows += [
+                spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) if self.op == "softmax"
+                else spread.norm_trial(self.op, dtype, *s, affine, ALIGNS[i % 3])
+                for i, s in sizes
+            ]  # fmt: skip
+            return [t.on(self.device) for t in rows]
         if self.op in spread.AFFINE:
             made = [
                 spread.norm_trial(self.op, dtype, m, n, affine, ALIGNS[i % 3]) for i, (m, n) in enumerate(self.sizes())
@@ -167,7 +195,7 @@ class House:
             made = [spread.softmax_trial(dtype, *s, align=ALIGNS[i % 3]) for i, s in enumerate(self.sizes())]
         else:
             made = [
-                spread.attention_trial(dtype, s, layout=LAYOUTS[i % 3], align=ALIGNS[i // 3 % 3])
+                spread.attention_trial(dtype, s, layout=LAYOUTS[i % 3], align=self.aligns[i // 3 % 3])
                 for i, s in enumerate(self.sizes())
             ]
         return [t.on(self.device) for t in made]
@@ -201,7 +229,7 @@ class House:
         for i, s in enumerate(self.sizes()):
             usable = _named(s)
             name, program = usable[i % len(usable)]
-            found.append(spread.attention_trial(dtype, s, program, name, LAYOUTS[i % 3], ALIGNS[i // 3 % 3]))
+            found.append(spread.attention_trial(dtype, s, program, name, LAYOUTS[i % 3], self.aligns[i // 3 % 3]))
         turn = self.dtypes.index(dtype)
         for i, (name, program) in enumerate(spread.random_programs(count, at.extent)):
             if i % len(self.dtypes) == turn:
@@ -239,11 +267,12 @@ HOUSE = (
 
 
 def _of_heads(head: int, all_sizes: Callable[[], list[Sizes]], more: Sequence[Sizes]) -> Callable[[], list[Sizes]]:
-    """Those of some sizes whose heads are of one class (up to 64, 128, 256), and a few more of it."""
+    """Those of some sizes whose heads are of one class (up to 64, 128, 256), and a few more of it. A head of another class has
+    Kernels of its own, which a range that held both would take its calls from."""
 
     def sizes() -> list[Sizes]:
         below = {64: 0, 128: 64, 256: 128}[head]
-        return [*(s for s in all_sizes() if below < max(s.d, s.dv) <= head), *more]
+        return [*(s for s in all_sizes() if below < min(s.d, s.dv) and max(s.d, s.dv) <= head), *more]
 
     return sizes
 
@@ -253,17 +282,20 @@ def _gpu_attention(
 ) -> House:
     if decode:
         more = [Sizes(1, 8, 1, head, 8, 1021, head), Sizes(3, 32, 2, head, 4, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
+        more += [Sizes(1024, 1, 1, head, 1, 3, head), Sizes(1, 256, 1, head, 256, 5, head), Sizes(1, 1, 2, head, 1, LONG, head)]
         sizes = _of_heads(head, decode_hopper_sizes if file == "decode_hopper.cu" else decode_sizes, more)
         timed, at = Sizes(8, 32, 1, head, 8, 8192, head), Sizes(2, 4, 3, head, 4, 131, head)
     else:
         more = [Sizes(1, 2, 333, head, 1, 1021, head), Sizes(2, 3, 65, head, 3, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
+        more += [Sizes(1024, 1, 18, head, 1, 3, head), Sizes(1, 256, 17, head, 256, 5, head), Sizes(1, 1, LONG, head, 1, 16, head),
+                 Sizes(1, 1, 20, head, 1, LONG, head)]  # fmt: skip
         sizes = _of_heads(head, hopper_sizes if file == "hopper.cu" else flash_sizes, more)
         timed, at = Sizes(4, 16, 4096, head, 16, 4096, head), Sizes(2, 4, 70, head, 4, 131, head)
     at_programs = at if programs else None
-    # torch's own attention is ahead of the kernels for every GPU wherever it has one for the call.
+    # torch's own attention may be ahead wherever it has one for the call.
     return House(
         f"attention/{file}", "attention", sizes, timed, at_programs, tunables={**chosen, "HEAD": head}, dtypes=dtypes,
-        plain=file == "hopper.cu",
+        plain=not programs, aligns=(64, 16, 16) if "hopper" in file else ALIGNS,  # TMA reads from multiples of 16
     )  # fmt: skip
 
 

@@ -120,11 +120,18 @@ def inputs(case: dict[str, Any], blobs: dict[str, bytes], device: Any) -> Any:
 
 def measure(trial: Any, device: Any, rounds: int) -> tuple[float, float, str, str]:
     """Seconds of torch's best and of kgen's, who served, and which of torch's was best."""
+    import torch
+
     from kgen import baselines, devices, gate_child, serving
+    from kgen.program import CAUSAL
 
     case = trial.case
     x = inputs(case, trial.blobs, device)
     ours = gate_child.served(case, list(case["args"]))
+    if (case.get("program") or {}).get("text") == CAUSAL:  # as kgen.attention and F.scaled_dot_product_attention's users call it
+
+        def ours(x: Any) -> Any:
+            return torch.ops.kgen.attention(x.args["query"], x.args["key"], x.args["value"], is_causal=True, enable_gqa=True)
     (decision,) = serving.why(ours, x).decisions
     contenders: dict[str, Callable[[], Any]] = {"kgen": lambda: ours(x)}
     for b in baselines.of(case):

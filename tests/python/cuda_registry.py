@@ -12,7 +12,8 @@ from typing import Any
 import serving_registry as sr
 import torch
 
-from kgen import devices
+from kgen import _libkgen, devices, spread
+from kgen.program import CAUSAL
 
 # One block a row.
 SOFTMAX = """/* kgen
@@ -135,9 +136,16 @@ def promote(registry: Path, op: str, source: str, keys: list[dict[str, Any]], in
     return sr.promote(registry, op, source, made, **environment(index))
 
 
+def causal() -> str:
+    """The hash of the Program that is_causal becomes."""
+    case = spread.attention_trial("float32", spread.Sizes(1, 1, 2, 16, 1, 2, 16), (CAUSAL, [], [])).case
+    return str(_libkgen.case_key(sr.contract("attention"), case)[0]["program"])
+
+
 def serving(folder: Path) -> Path:
-    """A registry that serves plain softmax and attention with any Program, head size 16, on the first GPU's architecture."""
+    """A registry that serves plain softmax and attention with any Program, head size 16, on the first GPU's architecture, and
+    is_causal, which no pin for any Program serves on a GPU."""
     registry = folder / "generated"
     promote(registry, "softmax", SOFTMAX, [sr.softmax_key()])
-    promote(registry, "attention", ATTENTION, [sr.attention_key(None), sr.attention_key("*")])
+    promote(registry, "attention", ATTENTION, [sr.attention_key(p) for p in (None, "*", causal())])
     return registry

@@ -92,6 +92,23 @@ def test_attention(served: None) -> None:
     close(lse, torch.logsumexp(scores, -1))
 
 
+def test_what_torch_is_fast_at_is_left_to_it(tmp_path: Path) -> None:
+    """A pin for any Program takes what FlexAttention says, and neither is_causal nor a mask, which torch has kernels for."""
+    cr.promote(tmp_path, "attention", cr.ATTENTION, [cr.sr.attention_key("*")])
+    kgen.load(tmp_path)
+    try:
+        q, k, v = attention_inputs()
+        mask = torch.rand(70, 70, device=GPU) < 0.5
+        for named in ({"is_causal": True}, {"attn_mask": mask}, {"attn_mask": mask.float()}):
+            assert kernel_of("attention", q, k, v, **named) is None
+            close(ops.attention(q, k, v, **named), F.scaled_dot_product_attention(q, k, v, **named))
+        causal = {"mask_mod": lambda b, h, i, j: i >= j}
+        assert kernel_of(kgen.attention, q, k, v, **causal) is None
+        assert kernel_of(kgen.attention, q, k, v, score_mod=lambda s, b, h, i, j: s + 0.5 * (j - i), **causal) == "attention/v1"
+    finally:
+        kgen.unload(tmp_path)
+
+
 def test_nothing_serves_a_half_precision_call_that_no_kernel_is_for(served: None) -> None:
     x = torch.randn(8, 64, device=GPU, dtype=torch.float16)
     assert kernel_of("softmax", x, 1) is None

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 import kgen
-from kgen import _libkgen, ship, ship_ranges, spread
+from kgen import _libkgen, ship, ship_house, ship_ranges, spread
 from kgen.doctor import machine_arch
 from kgen.errors import KgenError
 from kgen.verify import runs_on
@@ -103,6 +103,30 @@ def test_the_record_says_what_it_was_judged_on() -> None:
             assert len(record["programs"]) >= 20, "the variants by name, in every dtype"
         elif "*" in named and record["arch"] in ship.GPU_ARCHS:  # --most
             assert sum(e["random_programs"] for e in entries) > 3 and len(record["programs"]) > 8
+
+
+def test_a_gpus_pins_are_where_its_kernels_are_ahead() -> None:
+    """Attention with a Program, of one class of heads and up to long contexts; rows of the size that the tunables are for.
+    Anything else is torch's."""
+    below = {64: 0, 128: 64, 256: 128}
+    for folder, record in records():
+        if record["arch"] not in ship.GPU_ARCHS:
+            continue
+        op, tunables = record["op"], record["tunables"]
+        keys = [p["key"] for p in pins(op, record["arch"]) if p["kernel"] == record["id"]]
+        houses = [h for h in ship.GPU_HOUSE if h.file == record["proposer"]["template"] and (h.tunables or {}).items() <= tunables.items()]
+        assert keys and houses, folder
+        assert all(k["device"] == "cuda" and k["precision"] == "native" for k in keys)
+        if op == "attention":
+            for dims in (k["dims"] for k in keys):
+                assert below[tunables["HEAD"]] < dims["D"]["min"] and dims["D"]["max"] == dims["DV"]["max"] == tunables["HEAD"], folder
+                assert dims["SK"]["max"] >= ship_house.LONG and dims["B"]["max"] >= 1024 and dims["HQ"]["max"] >= 256, folder
+            assert all(k["program"] == "*" for k in keys) and {k["dtypes"][0] for k in keys} == set(houses[0].dtypes)
+        for key in keys if op in ("softmax", "layer_norm", "rms_norm") and houses[0].row_bytes else ():
+            n, size = key["dims"]["N"], 4 if key["dtypes"][0] == "float32" else 2
+            low, high = (n["min"], n["max"]) if isinstance(n, dict) else (n, n)
+            assert any(h.row_bytes and h.row_bytes[0] < low * size <= high * size <= h.row_bytes[1] for h in houses), (folder, n)
+            assert key["dims"]["M"]["max"] > 500, folder
 
 
 def test_it_is_text_and_small_and_of_no_machine() -> None:
@@ -240,6 +264,22 @@ def test_few_queries_and_few_rows_have_kernels_of_their_own(only: str) -> None:
     assert template(kgen.why("linear", torch.randn(4, 100), torch.randn(7, 100))) == "matmul/linear_few.c"
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_on_a_gpu_a_score_function_is_served_and_a_plain_call_is_torchs(dtype: str) -> None:
+    rng = random.Random(SEED)
+    for d, sq in ((64, rng.randrange(17, 600)), (128, rng.randrange(17, 600)), (256, 3), (64, 1)):
+        q, k, v = (torch.randn(2, 4, n, d, device="cuda", dtype=getattr(torch, dtype)) for n in (sq, 700, 700))
+        said = kgen.why(kgen.attention, q, k, v, score_mod=lambda s, b, h, i, j: s + 0.125 * (j - i))
+        assert all(found.arch in ship.GPU_ARCHS and Path(found.registry) == SHIPPED for found in said.decisions) and said.decisions, str(said)
+        for causal in (False, True):
+            assert kgen.why("attention", q, k, v, is_causal=causal).fallbacks == 1
+        at = 0.125 * (torch.arange(700, device="cuda") - torch.arange(sq, device="cuda").view(-1, 1))
+        want = torch.softmax(q.double() @ k.double().mT / math.sqrt(d) + at, -1) @ v.double()
+        got = kgen.attention(q, k, v, score_mod=lambda s, b, h, i, j: s + 0.125 * (j - i)).double()
+        assert float((got - want).abs().max()) < 4 * DTYPES[dtype], (SEED, d, sq)
+
+
 # ---- how it is made ----
 
 
@@ -269,6 +309,15 @@ def test_a_stretch_of_lengths_is_where_the_kernel_holds() -> None:
     # One loss with one number of rows ends a stretch; of two stretches the wider one is taken.
     found = ship_ranges.stretch(1, 1000, lambda m, n: 0.5 if n == 75 and m < 10_000 else 1.0, (1 << 16, 1 << 21))
     assert found == (1, 24)
+
+    def multiples(m: int, n: int) -> float:
+        if n % 8:
+            raise ship_ranges.NotServed("not for it")
+        return 1.0 if n < 100 else 0.5
+
+    (low, high) = ship_ranges.stretch(1, 1000, multiples) or (0, 0)
+    assert low == 1 and high < 1000, "what it is not for is no loss"
+    assert ship_ranges.stretch(1, 7, multiples) is None
     assert ship_ranges.stretch(1, 1000, lambda m, n: 1.0) == (1, 1000) and ship_ranges.stretch(1, 1000, lambda m, n: 0.9) is None
 
 
