@@ -1,6 +1,7 @@
 /* Successive halving. Each rung judges what is left, longer than the one before, and keeps the best
- * third for each Case; the last rung judges fully and gives the Records. It refuses to look at a
- * Candidate twice: what the journal has is taken from there. */
+ * third for each Case; the last rung judges fully and gives the Records. The sources take turns, so
+ * that a short budget meets each. It refuses to look at a Candidate twice: what the journal has is
+ * taken from there. */
 #define _GNU_SOURCE /* the affinity of this process */
 #include "tune/search.h"
 
@@ -24,9 +25,15 @@
 /* Compiled ahead of being judged: enough to fill the pool, few enough that a budget is not spent on
  * it. */
 #define BATCH 16
+/* How much longer a Candidate is judged fully than at first: all sets, 41 calls and not 5. Time for
+ * the last rung is kept by that, up to this part of the budget. */
+#define FULL_COSTS 4
+#define FULL_PART 4
 
 typedef struct candidate {
     int source;
+    size_t turn;  /* among the source's */
+    size_t place; /* the best over the Cases, when thinned last */
     kg_tuning tuning;
     char id[65];
     bool dropped; /* for no Case */
@@ -49,11 +56,28 @@ typedef struct search {
     double spent_before;   /* seconds, by earlier lives of this Run */
     size_t journal_before; /* entries that were there when the search began */
     int64_t noted_ns;      /* wall clock that went into the journal */
-    pthread_mutex_t lock;  /* over journal and result, while several lanes judge */
+    int64_t quick_ns;      /* for judging in the first rung, of how many */
+    size_t nquick;
+    pthread_mutex_t lock; /* over journal and result, while several lanes judge */
 } search;
 
-static bool late(const search *s) {
-    return kg_now_ns() >= s->deadline_ns;
+static size_t lanes_of(const search *s) {
+    size_t n = s->evaluator->lanes;
+    return n < 1 ? 1 : n < KG_MAX_LANES ? n : KG_MAX_LANES;
+}
+
+/* What the last rung will take, as far as the first tells. Under the lock. */
+static int64_t reserve(const search *s, kg_level level) {
+    int64_t most = s->options->budget_ms * 1000000 / FULL_PART;
+    if (level == KG_LEVEL_FULL || s->nquick == 0)
+        return 0;
+    int64_t finalists = (int64_t)(FINALISTS * s->evaluator->ncases / lanes_of(s));
+    int64_t all = FULL_COSTS * (s->quick_ns / (int64_t)s->nquick) * (finalists ? finalists : 1);
+    return all < most ? all : most;
+}
+
+static bool late(const search *s, kg_level level) {
+    return kg_now_ns() + reserve(s, level) >= s->deadline_ns;
 }
 
 static double spent(const search *s) {
@@ -122,7 +146,8 @@ static int add_source(search *s, int source, kg_error *err) {
         s->all = grown;
     for (size_t i = 0; !rc && i < n; i++) {
         candidate *c = &s->all[s->n];
-        *c = (candidate){.source = source, .tuning = list[i], .record = -1, .alive = true};
+        *c = (candidate){
+            .source = source, .turn = i, .tuning = list[i], .record = -1, .alive = true};
         rc = kg_candidate_id(src->text, src->n, src->plan, &c->tuning, c->id, err);
         for (size_t k = 0; !rc && k < s->n; k++)
             if (!strcmp(s->all[k].id, c->id))
@@ -132,6 +157,13 @@ static int add_source(search *s, int source, kg_error *err) {
     }
     free(list);
     return rc;
+}
+
+static int by_turn(const void *pa, const void *pb) {
+    const candidate *a = pa, *b = pb;
+    if (a->turn != b->turn)
+        return a->turn < b->turn ? -1 : 1;
+    return (a->source > b->source) - (a->source < b->source);
 }
 
 /* --- compiling ahead --- */
@@ -278,6 +310,10 @@ static int learn(search *s, candidate *c, kg_level level, kg_outcome *o, int64_t
     }
     s->result->judged++;
     s->result->verdicts[o->verdict]++;
+    if (level == KG_LEVEL_QUICK) {
+        s->quick_ns += took_ns;
+        s->nquick++;
+    }
     c->failed = o->verdict != KG_VERDICT_PASS;
     memcpy(c->time_ns, o->time_ns, sizeof c->time_ns);
     return o->record ? keep_record(s, c, o->record, err) : KG_OK;
@@ -322,6 +358,7 @@ typedef struct lanes {
     candidate **work;
     size_t n;
     kg_level level;
+    bool all; /* whatever the clock says */
     atomic_size_t next;
     atomic_int rc; /* the first that is not KG_OK ends all lanes after their present Candidate */
     kg_error err;  /* of the first; under the search's lock */
@@ -342,6 +379,36 @@ static void fail_lanes(lanes *l, int rc, const kg_error *err) {
     pthread_mutex_unlock(&l->s->lock);
 }
 
+/* Whether a Candidate has passed for each Case; in the last rung, one with a Record. */
+static bool answered(const search *s, kg_level level) {
+    for (size_t k = 0; k < s->evaluator->ncases; k++) {
+        size_t i = 0;
+        while (i < s->n && (s->all[i].failed || s->all[i].time_ns[k] <= 0 ||
+                            (level == KG_LEVEL_FULL && s->all[i].record < 0)))
+            i++;
+        if (i == s->n)
+            return false;
+    }
+    return true;
+}
+
+/* Whether the time is up for one that nobody knows yet. The default of each source is judged
+ * whatever the clock says, and others until there is an answer: a budget too short still gives one.
+ */
+static bool left_out(lanes *l, candidate *c) {
+    search *s = l->s;
+    bool out = false;
+    if (l->all || c->turn == 0)
+        return false;
+    pthread_mutex_lock(&s->lock);
+    if (late(s, l->level) && answered(s, l->level) && !remembered(s, c, l->level)) {
+        c->alive = false;
+        s->result->out_of_time = out = true;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return out;
+}
+
 static void *judge_some(void *arg) {
     const lane *me = arg;
     lanes *l = me->all;
@@ -353,21 +420,17 @@ static void *judge_some(void *arg) {
             return NULL;
         if (kg_stop_wanted())
             rc = kg_fail(&err, KG_EINTR, "search over %s stopped", l->s->op);
-        else if (!l->work[i]->dropped)
+        else if (!l->work[i]->dropped && !left_out(l, l->work[i]))
             rc = judge(l->s, l->work[i], me->index, l->level, &err);
         if (rc)
             fail_lanes(l, rc, &err);
     }
 }
 
-static size_t lanes_of(const search *s) {
-    size_t n = s->evaluator->lanes;
-    return n < 1 ? 1 : n < KG_MAX_LANES ? n : KG_MAX_LANES;
-}
-
 /* This thread is lane 0; a lane without a thread is done without. */
-static int judge_batch(search *s, candidate **work, size_t n, kg_level level, kg_error *err) {
-    lanes all = {.s = s, .work = work, .n = n, .level = level};
+static int judge_batch(search *s, candidate **work, size_t n, kg_level level, bool finish,
+                       kg_error *err) {
+    lanes all = {.s = s, .work = work, .n = n, .level = level, .all = finish};
     lane each[KG_MAX_LANES];
     size_t want = lanes_of(s), started = 1;
     for (size_t i = 0; i < want; i++)
@@ -414,29 +477,50 @@ static size_t admit(search *s, candidate **batch, size_t n, kg_level level, bool
 /* Compiles and judges, and keeps the time of both. Several lanes may wait for the journal at once,
  * which then counts as much as once for each. */
 static int prepare_and_judge(search *s, candidate **batch, size_t n, bool time_up, candidate **work,
-                             size_t ready, kg_level level, kg_error *err) {
+                             size_t ready, kg_level level, bool finish, kg_error *err) {
     int64_t start = kg_now_ns(), noted = s->noted_ns;
     if (!time_up)
         prepare(s, batch, n);
     int64_t compiled = kg_now_ns();
-    int rc = judge_batch(s, work, ready, level, err);
+    int rc = judge_batch(s, work, ready, level, finish, err);
     s->result->compile_ns += compiled - start;
     s->result->judge_ns += kg_now_ns() - compiled - (s->noted_ns - noted);
     return rc;
 }
 
-/* Judges what is alive; what was not reached when the time was up is alive no more. */
-static int run_rung(search *s, kg_level level, candidate **list, bool must_finish, kg_error *err) {
+/* Judges a list; what was not reached when the time was up is alive no more. finish: all of it is
+ * reached. */
+static int run_list(search *s, kg_level level, candidate **list, size_t n, bool finish,
+                    kg_error *err) {
     candidate *work[BATCH * KG_MAX_LANES];
-    size_t n = alive_list(s, list), most = BATCH * lanes_of(s), batch;
+    size_t most = BATCH * lanes_of(s), batch;
     int rc = KG_OK;
     for (size_t from = 0; !rc && from < n; from += batch) {
         batch = n - from < most ? n - from : most;
-        /* The first batch is judged whatever the clock says: a budget too short still gives an
-         * answer. */
-        bool time_up = from > 0 && !must_finish && late(s);
+        bool time_up = from > 0 && !finish && late(s, level);
         size_t ready = admit(s, list + from, batch, level, time_up, work);
-        rc = prepare_and_judge(s, list + from, batch, time_up, work, ready, level, err);
+        rc = prepare_and_judge(s, list + from, batch, time_up, work, ready, level, finish, err);
+    }
+    return rc;
+}
+
+static int run_rung(search *s, kg_level level, candidate **list, kg_error *err) {
+    return run_list(s, level, list, alive_list(s, list), false, err);
+}
+
+/* The last rung: the best for each Case whatever the clock says, the next best while there is time,
+ * or as long as a Case has none that passed. */
+static int run_finals(search *s, candidate **list, kg_error *err) {
+    candidate *now[FINALISTS * KG_MAX_CASES];
+    int rc = KG_OK;
+    for (size_t place = 0; !rc && place < FINALISTS; place++) {
+        size_t n = alive_list(s, list), ready = 0;
+        for (size_t i = 0; i < n; i++)
+            if (list[i]->place == place)
+                now[ready++] = list[i];
+        bool time_up = place > 0 && late(s, KG_LEVEL_FULL) && answered(s, KG_LEVEL_FULL);
+        ready = admit(s, now, ready, KG_LEVEL_FULL, time_up, now);
+        rc = run_list(s, KG_LEVEL_FULL, now, ready, true, err);
     }
     return rc;
 }
@@ -455,14 +539,18 @@ static int by_time(const void *a, const void *b) {
 /* Leaves alive the best `keep` for each Case. */
 static void thin(search *s, candidate **list, size_t keep) {
     size_t n = alive_list(s, list);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         list[i]->alive = false;
+        list[i]->place = keep;
+    }
     for (size_t k = 0; k < s->evaluator->ncases; k++) {
         sort_case = k;
         qsort(list, n, sizeof *list, by_time);
         for (size_t i = 0; i < n && i < keep; i++)
-            if (list[i]->time_ns[k] > 0)
+            if (list[i]->time_ns[k] > 0) {
                 list[i]->alive = true;
+                list[i]->place = i < list[i]->place ? i : list[i]->place;
+            }
     }
 }
 
@@ -501,21 +589,21 @@ static int note_rung(search *s, const char *name, size_t n, kg_error *err) {
 static int run(search *s, candidate **list, kg_error *err) {
     int rc = note_rung(s, "quick", s->n, err);
     if (!rc)
-        rc = run_rung(s, KG_LEVEL_QUICK, list, false, err);
+        rc = run_rung(s, KG_LEVEL_QUICK, list, err);
     size_t n = rc ? 0 : alive_list(s, list);
     if (!rc && n > KEEP_ONE_IN * FINALISTS) {
         thin(s, list, keep_of(n));
         n = alive_list(s, list);
         rc = note_rung(s, "long", n, err);
         if (!rc)
-            rc = run_rung(s, KG_LEVEL_LONG, list, false, err);
+            rc = run_rung(s, KG_LEVEL_LONG, list, err);
     }
     if (rc)
         return rc;
     thin(s, list, FINALISTS);
     n = alive_list(s, list);
     rc = note_rung(s, "full", n, err);
-    return rc ? rc : run_rung(s, KG_LEVEL_FULL, list, true, err);
+    return rc ? rc : run_finals(s, list, err);
 }
 
 int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *evaluator,
@@ -543,6 +631,8 @@ int kg_search(const char *op, const kg_sources *sources, const kg_evaluator *eva
     int rc = KG_OK;
     for (size_t i = 0; !rc && i < sources->n; i++)
         rc = add_source(&s, (int)i, err);
+    if (!rc && s.n)
+        qsort(s.all, s.n, sizeof *s.all, by_turn);
     candidate **list = rc ? NULL : calloc(s.n ? s.n : 1, sizeof *list);
     if (!rc && !list)
         rc = kg_fail(err, KG_ENOMEM, "%zu Candidates", s.n);

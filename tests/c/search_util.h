@@ -29,8 +29,11 @@ typedef struct fake {
     size_t lanes;
     int in_lane[KG_MAX_LANES], at_once, most_at_once; /* calls under way */
     int by_lane[KG_MAX_LANES];
-    bool narrow; /* nothing fits but A = 3 and A = 5 */
-    size_t most; /* Candidates a source */
+    bool narrow;      /* nothing fits but A = 3 and A = 5 */
+    size_t most;      /* Candidates a source */
+    bool two;         /* sources */
+    int second;       /* calls of the second */
+    int64_t pause_ms; /* of the first full judgement */
 } fake;
 
 static inline kg_op *fake_read_op(void) {
@@ -41,13 +44,24 @@ static inline kg_op *fake_read_op(void) {
     return op;
 }
 
-static inline void fake_read_sources(const kg_op *op, kg_sources *out) {
+static inline void fake_add_source(const kg_op *op, const char *name, const char *text,
+                                   kg_sources *out) {
     kg_error err = {0};
-    const char *path = test_path("twice.c");
-    if (kg_write_atomic(path, search_source_text, strlen(search_source_text), &err))
+    const char *path = test_path(name);
+    if (kg_write_atomic(path, text, strlen(text), &err))
         FAIL("%s", err.msg);
-    if (kg_sources_add_file(out, path, "twice.c", op, &err))
+    if (kg_sources_add_file(out, path, name, op, &err))
         FAIL("%s", err.msg);
+}
+
+static inline void fake_read_sources(const kg_op *op, kg_sources *out) {
+    fake_add_source(op, "twice.c", search_source_text, out);
+}
+
+static inline void fake_read_second(const kg_op *op, kg_sources *out) {
+    char text[2048];
+    snprintf(text, sizeof text, "%s/* another */\n", search_source_text);
+    fake_add_source(op, "other.c", text, out);
 }
 
 static inline int fake_prepare(void *ctx, const kg_source *source, const kg_tuning *t,
@@ -85,9 +99,14 @@ static inline int fake_judge(void *ctx, size_t lane, const kg_source *source, co
                              kg_level level, kg_outcome *out, kg_error *err) {
     fake *f = ctx;
     int64_t a = t->value[0], b = t->value[1];
-    (void)source;
     fake_enter(f, lane);
-    __atomic_fetch_add(&f->judged[level], 1, __ATOMIC_SEQ_CST);
+    int nth = __atomic_add_fetch(&f->judged[level], 1, __ATOMIC_SEQ_CST);
+    if (strcmp(source->name, "other.c") == 0)
+        __atomic_fetch_add(&f->second, 1, __ATOMIC_SEQ_CST);
+    if (level == KG_LEVEL_FULL && nth == 1 && f->pause_ms)
+        nanosleep(&(struct timespec){.tv_sec = f->pause_ms / 1000,
+                                     .tv_nsec = f->pause_ms % 1000 * 1000000},
+                  NULL);
     if (f->die_after && f->judged[0] + f->judged[1] + f->judged[2] > f->die_after) {
         kg_stop_set(true);
         out->verdict = KG_VERDICT_CRASH;
@@ -122,6 +141,8 @@ static inline int fake_run(fake *f, int64_t budget_ms, kg_search_result *out) {
                       .judge = fake_judge};
     kg_search_options o = {.budget_ms = budget_ms, .compile_jobs = 2, .max_candidates = f->most};
     fake_read_sources(op, &sources);
+    if (f->two)
+        fake_read_second(op, &sources);
     if (kg_journal_open(test_dir(), &journal, &err))
         FAIL("%s", err.msg);
     int rc = kg_search("twice", &sources, &e, journal, &o, out, &err);

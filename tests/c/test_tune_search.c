@@ -80,13 +80,36 @@ TEST(search_answers_within_no_budget) {
     kg_search_result r;
     CHECK_INT(fake_run(&f, 0, &r), KG_OK);
     CHECK(r.out_of_time);
-    CHECK_INT(f.judged[0] < 28, 1);
+    CHECK_INT(f.judged[0], 5); /* those with A = 0 fail */
+    CHECK_INT(f.judged[2], 1);
     CHECK(r.winners[0].source == 0);
     kg_search_result_free(&r);
 }
 
-/* The budget is the Run's: a life that used it up leaves nothing for the next, unless more is
- * given. */
+TEST(search_within_no_budget_meets_each_source) {
+    fake f = {.two = true};
+    kg_search_result r;
+    CHECK_INT(fake_run(&f, 0, &r), KG_OK);
+    CHECK(r.out_of_time && f.second >= 1 && f.judged[0] <= 10);
+    kg_search_result_free(&r);
+}
+
+/* The best for each Case is judged fully, the next best is not when the time is up. */
+TEST(search_ends_with_an_answer_when_its_budget_ends) {
+    fake f = {.pause_ms = 1000}, all = {0};
+    kg_search_result r;
+    CHECK_INT(fake_run(&f, 1000, &r), KG_OK);
+    CHECK(r.out_of_time);
+    CHECK_INT(f.judged[0], 28);
+    CHECK_INT(f.judged[2], 2);
+    fake_check_winners(&r);
+    kg_search_result_free(&r);
+    CHECK_INT(fake_run(&all, 60000, &r), KG_OK);
+    CHECK_INT(all.judged[2], 2);
+    fake_check_winners(&r);
+    kg_search_result_free(&r);
+}
+
 /* Eight of 32 fit: all of them are tried, where thinning the whole grid to eight would meet two. */
 TEST(search_thins_what_fits_and_not_what_does_not) {
     fake f = {.narrow = true, .most = 8};
@@ -98,6 +121,8 @@ TEST(search_thins_what_fits_and_not_what_does_not) {
     kg_search_result_free(&r);
 }
 
+/* The budget is the Run's: a life that used it up leaves nothing for the next, unless more is
+ * given. */
 TEST(search_spends_its_budget_once) {
     fake first = {0}, same = {0}, more = {0};
     kg_search_result r;

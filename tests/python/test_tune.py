@@ -191,7 +191,7 @@ def test_one_run_one_model_one_tuner(kgen_server: Server, model: Path, tmp_path:
 
 def test_a_torn_journal_goes_on_and_a_wrong_one_is_named(kgen_server: Server, model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = ("tune", model, "--run", run, "--no-promote", "--budget", "1s", "--min-speedup", "1000")
+    words = ("tune", model, "--run", run, "--no-promote", "--budget", "10s", "--min-speedup", "1000")
     running = kgen_server.start(*words)
     running.wait_for("search, quick 0/")
     wait_for_verdicts(run, 3)
