@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -443,9 +444,9 @@ class State:
 Parts = dict[str, Callable[[Bench], Iterator[Row]]]
 
 
-def run(args: argparse.Namespace, parts: Parts, state: State, device: Any, folder: Path) -> list[str]:
-    """Measures what fits; the parts that are left."""
-    started, left = time.monotonic(), []
+def run(args: argparse.Namespace, parts: Parts, state: State, device: Any, folder: Path) -> tuple[list[str], list[str]]:
+    """Measures what fits; the parts that are left, and those that failed, which keep no other from being measured."""
+    started, left, failed = time.monotonic(), [], []
     for name in args.only or parts:
         if name in state.parts:
             rows, notes = state.rows(name), state.parts[name]["notes"]
@@ -454,12 +455,17 @@ def run(args: argparse.Namespace, parts: Parts, state: State, device: Any, folde
             continue
         else:
             b = Bench(device, folder, folder / f"tuned-{name}", args.quick)
-            rows = list(parts[name](b))
+            try:
+                rows = list(parts[name](b))
+            except Exception:  # noqa: BLE001 - whatever it is stands in the log, and in the exit code
+                print(f"{name} failed:\n{traceback.format_exc()}", *b.notes, sep="\n  ", flush=True)
+                failed.append(name)
+                continue
             notes = b.notes
             state.keep(name, rows, notes)
         for text in [*map(show, rows), *(f"  {n}" for n in notes)]:
             print(text, flush=True)
-    return left
+    return left, failed
 
 
 def write(parts: Parts, state: State, stem: str) -> Path:
@@ -498,16 +504,18 @@ def main(parts: Parts = PARTS, about_it: str | None = __doc__, stem: str = "resu
         about = machine(device)
         print(", ".join(f"{k} {v}" for k, v in about.items()))
         state = State(args.state, about, args.again)
-        left = run(args, parts, state, device, Path(folder))
+        left, failed = run(args, parts, state, device, Path(folder))
     if args.write:
         print(write(parts, state, stem))
     rows = [r for name in state.parts for r in state.rows(name)]
     missed = [r.name for r in rows if not r.held]
     print(f"{len(rows) - len(missed)} of {len(rows)} held" + (f"; missed: {', '.join(missed)}" if missed else ""))
+    if failed:
+        print(f"failed: {', '.join(failed)}")
     if left:
         print(f"left for another call: {', '.join(left)}")
         return LEFT
-    return 1 if missed else 0
+    return 1 if missed or failed else 0
 
 
 if __name__ == "__main__":

@@ -325,6 +325,7 @@ PARTS: gpu.Parts = {
 # What a part takes at most, in seconds: the search, torch.compile's autotuning, the rounds.
 TAKES = {n: int(w.seconds) + 120 for n, w in WORKS.items()} | {"conv2d-relu-pool": 240}
 TAKES |= {n: 400 for n in PARTS if n.startswith("random")}
+QUICK = 75
 
 
 # ---- without a GPU ----
@@ -428,7 +429,7 @@ def main() -> int:
         return dry()
     if args.plot:
         return plot(args.state, args.plot)
-    gpu.TAKES |= TAKES
+    gpu.TAKES |= {n: QUICK if "--quick" in sys.argv else t for n, t in TAKES.items()}
     return gpu.main(PARTS, __doc__, "headlines", STATE.name)
 
 
