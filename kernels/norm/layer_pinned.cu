@@ -1,6 +1,6 @@
 /* kgen
 { "format": 1, "op": "layer_norm", "target": "cuda", "min_arch": "sm_90",
-  "tunables": {"THREADS": [256, 512], "BLOCKS": [2, 1], "IN_SHARED": [14, 12, 6], "HELD": [2, 4], "KEPT": [6, 4, 8]},
+  "tunables": {"THREADS": [256, 512], "BLOCKS": [2, 1], "IN_SHARED": [14, 12, 6], "HELD": [2, 4], "KEPT": [4, 6]},
   "require": "output.contiguous && (!present(weight) || weight.contiguous) && (!present(bias) || bias.contiguous) && N % (input.dtype == float32 ? 4 : 8) == 0 && align(input) >= 16 && (!present(weight) || align(weight) >= 16) && (!present(bias) || align(bias) >= 16) && N >= 16384 && THREADS * BLOCKS == 512 && KEPT <= IN_SHARED && ceil_div(N / (input.dtype == float32 ? 4 : 8), BLOCKS * NUM_SMS) <= THREADS * (HELD + IN_SHARED) && BLOCKS * (THREADS * IN_SHARED * 32 + 2048) <= MAX_SHARED + 1024",
   "workspace": {"pairs": {"dtype": "float32", "shape": ["M", "BLOCKS * NUM_SMS", "2"]}, "arrived": {"dtype": "int32", "shape": ["M"], "zero": true}},
   "launches": [{"kernel": "layer_norm_pinned", "grid": ["BLOCKS * NUM_SMS"], "block": ["THREADS"], "shared": "THREADS * IN_SHARED * 32", "cooperative": true,
@@ -34,7 +34,7 @@
 #define V (16 / (int)sizeof(KG_T_input))
 #define WARPS (THREADS / 32)
 #define PLACES (IN_SHARED + HELD)
-#define AT_ONCE 4 /* loads that are not kept */
+#define AT_ONCE (V == 4 ? 4 : 2) /* loads that are not kept */
 
 #if KG_DTYPE_input == KG_F32
 DEV void unpack(uint4 v, float *x) {
@@ -306,9 +306,14 @@ DEV void put(struct place p, int row, int i, uint4 raw, float shift, struct map 
              const struct affine &a) {
     const int at = i * THREADS + (int)threadIdx.x;
     uint4 *to = p.to + (long long)row * p.vectors + p.first + at;
-    if (i >= IN_SHARED)
-        store_once(to, mapped(raw, a.weight[max(i - IN_SHARED, 0)], a.bias[max(i - IN_SHARED, 0)], shift, m));
-    else
+    if (i >= IN_SHARED) {
+        uint4 w = a.weight[max(i - IN_SHARED, 0)], b = a.bias[max(i - IN_SHARED, 0)];
+        /* Unpacked ahead of the rows they would take twice the registers. */
+        asm volatile("" : "+r"(w.x), "+r"(w.y), "+r"(w.z), "+r"(w.w));
+        if (CENTERED)
+            asm volatile("" : "+r"(b.x), "+r"(b.y), "+r"(b.z), "+r"(b.w));
+        store_once(to, mapped(raw, w, b, shift, m));
+    } else
         store_once(to, mapped(raw, a.kept[at], CENTERED ? a.kept[IN_SHARED * THREADS + at] : raw, shift, m));
 }
 
