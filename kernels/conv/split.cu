@@ -2,7 +2,7 @@
 { "format": 1, "op": "conv2d", "target": "cuda", "min_arch": "sm_90",
   "tunables": {"BLOCK_N": [96, 128, 64], "LAST": [0, 1]},
   "specialize": ["KH", "KW"],
-  "require": "input.dtype == float32 && LAST == channels_last && G == 1 && N <= 65535 && O <= 65536 && N * P < 1073741824 && C * H * W < 1073741824 && C * KH * KW <= 262144 && max(DH, DW) <= 65536 && max(SH, SW) <= 65536 && N * ((H + 2 * PH) * ((C <= 4 && SW % 2 == 0 && DW == 1) ? align_up(W + 2 * PW + 1, 2) : W + 2 * PW) * ((C <= 4 && SW % 2 == 0 && DW == 1) ? 4 : align_up(C, 8)) / 8) < 1073741824",
+  "require": "input.dtype == float32 && LAST == channels_last && G == 1 && C * KH * KW >= 16 && N <= 65535 && O <= 65536 && N * P < 1073741824 && C * H * W < 1073741824 && C * KH * KW <= 262144 && max(DH, DW) <= 65536 && max(SH, SW) <= 65536 && N * ((H + 2 * PH) * ((C <= 4 && SW % 2 == 0 && DW == 1) ? align_up(W + 2 * PW + 1, 2) : W + 2 * PW) * ((C <= 4 && SW % 2 == 0 && DW == 1) ? 4 : align_up(C, 8)) / 8) < 1073741824",
   "holes": ["EPILOGUE"],
   "workspace": {"planes": {"dtype": "float16", "shape": ["2 * N * ((H + 2 * PH) * ((C <= 4 && SW % 2 == 0 && DW == 1) ? align_up(W + 2 * PW + 1, 2) : W + 2 * PW) * ((C <= 4 && SW % 2 == 0 && DW == 1) ? 4 : align_up(C, 8)) / 8)", 8]},
                 "weights": {"dtype": "float16", "shape": ["ceil_div(O, BLOCK_N) * ceil_div(((C <= 4 && SW % 2 == 0 && DW == 1) ? KH * ceil_div(KW, 2) : KH * KW * ((C <= 4 && SW % 2 == 0 && DW == 1) ? 4 : align_up(C, 8)) / 8), 8)", "128 * BLOCK_N"]},

@@ -94,6 +94,9 @@ inline void ld_global_nc_v4_u32(u32 &a, u32 &b, u32 &c, u32 &d, const void *from
 inline void ld_global_nc_L1_no_allocate_v4_u32(u32 &a, u32 &b, u32 &c, u32 &d, const void *from) {
     ld_global_nc_v4_u32(a, b, c, d, from);
 }
+inline void ld_global_cs_v4_u32(u32 &a, u32 &b, u32 &c, u32 &d, const void *from) {
+    ld_global_nc_v4_u32(a, b, c, d, from);
+}
 inline void st_global_cs_v4_u32(void *to, u32 a, u32 b, u32 c, u32 d) {
     *static_cast<uint4 *>(to) = uint4{a, b, c, d};
 }

@@ -66,8 +66,8 @@ def test_values(build: str) -> None:
         for i, at in enumerate(SIZES)
     ]
     found = judged(build, trials)
-    # Those that torch does not take for channels last, and of split.cu those with groups.
-    assert len(found.skipped) <= 5, found.skipped
+    # Those that torch does not take for channels last, and of split.cu those with groups and of a single term.
+    assert len(found.skipped) <= 6, found.skipped
 
 
 @pytest.mark.parametrize("rows", [4, 1])

@@ -145,6 +145,8 @@ WAYS: dict[str, tuple[str, dict[str, int], list[tuple[int, int]], int]] = {
     "long": ("long", dict(THREADS=128, UNROLL=2), [(4, 1), (0, 5), (3, 0), (3, 4097), (2, 20001), (140, 77)], 132),
     "grid": ("grid", dict(THREADS=256, IN_SHARED=6, HELD=2), [(1, 16384), (5, 16392)], 3),
     "grid at once": ("grid", dict(THREADS=256, IN_SHARED=6, HELD=1, OFFSET=0), [(4, 20000)], 3),
+    "pinned": ("pinned", dict(THREADS=256, BLOCKS=2, IN_SHARED=6, HELD=4, KEPT=4), [(1, 16384), (5, 16392)], 1),
+    "pinned, one block": ("pinned", dict(THREADS=512, BLOCKS=1, IN_SHARED=6, HELD=4, KEPT=6), [(4, 38000)], 2),
 }  # fmt: skip
 
 
@@ -184,7 +186,7 @@ def test_cuda(op: str, way: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("way, n", [("rows of a warp", 56), ("rows of warps", 1000), ("ragged rows of a warp", 3),
-                                    ("ragged rows of warps", 1000), ("long", 4097), ("grid", 16392)])  # fmt: skip
+                                    ("ragged rows of warps", 1000), ("long", 4097), ("grid", 16392), ("pinned", 16392)])  # fmt: skip
 @pytest.mark.parametrize("op", ["layer_norm", pytest.param("rms_norm", marks=slow)])  # which share their code
 def test_cuda_rows_of_the_largest_numbers(op: str, way: str, n: int) -> None:
     """A row of equal numbers has a mean and no variance, also where its sum is infinite. Where squares overflow the result is
@@ -222,7 +224,7 @@ def test_cuda_rows_of_a_known_length(n: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "name, shape, offset, word",
     [("rows", (4, 1 << 18), 0, "N"), ("rows", (4, 64), 1, "align"), ("rows", (4, 63), 0, "N"), ("ragged", (4, 1 << 18), 0, "N"), ("grid", (4, 1 << 18), 1, "align"), ("grid", (2, 20002), 0, "N"),
-     ("grid", (4, 64), 0, "N")],
+     ("grid", (4, 64), 0, "N"), ("pinned", (4, 1 << 18), 1, "align"), ("pinned", (2, 20002), 0, "N"), ("pinned", (4, 64), 0, "N")],
 )  # fmt: skip
 def test_cuda_refuses(name: str, shape: tuple[int, int], offset: int, word: str) -> None:
     for op in NAMES:
@@ -234,6 +236,11 @@ CUDA_MUTANTS = {
     "blocks that do not wait": ("grid", "        wait_for(arrived + row, parts);\n", ""),
     "copies that nobody waits for": ("grid", '        asm volatile("cp.async.wait_all;" ::: "memory");\n', ""),
     "the next row not loaded": ("grid", "copy(kept + at, next + at)", "(void)next"),
+    "rows written before all are there": ("pinned", "    wait_for(arrived + row, p.parts);\n", ""),
+    "weights that nobody waits for": ("pinned", '    asm volatile("cp.async.wait_all;" ::: "memory");\n', ""),
+    "the second half of weight twice": ("pinned", "max(i - IN_SHARED, 0)]", "0]"),
+    "what is not kept not added": ("pinned", "add(raw[k], s.shift, sums)", "(void)raw"),
+    "the row before it": ("pinned", "step(p, row + 1, m, n, eps, other, one,", "step(p, row + 1, m, n, eps, one, other,"),
     "warps that do not exchange": ("rows", "part = parts[turn][group * ROW_WARPS + lane % ROW_WARPS];", ""),
     "the first row for all": ("rows", "load_row(input + row * n, lane, row < m ? vectors : 0, raw);\n        float4", "float4"),
     "past the row": ("ragged", "whole || (at + e >= 0 && at + e < n) ? x[i][e] - shift", "true ? x[i][e] - shift"),
@@ -247,7 +254,7 @@ def test_cuda_mutants_fail(mutant: str) -> None:
     torch.manual_seed(0)
     name, old, new = CUDA_MUTANTS[mutant]
     way = {"rows": "rows of warps", "ragged": "ragged rows of warps"}.get(name, name)
-    shape = {"grid": (5, 16392), "rows": (9, 1000), "ragged": (3, 1001), "long": (2, 20001)}[name]
+    shape = {"grid": (5, 16392), "pinned": (5, 16392), "rows": (9, 1000), "ragged": (3, 1001), "long": (2, 20001)}[name]
     args = arguments("layer_norm", shape, 1, F32, (True, True))
     args["input"] += 10
     text = source(f"norm/layer_{name}.cu", (old, new))
@@ -261,7 +268,7 @@ def test_cuda_mutants_fail(mutant: str) -> None:
 # ---- twins ----
 
 
-@pytest.mark.parametrize("name", ["rows.c", "rows.cu", "ragged.cu", "long.cu", "grid.cu"])
+@pytest.mark.parametrize("name", ["rows.c", "rows.cu", "ragged.cu", "long.cu", "grid.cu", "pinned.cu"])
 def test_the_two_norms_share_their_code(name: str) -> None:
     """A Candidate is one file for one Op, so the code stands twice; what is mended in one must be in the other."""
 
