@@ -144,7 +144,7 @@ def test_depthwise(any_size: bool) -> None:
                 holds(c, got)
 
 
-@pytest.mark.parametrize("name, last", [("fma", 0), ("mma", 1), ("split", 0), ("split", 1)])
+@pytest.mark.parametrize("name, last", [("fma", 0), ("mma", 1), pytest.param("split", 0, marks=pytest.mark.slow), ("split", 1)])
 @pytest.mark.parametrize("epilogue", ["gelu", "residual"])
 def test_epilogues(name: str, last: int, epilogue: str) -> None:
     torch.manual_seed(1)

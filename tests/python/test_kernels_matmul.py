@@ -91,7 +91,7 @@ WAYS: dict[str, tuple[str, dict[str, int], str, list[tuple[int, int, int, int]],
     "skinny nt, split": ("skinny", dict(ACROSS=0, TEAM=4, THIN=2, SPLIT=2), "nt", [(1, 2, 264, 4572), (2, 1, 51, 3545)], 132),
     "skinny on the right": ("skinny", dict(ON_THE_LEFT=0, ACROSS=0, THIN=4, LINES=4), "nn", [(1, 264, 4, 171), (2, 51, 3, 144), (1, 300, 1, 99)], 132),
 }  # fmt: skip
-QUICK = {"hopper nn", "hopper tt, in turn", "split nn", "mma nn", "fma nn"}
+QUICK = {"hopper tt, in turn", "split nn", "mma nn", "fma nn"}
 DTYPES = {"hopper": (BF16, F16), "mma": (BF16, F16), "split": (F32,), "fma": (F32,), "skinny": (F32, BF16, F16)}
 
 

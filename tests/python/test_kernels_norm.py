@@ -186,7 +186,7 @@ def test_cuda(op: str, way: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("way, n", [("rows of a warp", 56), ("rows of warps", 1000), ("ragged rows of a warp", 3),
-                                    ("ragged rows of warps", 1000), ("long", 4097), ("grid", 16392), ("pinned", 16392)])  # fmt: skip
+                                    pytest.param("ragged rows of warps", 1000, marks=slow), ("long", 4097), ("grid", 16392), ("pinned", 16392)])  # fmt: skip
 @pytest.mark.parametrize("op", ["layer_norm", pytest.param("rms_norm", marks=slow)])  # which share their code
 def test_cuda_rows_of_the_largest_numbers(op: str, way: str, n: int) -> None:
     """A row of equal numbers has a mean and no variance, also where its sum is infinite. Where squares overflow the result is

@@ -524,8 +524,8 @@ def test_calls_do_not_leak(served: bool, qkv: tuple[Tensor, Tensor, Tensor]) -> 
                 ops.attention(*qkv, mask, scale=0.3)
                 ops.attention_mod(*qkv, [table], [0.5], PROGRAM)
 
-    calls(100)
+    calls(50)
     before = resident()
-    calls(400)
-    # One output of 19 KB leaked a call would be 7.6 MB.
+    calls(250)
+    # One output of 19 KB leaked a call would be 4.75 MB.
     assert resident() - before < 4 << 20

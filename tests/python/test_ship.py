@@ -321,6 +321,7 @@ def test_a_stretch_of_lengths_is_where_the_kernel_holds() -> None:
     assert ship_ranges.stretch(1, 1000, lambda m, n: 1.0) == (1, 1000) and ship_ranges.stretch(1, 1000, lambda m, n: 0.9) is None
 
 
+@pytest.mark.slow
 def test_rows_that_torch_is_faster_for_get_no_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shipped Kernel of rows, beside torch at two lengths for real and at others by word."""
     house = dataclasses.replace(next(h for h in ship.HOUSE if h.file == "softmax/rows.c"), row_bytes=(0, 4000), dtypes=("float32",))
