@@ -2,9 +2,9 @@
 """Keeps what a finished Run shows under docs/runs/NAME: its report and trajectories, compressed, and provenance.json with what
 answered, what it saw, and what came of it.
 
-    tools/keep_run.py RUN NAME --answered-by TEXT --saw TEXT [--note TEXT] [--to docs/runs]
+    tools/keep_run.py RUN NAME --answered-by TEXT --saw TEXT [--note TEXT] [--to docs/runs] [--unfinished]
 
-Refuses a Run that is not finished, that nobody was asked in, or whose files come to more than 200 kB; and texts that name a
+Refuses a Run that is not finished (but for --unfinished: then nothing was gated), that nobody was asked in, or whose files come to more than 200 kB; and texts that name a
 folder of this machine.
 """
 
@@ -37,10 +37,11 @@ def provenance(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     found = bench_curves.problem_of(args.name, run)
     prompts = [e for e in entries if e["kind"] == "prompt"]
     loops = [e for e in entries if e["kind"] == "loop"]
-    machine = loops[-1]["options"].get("machine") or next((e["text"] for e in entries if e["kind"] == "machine"), "")
+    machine = loops[-1].get("options", {}).get("machine") or next((e["text"] for e in entries if e["kind"] == "machine"), "")
     gates = [e for e in entries if e["kind"] == "gate"]
     verdicts: dict[str, int] = {}
-    for one in trajectories.outcomes(entries).values():
+    outcomes = list(trajectories.outcomes(entries).values())
+    for one in outcomes:
         verdicts[str(one["verdict"])] = verdicts.get(str(one["verdict"]), 0) + 1
     return {
         "format": 1, "task": asked["model"], "sha256": asked["sha256"], "created": asked["created"], "torch": asked["torch"],
@@ -48,15 +49,16 @@ def provenance(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         "note": args.note, "machine": machine.strip().splitlines(), "prompts": len(prompts),
         "rounds": max((e["turn"] + 1 if e["prompt_kind"] != "ideas" else e["line"] for e in prompts), default=0),
         "answers": found.calls, "tokens": found.tokens, "minutes": round(found.minutes, 1), "candidates": found.candidates,
-        "first_right": found.first_right, "verdicts": verdicts,
+        "first_right": found.first_right, "verdicts": verdicts, "finished": (run / "result.json").is_file(),
+        "best_ns": min((sum(o["time_ns"]) for o in outcomes if o["time_ns"]), default=None),
         "gate": [{k: g[k] for k in ("case", "passed", "reason", "baseline", "kgen_ns", "speedup", "noisy")} for g in gates],
     }  # fmt: skip
 
 
 def keep(args: argparse.Namespace) -> Path:
     run, to = Path(args.run), Path(args.to) / args.name
-    if not (run / "result.json").is_file():
-        raise BadInput(f"{run}: is no finished Run, it has no result.json")
+    if not args.unfinished and not (run / "result.json").is_file():
+        raise BadInput(f"{run}: is no finished Run, it has no result.json; --unfinished keeps it all the same")
     lines = [json.dumps(t, ensure_ascii=False) + "\n" for t in trajectories.trajectories(read_journal(run / "journal.jsonl"))]
     if not lines:
         raise BadInput(f"{run}: nobody answered anything in this Run")
@@ -85,6 +87,7 @@ def main() -> int:
     p.add_argument("--answered-by", required=True, help="which model or person, by name and version")
     p.add_argument("--saw", required=True, help="what it saw beside the prompt files")
     p.add_argument("--note", default="")
+    p.add_argument("--unfinished", action="store_true", help="also a Run that has not come to its end")
     p.add_argument("--to", default=str(ROOT / "docs" / "runs"))
     try:
         to = keep(p.parse_args())

@@ -526,11 +526,18 @@ static int evaluate(engine *e, kg_error *err) {
     return rc;
 }
 
+/* Answers may have come since the last stage that judged. */
+static int evaluate_and_finish(engine *e, kg_error *err) {
+    int rc = evaluate(e, err);
+    return rc ? rc : finish(e, err);
+}
+
 int kg_loop_stage(kg_stage stage, const char *op_name, const kg_op *op, const kg_prompt *prompt,
                   const kg_prompt_case *known, size_t ncases, size_t slots, kg_proposer *proposer,
                   const kg_evaluator *evaluator, kg_journal *journal,
                   const kg_loop_options *options, kg_loop_result *out, kg_error *err) {
-    static int (*const stages[])(engine *, kg_error *) = {advance, propose, evaluate, finish};
+    static int (*const stages[])(engine *, kg_error *) = {advance, propose, evaluate,
+                                                            evaluate_and_finish};
     engine e = {.proposer = proposer, .evaluator = evaluator, .out = out};
     *out = (kg_loop_result){.search.ncases = ncases};
     for (size_t i = 0; i < KG_MAX_CASES; i++)

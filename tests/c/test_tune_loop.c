@@ -392,6 +392,24 @@ TEST(loop_in_stages) {
     }
 }
 
+TEST(loop_finish_judges_what_came_last) {
+    kg_error err;
+    kg_loop_options o = {.strategy = "refine", .patience = 2, .barren = 2};
+    world w = {.answer = improves};
+    kg_loop_result r = {0};
+    CHECK_OK(kg_remove_tree(test_path("run"), &err), err);
+    static const kg_stage stages[] = {KG_STAGE_ADVANCE, KG_STAGE_PROPOSE, KG_STAGE_FINISH};
+    for (size_t i = 0; i < 3; i++) {
+        kg_loop_result_free(&r);
+        CHECK_OK(run_stage(stages[i], &w, o, 1, &r, &err), err);
+    }
+    CHECK_UINT(r.answers, 1);
+    CHECK_UINT(r.unjudged, 0);
+    CHECK(winner_time(&r) > 0);
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
+}
+
 /* --- branch --- */
 
 static char *branches(world *w, int n, const char *user) {
