@@ -41,6 +41,7 @@ def provenance(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     gates = [e for e in entries if e["kind"] == "gate"]
     verdicts: dict[str, int] = {}
     outcomes = list(trajectories.outcomes(entries).values())
+    first = next((i for i, o in enumerate(outcomes, 1) if o["verdict"] == "pass"), None)
     for one in outcomes:
         verdicts[str(one["verdict"])] = verdicts.get(str(one["verdict"]), 0) + 1
     return {
@@ -49,7 +50,7 @@ def provenance(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         "note": args.note, "machine": machine.strip().splitlines(), "prompts": len(prompts),
         "rounds": max((e["turn"] + 1 if e["prompt_kind"] != "ideas" else e["line"] for e in prompts), default=0),
         "answers": found.calls, "tokens": found.tokens, "minutes": round(found.minutes, 1), "candidates": found.candidates,
-        "first_right": found.first_right, "verdicts": verdicts, "finished": (run / "result.json").is_file(),
+        "first_right": found.first_right or first, "verdicts": verdicts, "finished": (run / "result.json").is_file(),
         "best_ns": min((sum(o["time_ns"]) for o in outcomes if o["time_ns"]), default=None),
         "gate": [{k: g[k] for k in ("case", "passed", "reason", "baseline", "kgen_ns", "speedup", "noisy")} for g in gates],
     }  # fmt: skip

@@ -51,6 +51,15 @@ def test_what_is_kept(keep: Callable[..., Done], tmp_path: Path) -> None:
     assert any(t["prompt"] == "softmax-0004" for line in talks for t in json.loads(line)["turns"])
 
 
+def test_one_that_is_not_finished_is_kept_on_request(keep: Callable[..., Done], tmp_path: Path) -> None:
+    unfinished = finished(tmp_path / "b")
+    (unfinished / "result.json").unlink()
+    done = keep(unfinished, "x", "--to", tmp_path / "kept", "--unfinished")
+    assert done.code == 0, done.err
+    about = json.loads((tmp_path / "kept" / "x" / "provenance.json").read_text())
+    assert not about["finished"] and about["best_ns"] and about["first_right"] == 1
+
+
 def test_what_is_not_kept(keep: Callable[..., Done], tmp_path: Path) -> None:
     done = keep(finished(tmp_path / "a", "look at /home/somebody/secret.txt"), "x", "--to", tmp_path / "kept")
     assert done.code == 2 and "names a folder of this machine: /home/somebody" in done.err
