@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -224,7 +225,9 @@ def test_ctrl_c_in_an_exec_is_caught_like_any_other(tmp_path: Path) -> None:
     path = tmp_path / "model.py"
     path.write_text("exec('import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)')\n")
     argv = [sys.executable, "-m", "kgen", "capture", str(path), "-o", str(tmp_path / "task")]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    # What runs the tests may ignore interrupts, as a shell's background does.
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, preexec_fn=default)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "kgen: interrupted\n")
     assert [p.name for p in tmp_path.iterdir() if p.name != "__pycache__"] == ["model.py"]
 
