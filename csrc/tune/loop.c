@@ -537,7 +537,7 @@ int kg_loop_stage(kg_stage stage, const char *op_name, const kg_op *op, const kg
                   const kg_evaluator *evaluator, kg_journal *journal,
                   const kg_loop_options *options, kg_loop_result *out, kg_error *err) {
     static int (*const stages[])(engine *, kg_error *) = {advance, propose, evaluate,
-                                                            evaluate_and_finish};
+                                                          evaluate_and_finish};
     engine e = {.proposer = proposer, .evaluator = evaluator, .out = out};
     *out = (kg_loop_result){.search.ncases = ncases};
     for (size_t i = 0; i < KG_MAX_CASES; i++)
