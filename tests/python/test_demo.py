@@ -72,6 +72,7 @@ want = model(x).detach()
 {lines[0]}
 {lines[1]}
 with torch.inference_mode():
+    model(x)  # it learns at its first call, in modules within modules
     why = kgen.why(lambda: model(x))
     got = model(x)
 print([d.kernel for d in why.decisions if d.op == "attention"], float((got - want).abs().max()))
