@@ -99,6 +99,11 @@ def _apart(reference: Reference, drawn: Drawn, outputs: Tensors, roundings: floa
     return found
 
 
+def _rounding(dtype: torch.dtype) -> float:
+    """Half a unit in the last place of the accumulator of a dtype, beside the number."""
+    return 2.0**-53 if dtype == torch.float64 else 2.0**-24
+
+
 def _chain_slack(op: str, drawn: Drawn, outputs: int) -> tuple[tuple[float, float], ...]:
     """Of softmax and attention: their rows of weights are sums of equal terms when the inputs are all alike, as those of a
     product are. The norms have none."""
@@ -112,8 +117,7 @@ def _chain_slack(op: str, drawn: Drawn, outputs: int) -> tuple[tuple[float, floa
         return tuple((0.0, 0.0) for _ in range(outputs))
     at = 2 if dim is None else dim
     row = summed.shape[at] if summed.ndim else 1
-    dtype = summed.dtype
-    off = min(row, CHAIN) / 2 * (2.0**-53 if dtype == torch.float64 else 2.0**-24)
+    off = min(row, CHAIN) / 2 * _rounding(summed.dtype)
     return tuple((off, 2 * off) for _ in range(outputs))
 
 
@@ -143,7 +147,7 @@ def _moved(drawn: Drawn, roundings: float, trial: int, ties: bool = False, alike
     def move(x: object, at: int) -> object:
         if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
             return x
-        unit = 2.0**-53 if x.dtype == torch.float64 else 2.0**-24
+        unit = _rounding(x.dtype)
         wide = x.double()
         place = torch.arange(x.numel(), dtype=torch.float64, device=x.device).view(x.shape)
         scattered = _noise(place + (at + 1) * 0.5, trial)
@@ -165,7 +169,7 @@ def _shrunk(drawn: Drawn, roundings: float) -> Drawn:
     def smaller(x: object) -> object:
         if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
             return x
-        return x.double() * (1 - roundings * (2.0**-53 if x.dtype == torch.float64 else 2.0**-24))
+        return x.double() * (1 - roundings * _rounding(x.dtype))
 
     return replace(drawn, args={n: smaller(x) for n, x in drawn.args.items()})
 
