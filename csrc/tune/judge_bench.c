@@ -128,8 +128,11 @@ int kg_bench_open(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err) {
     return rc == KG_OK ? b->j->device->load(b, image, ok, err) : rc;
 }
 
-void kg_bench_close(kg_bench *b) {
-    kg_worker_close(b->worker);
+void kg_bench_close(kg_bench *b, bool well) {
+    if (well && b->worker && b->j->device->keep)
+        b->j->device->keep(b->j, b->worker);
+    else
+        kg_worker_close(b->worker);
     b->worker = NULL;
 }
 

@@ -92,6 +92,7 @@ static int open_cuda(kg_judge *j, kg_error *err) {
 static void close_cuda(kg_judge *j) {
     kg_cuda_judge *c = j->state;
     kg_cuda_scope scope;
+    kg_worker_close(c->kept);
     kg_worker_close(c->spare);
     if (kg_cuda_enter(c->index, &scope, NULL) == KG_OK) {
         close_in_context(c);
@@ -136,7 +137,6 @@ static void end(kg_judge *j) {
     if (c->lock >= 0)
         kg_unlock_file(c->lock);
     c->lock = -1;
-    kg_cuda_worker_ahead(j); /* while the next Candidate is compiled */
 }
 
 static void environment(const kg_judge *j, unsigned flags, kg_json *o) {
@@ -175,6 +175,8 @@ const kg_judge_device kg_judge_cuda = {
     .begin = begin,
     .end = end,
     .worker = kg_cuda_worker_take,
+    .keep = kg_cuda_worker_keep,
+    .done = kg_cuda_worker_done,
     .load = kg_cuda_load_image,
     .died = kg_cuda_died,
     .time = kg_cuda_time,

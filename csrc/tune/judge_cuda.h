@@ -53,6 +53,7 @@ typedef struct kg_cuda_judge {
     size_t turn; /* the stage that is next */
     kg_device_copy *copies;
     kg_worker *spare; /* started ahead, and not greeted yet */
+    kg_worker *kept;  /* of the Candidate that is judged, between two of its Cases */
     int lock;         /* of the device, held between begin and end; -1 */
 } kg_cuda_judge;
 
@@ -106,6 +107,8 @@ void kg_stages_close(kg_cuda_judge *c);
 /* --- judge_cuda_run.c: a Candidate on the device --- */
 void kg_cuda_worker_ahead(kg_judge *j);
 int kg_cuda_worker_take(kg_bench *b, kg_worker **out, kg_error *err);
+void kg_cuda_worker_keep(kg_judge *j, kg_worker *w);
+void kg_cuda_worker_done(kg_judge *j);
 int kg_cuda_load_image(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err);
 int kg_cuda_died(kg_bench *b, kg_error *err);
 

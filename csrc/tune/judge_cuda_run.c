@@ -46,8 +46,8 @@ void kg_cuda_worker_ahead(kg_judge *j) {
 
 int kg_cuda_worker_take(kg_bench *b, kg_worker **out, kg_error *err) {
     kg_cuda_judge *c = b->j->state;
-    kg_worker *w = c->spare;
-    c->spare = NULL;
+    kg_worker **from = c->kept ? &c->kept : &c->spare, *w = *from;
+    *from = NULL;
     if (w && kg_worker_greet(w, NULL) != KG_OK) {
         /* It went with the thread that had started it, or found the device full. */
         kg_worker_close(w);
@@ -62,6 +62,17 @@ int kg_cuda_worker_take(kg_bench *b, kg_worker **out, kg_error *err) {
     }
     *out = w;
     return KG_OK;
+}
+
+void kg_cuda_worker_keep(kg_judge *j, kg_worker *w) {
+    kg_cuda_judge *c = j->state;
+    kg_worker_close(c->kept);
+    c->kept = w;
+}
+
+void kg_cuda_worker_done(kg_judge *j) {
+    kg_cuda_worker_keep(j, NULL);
+    kg_cuda_worker_ahead(j); /* while the next Candidate is compiled */
 }
 
 /* ---- loading ---- */

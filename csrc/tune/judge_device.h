@@ -64,6 +64,10 @@ typedef struct kg_judge_device {
     int (*begin)(kg_judge *j, kg_error *err);
     void (*end)(kg_judge *j);
     int (*worker)(struct kg_bench *b, kg_worker **out, kg_error *err);
+    /* Of the Candidate: a worker that is well, to be had again for its next Case; and the end of
+     * its last. NULL: each Case has a worker of its own. */
+    void (*keep)(kg_judge *j, kg_worker *w);
+    void (*done)(kg_judge *j);
     /* Loads the image into b->worker; *ok false: the verdict is in the report. */
     int (*load)(struct kg_bench *b, const kg_buf *image, bool *ok, kg_error *err);
     /* The worker died (b->worker says how): the verdict, and the device as it was before. */

@@ -100,7 +100,7 @@ static int run_first(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err) 
         rc = kg_bench_run(b, 0, &mode, &time, ok, err);
     if (rc == KG_OK && *ok)
         rc = kg_bench_compare(b, 0, ok, err);
-    kg_bench_close(b);
+    kg_bench_close(b, rc == KG_OK && *ok);
     b->j->device->end(b->j);
     return rc;
 }
@@ -140,7 +140,7 @@ static bool may_be(const kg_judge *j, const elsewhere *e) {
 
 int kg_bench_elsewhere(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err) {
     int rc = KG_OK;
-    /* A worker for a GPU takes longer to start than a search gives most of its Candidates. */
+    /* Not for the many of a search. */
     if (b->j->device->target == KG_CUDA && !b->cand->request->all_sets)
         return KG_OK;
     for (size_t i = 0; rc == KG_OK && *ok && i < sizeof places / sizeof *places; i++)

@@ -158,7 +158,8 @@ int kg_candidate_bind(const kg_judge *j, const kg_candidate *c, const kg_judged_
 /* --- judge_bench.c: buffers, worker, runs. A negative status is ours; otherwise *ok says whether
  * the Candidate is still in, and when not its verdict is in the report --- */
 int kg_bench_open(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err);
-void kg_bench_close(kg_bench *b);
+/* well: the worker did all that it was asked for. */
+void kg_bench_close(kg_bench *b, bool well);
 /* Puts the set's inputs into the buffers. */
 int kg_bench_inputs(kg_bench *b, size_t set, kg_error *err);
 /* Poisons outputs `side` and the workspace, runs, looks for death and for broken guards. */

@@ -141,7 +141,7 @@ static int judge_image(kg_bench *b, const kg_buf *image, bool *ok, kg_error *err
         rc = judge_sets(b, ok, err);
     if (rc == KG_OK && *ok && b->cand->request->reps > 0)
         rc = kg_bench_time(b, ok, err);
-    kg_bench_close(b);
+    kg_bench_close(b, rc == KG_OK && *ok);
     b->j->device->end(b->j);
     b->report->run_ms += ms_since(start);
     return rc;
@@ -263,6 +263,8 @@ int kg_judge_run(kg_judge *j, const kg_judge_request *request, kg_judge_report *
     if (rc == KG_OK) {
         r->flags = c.plan->flags;
         rc = judge_cases(j, &c, r, &why);
+        if (j->device->done)
+            j->device->done(j);
     }
     kg_candidate_clear(&c);
     if (rc != KG_OK) {

@@ -1,8 +1,10 @@
 /* The judge's side of worker/protocol.h: one worker, from its start to its death.
  *
- * A worker is for one Candidate and one Case and is never used again after it: what a Candidate
- * spoils dies with it. All calls are of one thread. Nothing that a worker sends is believed beyond
- * its numbers. */
+ * A worker is for one Candidate and on a CPU for one Case, and is never used again after it: what a
+ * Candidate spoils dies with it. A GPU's takes the Candidate's Cases in turn, since a context takes
+ * longer to make than most Cases to judge: between two its image and its buffers go, and what it
+ * could have kept is what it could have kept between two calls. All calls are of one thread.
+ * Nothing that a worker sends is believed beyond its numbers. */
 #ifndef KG_TUNE_WORKER_CLIENT_H
 #define KG_TUNE_WORKER_CLIENT_H
 
@@ -94,7 +96,8 @@ int kg_worker_start(const kg_worker_options *options, kg_worker **out, kg_error 
 int kg_worker_greet(kg_worker *w, kg_error *err);
 void kg_worker_close(kg_worker *w); /* kills it when it still runs */
 
-/* addresses: of each buffer's data in the worker. */
+/* addresses: of each buffer's data in the worker. A GPU's may be mapped again, and is then to be
+ * loaded again. */
 int kg_worker_map(kg_worker *w, const kg_slot *const *slots, size_t n, uint64_t *addresses,
                   kg_error *err);
 /* KG_EIO, KG_EFORMAT: the image does not load; the message says why. */

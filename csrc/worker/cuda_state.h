@@ -9,6 +9,8 @@
 typedef struct kg_cuda_buffer {
     kg_cu_ptr data;
     size_t bytes;
+    kg_cu_ptr room; /* the addresses that are reserved for it, guards included */
+    size_t reserved;
 } kg_cuda_buffer;
 
 typedef struct kg_cuda_kernel {
@@ -37,6 +39,7 @@ typedef struct kg_cuda_state {
     size_t flush_bytes;
     kg_cuda_buffer buffers[KG_W_MAX_BUFFERS];
     kg_wire_limits limits;
+    kg_cu_module module, scrubber;
     kg_cuda_kernel kernels[KG_MAX_LAUNCHES];
     kg_wire_run run;
     kg_cuda_map maps[KG_MAX_MAPS];

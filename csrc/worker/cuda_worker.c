@@ -139,14 +139,35 @@ static int map_one(kg_cuda_state *w, size_t i, kg_error *err) {
     kg_cuda_memory_release(memory); /* the mapping stays */
     if (rc != KG_OK)
         return rc;
-    w->buffers[i] = (kg_cuda_buffer){.data = room + KG_W_GUARD + offset, .bytes = data};
+    w->buffers[i] = (kg_cuda_buffer){.data = room + KG_W_GUARD + offset,
+                                     .bytes = data,
+                                     .room = room,
+                                     .reserved = bytes + 2 * (size_t)KG_W_GUARD};
     w->limits.writable[i] = writable;
     return KG_OK;
 }
 
+/* The Case before this one: its image with all that it kept, and its memory. */
+static int leave_case(kg_cuda_state *w, kg_error *err) {
+    int rc = kg_cuda_synchronize(err);
+    kg_cuda_module_unload(w->module);
+    w->module = NULL;
+    for (size_t i = 0; rc == KG_OK && i < w->limits.nbuffers; i++) {
+        kg_cuda_buffer *b = &w->buffers[i];
+        rc = kg_cuda_unmap(b->room + KG_W_GUARD, b->reserved - 2 * (size_t)KG_W_GUARD, err);
+        if (rc == KG_OK)
+            kg_cuda_unreserve(b->room, b->reserved);
+        *b = (kg_cuda_buffer){0};
+    }
+    w->limits.nbuffers = w->limits.nentries = 0;
+    w->stage = KG_CUDA_OPENED;
+    return rc;
+}
+
 static int do_map(kg_cuda_state *w, kg_error *err) {
     uint32_t n = kg_get_u32(&w->talk.in);
-    int rc = expect(w, KG_CUDA_OPENED, "MAP", err);
+    int rc =
+        w->stage == KG_CUDA_LOADED ? leave_case(w, err) : expect(w, KG_CUDA_OPENED, "MAP", err);
     if (rc == KG_OK && (n > KG_W_MAX_BUFFERS || n != w->talk.nfds))
         rc = kg_fail(err, KG_EFORMAT, "MAP has %u buffers and %zu descriptors", n, w->talk.nfds);
     kg_put_u32(&w->talk.reply, n);
@@ -248,17 +269,16 @@ static int take_kernel(kg_cuda_state *w, kg_cu_module module, size_t i, const as
 static int load_image(kg_cuda_state *w, const ask *asks, size_t n, kg_error *err) {
     char *image = NULL;
     size_t bytes = 0;
-    kg_cu_module module = NULL;
     int rc = read_image(w->talk.fds[0], &image, &bytes, err);
     if (rc == KG_OK) {
-        rc = kg_cuda_module_load(image, bytes, &module, err);
+        rc = kg_cuda_module_load(image, bytes, &w->module, err);
         if (rc == KG_ENOMEM || rc == KG_EDEVICE)
             kg_cuda_fault(w, KG_STAGE_LOAD, UINT32_MAX, err);
     }
     free(image);
     kg_put_u32(&w->talk.reply, (uint32_t)n);
     for (size_t i = 0; rc == KG_OK && i < n; i++)
-        rc = take_kernel(w, module, i, &asks[i], err);
+        rc = take_kernel(w, w->module, i, &asks[i], err);
     /* Whatever the driver does not like about it, it does not load. */
     if (rc != KG_OK)
         err->code = KG_EFORMAT;
@@ -287,15 +307,16 @@ static int do_load(kg_cuda_state *w, kg_error *err) {
 /* What the driver does not like about it is no fault of the Candidate's. */
 static int load_scrub(kg_cuda_state *w, const char *image, size_t bytes, kg_error *err) {
     const kg_cuda_device *d = NULL;
-    kg_cu_module module = NULL;
+    kg_cuda_module_unload(w->scrubber);
+    w->scrubber = NULL;
     int rc = kg_cuda_device_get(w->device, &d, err);
     if (rc == KG_OK)
-        rc = kg_cuda_module_load(image, bytes, &module, err);
+        rc = kg_cuda_module_load(image, bytes, &w->scrubber, err);
     if (rc != KG_OK)
         return rc;
     w->scrub = (kg_cuda_launch){
         .grid = {(uint32_t)d->sms, 1, 1}, .block = {1024, 1, 1}, .shared = (uint32_t)d->max_shared};
-    rc = kg_cuda_function(module, "kg_check_scrub", &w->scrub.function, err);
+    rc = kg_cuda_function(w->scrubber, "kg_check_scrub", &w->scrub.function, err);
     return rc == KG_OK ? kg_cuda_launch_prepare(&w->scrub, err) : rc;
 }
 

@@ -5,7 +5,8 @@
  * endian). The judge asks, the worker answers each request with one frame of the same number:
  * KG_W_OK or KG_W_FAILED. KG_W_FAULT or KG_W_DEVICE_FAULT comes at any time, once, with number 0,
  * from a worker that is about to die. A worker goes through OPEN, then MAP, then LOAD, then any
- * number of RUN; RATES only after OPEN, and only on a CPU; PING always. A request out of order or
+ * number of RUN, and on a GPU from there to MAP again, which gives back what the last one mapped
+ * and LOAD loaded; RATES only after OPEN, and only on a CPU; PING always. A request out of order or
  * malformed is KG_W_FAILED, and the worker goes on. The worker ends when the socket is closed.
  * Neither side believes a length or an index that the other sends. */
 #ifndef KG_WORKER_PROTOCOL_H

@@ -55,7 +55,8 @@ static inline void add_sets(rig *r) {
     }
 }
 
-static inline void rig_open_with(rig *r, const char *settings, kg_judge_options o) {
+static inline void rig_open_by(rig *r, const char *settings, kg_judge_options o,
+                               const char *worker) {
     kg_error err = {0};
     kg_buf op;
     size_t index;
@@ -66,13 +67,17 @@ static inline void rig_open_with(rig *r, const char *settings, kg_judge_options 
     kg_buf_init(&op, 0);
     CHECK_OK(kg_read_file(KGEN_SOURCE_DIR "/kernels/ops/softmax.json", 1 << 20, &op, &err), err);
     o.device = KG_CUDA;
-    snprintf(o.worker, sizeof o.worker, "%s/kgen-worker", KGEN_BINARY_DIR);
+    snprintf(o.worker, sizeof o.worker, "%s", worker);
     CHECK_OK(kg_judge_open(op.data, op.len, "softmax.json", &o, &r->judge, &err), err);
     kg_buf_free(&op);
     CHECK_OK(kg_judge_add_case(r->judge, JUDGE_CUDA_CASE, strlen(JUDGE_CUDA_CASE), "a Case", &index,
                                &err),
              err);
     add_sets(r);
+}
+
+static inline void rig_open_with(rig *r, const char *settings, kg_judge_options o) {
+    rig_open_by(r, settings, o, KGEN_BINARY_DIR "/kgen-worker");
 }
 
 static inline void rig_open(rig *r, const char *settings) {

@@ -4,6 +4,7 @@
 #include "test.h"
 
 #include <dirent.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/fs.h"
@@ -400,6 +401,12 @@ TEST_WITHIN(worker_cuda_refuses_what_comes_out_of_order, 60) {
     CHECK_OK(kg_worker_run(w, run, 5000, &time, &err), err);
     CHECK(time.graph && time.wall_ns >= time.window_ns && time.window_ns >= time.ns);
     CHECK_OK(kg_worker_ping(w, &err), err);
+    /* The Candidate's next Case. */
+    CHECK_OK(kg_worker_map(w, NULL, 0, at, &err), err);
+    CHECK_ERR(kg_worker_run(w, run, 5000, &time, &err), err, KG_EINVAL, "RUN comes out of order");
+    CHECK_ERR(kg_worker_map(w, NULL, 0, at, &err), err, KG_EINVAL, "MAP comes out of order");
+    CHECK_OK(kg_worker_load_kernels(w, image, sizeof image, &right, 1, &use, &err), err);
+    CHECK_OK(kg_worker_run(w, run, 5000, &time, &err), err);
     kg_worker_close(w);
     free(run);
 }
@@ -627,6 +634,45 @@ TEST_WITHIN(judge_cuda_leaves_nothing_behind, 180) {
     }
     CHECK_UINT(open_files(), files);
     kg_judge_close(r.judge);
+}
+
+/* Two Cases are judged by one worker: the script counts those that were started. */
+TEST_WITHIN(judge_cuda_takes_a_candidates_cases_in_turn, 120) {
+    rig r;
+    kg_error err = {0};
+    size_t index, n = 0;
+    kg_buf told;
+    char script[600], path[256], count[256];
+    snprintf(path, sizeof path, "%s", test_path("worker.sh"));
+    snprintf(count, sizeof count, "%s", test_path("started"));
+    int k =
+        snprintf(script, sizeof script, "#!/bin/sh\necho x >> '%s'\nexec '%s/kgen-worker' \"$@\"\n",
+                 count, KGEN_BINARY_DIR);
+    CHECK_OK(kg_write_atomic(path, script, (size_t)k, &err), err);
+    CHECK(chmod(path, 0700) == 0);
+    kg_judge_options o = {.timeout_ms = 20000};
+    rig_open_by(&r, KERNELS, o, path);
+    CHECK_OK(kg_judge_add_case(r.judge, JUDGE_CUDA_CASE, strlen(JUDGE_CUDA_CASE), "another", &index,
+                               &err),
+             err);
+    for (int s = 0; s < 2; s++) {
+        /* The other Case's inputs come the other way round. */
+        const void *inputs[] = {r.input[!s]}, *oracles[] = {r.oracle[!s]};
+        kg_judge_set set = {.inputs = inputs, .ninputs = 1, .oracles = oracles, .noutputs = 1};
+        CHECK_OK(kg_judge_add_set(r.judge, index, &set, &err), err);
+    }
+    expect_kernel(&r, "right", KG_VERDICT_PASS, "");
+    expect_kernel(&r, "wrong", KG_VERDICT_WRONG_VALUES, "[63, 99] expected");
+    expect_kernel(&r, "right", KG_VERDICT_PASS, "");
+    kg_judge_close(r.judge);
+    CHECK_UINT(r.driver->live_bytes(), 0);
+    CHECK_UINT(r.driver->live_modules(), 0);
+    kg_buf_init(&told, 0);
+    CHECK_OK(kg_read_file(count, 1 << 10, &told, &err), err);
+    for (size_t i = 0; i < told.len; i++)
+        n += told.data[i] == 'x';
+    CHECK_UINT(n, 4); /* a Candidate each, and the one that was started ahead */
+    kg_buf_free(&told);
 }
 
 TEST(judge_cuda_says_what_is_missing) {
