@@ -45,6 +45,7 @@ def test_a_model_beside_itself_without_kernels(kgen_server: Server, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # the gate is to be sure
 def test_the_demo_from_end_to_end(kgen_server: Server, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = kgen_server.run("demo", "--run", run, "--budget", "20s", env={"KGEN_REGISTRY": str(tmp_path / "not-touched")})

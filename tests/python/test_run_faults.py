@@ -49,6 +49,7 @@ def begin(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # the gate is to be sure
 @pytest.mark.parametrize("mode", ["fail", "kill"])
 def test_a_run_goes_on_after_any_fault(mode: str, shim: Path, tmp_path: Path) -> None:
     whole = begin(tmp_path / "whole")
