@@ -50,6 +50,8 @@ from .task import canonical_contract
 PROGRAMS = 100
 # Processes that judge beside each other on one GPU, and the exit code that says that some are left.
 BESIDE, LEFT = 4, 4
+# What a pin may be for: calls without a Program, with is_causal's alone, with any.
+PLAIN, CAUSAL, ANY = "plain", "causal", "with Programs"
 # Of each variant the least and the most elements of a row; None: no row.
 Ranges = dict[Variant, "tuple[int, int] | None"]
 
@@ -62,7 +64,7 @@ def judged_key(contract: str, trials: Sequence[Trial], skipped: Collection[str],
         low, high = min(k["dims"][name] for k in keys), max(k["dims"][name] for k in keys)
         dims[name] = {"min": low, "max": high} if low < high else low
     layouts = [max(k["layout"][i] for k in keys) for i in range(len(keys[0]["layout"]))]  # "i" is wider than "c"
-    return {**keys[0], "layout": layouts, "program": "*" if any_program else None, "dims": dims}
+    return {**keys[0], "layout": layouts, "program": "*" if any_program else keys[0]["program"], "dims": dims}
 
 
 def narrowed(key: dict[str, Any], row_bytes: tuple[int, int] | None) -> dict[str, Any]:
@@ -75,6 +77,19 @@ def narrowed(key: dict[str, Any], row_bytes: tuple[int, int] | None) -> dict[str
     if low > high:
         raise KgenError(f"rows of {n['min']} to {n['max']} were judged, none of {row_bytes[0]} to {row_bytes[1]} bytes")
     return ship_ranges.within(key, (low, high))
+
+
+def at_least(key: dict[str, Any], least: dict[str, int]) -> dict[str, Any]:
+    """The key for calls of at least these sizes: torch is faster at smaller ones."""
+    dims = dict(key["dims"])
+    for name, n in least.items():
+        high = dims[name]["max"] if isinstance(dims[name], dict) else dims[name]
+        low = dims[name]["min"] if isinstance(dims[name], dict) else dims[name]
+        if high < n:
+            raise KgenError(f"{name} of at most {high} was judged, none of {n}")
+        low = max(low, n)
+        dims[name] = {"min": low, "max": high} if low < high else low
+    return {**key, "dims": dims}
 
 
 def key_hash(key: dict[str, Any]) -> str:
@@ -140,6 +155,19 @@ class Shipping:
             self.cases["dense", variant] = self._thinned(self.house.dense(*variant), self.most)
         return self.cases["dense", variant]
 
+    def causal(self, variant: Variant) -> list[Trial]:
+        """The same with is_causal's Program, for those that ship for it by itself."""
+        if ("causal", variant) not in self.cases:
+            self.cases["causal", variant] = self._thinned(self.house.of_program(CAUSAL, variant[0]), self.most)
+        return self.cases["causal", variant]
+
+    def groups(self, variant: Variant) -> list[tuple[str, list[Trial]]]:
+        """What has a pin of its own: PLAIN, CAUSAL and ANY, each with what it is judged on."""
+        found = [(PLAIN, self.dense)] if self.house.plain else []
+        found += [(CAUSAL, self.causal)] if self.house.causal else []
+        found += [(ANY, self.with_programs)] if self.house.program_at is not None else []
+        return [(kind, trials(variant)) for kind, trials in found]
+
     def with_programs(self, variant: Variant) -> list[Trial]:
         """Those with Programs; none where the house kernel takes none."""
         if self.house.program_at is None:
@@ -184,7 +212,7 @@ class Shipping:
     def _images(self, variant: Variant) -> list[Trial]:
         """Trials whose images differ: one is for any size, and each Program has its own."""
         plain = [self.house.timed_trial(*variant)] if self.house.plain else []
-        return [*plain, *self.with_programs(variant)]
+        return [*plain, *(self.causal(variant)[:1] if self.house.causal else []), *self.with_programs(variant)]
 
     def jobs(self, n: int) -> Iterator[tuple[Variant, int, int]]:
         """The arguments of compile, n Trials at a time."""
@@ -193,13 +221,9 @@ class Shipping:
                 yield variant, start, n
 
     def evidence(self, variant: Variant) -> list[Evidence]:
-        """What judging finds, without a time: of the plain Cases where they have a pin, and of those with Programs where it
-        takes them."""
+        """What judging finds, without a time, of each of `groups`."""
         what = " ".join((variant[0], *variant[1]))
-        found = [self._judge(self.dense(variant), what)] if self.house.plain else []
-        if self.house.program_at is not None:
-            found.append(self._judge(self.with_programs(variant), f"{what} with Programs"))
-        return found
+        return [self._judge(trials, what if kind == PLAIN else f"{what}, {kind}") for kind, trials in self.groups(variant)]
 
     def time(self, variant: Variant) -> dict[str, Any]:
         """Judges and times the Case whose time stands in the Record."""
@@ -209,9 +233,9 @@ class Shipping:
         times = {k: v for k, v in found.times[0].items() if k in ("time_ns", "floor_ns")} if found.times else {}
         return {**times, "timed": trial.label}
 
-    def key(self, variant: Variant, dense: Evidence) -> dict[str, Any]:
-        """Of a variant's plain calls: what was judged, of the rows that the tunables are for."""
-        return narrowed(judged_key(self.contract, self.dense(variant), dense.skipped, False), self.house.row_bytes)
+    def key(self, trials: Sequence[Trial], found: Evidence) -> dict[str, Any]:
+        """Of calls without a Program, or with that of their own: what was judged, of the rows that the tunables are for."""
+        return narrowed(judged_key(self.contract, trials, found.skipped, False), self.house.row_bytes)
 
     def faster(self, evidence: dict[Variant, list[Evidence]]) -> Ranges:
         """Of each variant the lengths of rows for which it is no slower than torch; one choice of optional tensors stands
@@ -231,7 +255,7 @@ class Shipping:
                         found[variant] = found[first]
                         continue
                     ratio = ship_ranges.beside_torch(registry, self.house.op, dtype, variant[1], device)
-                    n = self.key(variant, evidence[variant][0])["dims"]["N"]
+                    n = self.key(self.dense(variant), evidence[variant][0])["dims"]["N"]
                     ends = (n["min"], n["max"]) if isinstance(n, dict) else (n, n)
                     self.say(f"{self.house.name} {self.arch} {dtype}: torch's time over ours by length and {ship_ranges.TOTALS} elements")
                     found[variant] = ship_ranges.stretch(*ends, ratio, say=self.say)
@@ -249,15 +273,19 @@ class Shipping:
         keys, entries, programs = [], [], []
         for variant, judged in evidence.items():
             rows = (ranges or {}).get(variant, True)
-            if self.house.plain and rows:
-                key = self.key(variant, judged[0])
-                keys.append(key if rows is True else ship_ranges.within(key, rows))
-                entries.append({**_entry(keys[-1], judged[0], 0), **times.get(variant, {})})
-            for found in judged[1 if self.house.plain else 0 :]:
-                trials = self.with_programs(variant)
-                keys.append(judged_key(self.contract, trials, found.skipped, True))
-                entries.append(_entry(keys[-1], found, sum("random" in t.label for t in trials)))
-                programs.append(found.programs)
+            for (kind, trials), found in zip(self.groups(variant), judged, strict=True):
+                least = self.house.least or {}
+                if kind == ANY:
+                    key = judged_key(self.contract, trials, found.skipped, True)
+                    keys.append(key if self.house.op == "attention" else at_least(key, least))
+                    programs.append(found.programs)
+                elif rows:
+                    key = at_least(self.key(trials, found), least)
+                    keys.append(key if rows is True else ship_ranges.within(key, rows))
+                else:
+                    continue
+                timed = times.get(variant, {}) if kind == PLAIN else {}
+                entries.append({**_entry(keys[-1], found, sum("random" in t.label for t in trials)), **timed})
         if not keys:
             raise KgenError(f"{self.house.name} for {self.arch}: nowhere as fast as torch")
         record = next(iter(evidence.values()))[0].record

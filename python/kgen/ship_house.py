@@ -144,6 +144,10 @@ class House:
     dtypes: tuple[str, ...] = DTYPES
     layouts: str = ""  # of a product's operands; all of them
     plain: bool = True  # false: calls without a Program are left to torch, which is faster
+    causal: bool = False  # a pin for is_causal too, which on a GPU no pin for any Program serves
+    # Pins are for at least these dims: torch is faster below. Of attention those for any Program, which torch has no kernel for,
+    # are for all.
+    least: dict[str, int] | None = None
     aligns: tuple[int, ...] = ALIGNS
     row_bytes: tuple[int, int] | None = None  # pins are for rows of more than the first and at most the second
 
@@ -209,6 +213,15 @@ class House:
         softmax = self.op == "softmax"
         made = spread.softmax_trial(dtype, *self.timed) if softmax else spread.attention_trial(dtype, self.timed)
         return made.on(self.device)
+
+    def of_program(self, name: str, dtype: str) -> list[Trial]:
+        """Attention of all its sizes with a Program by name."""
+        made = []
+        for i, s in enumerate(self.sizes()):
+            t = trace(*NAMED[name](s.extent))
+            program = t.text, t.captured, t.scalars
+            made.append(spread.attention_trial(dtype, s, program, name, LAYOUTS[i % 3], self.aligns[i // 3 % 3]).on(self.device))
+        return made
 
     def with_programs(self, dtype: str, count: int, affine: Sequence[str] = ()) -> list[Trial]:
         """Named variants at one size, each size with one of them, and this dtype's part of the random ones."""
@@ -278,8 +291,9 @@ def _of_heads(head: int, all_sizes: Callable[[], list[Sizes]], more: Sequence[Si
 
 
 def _gpu_attention(
-    file: str, head: int, chosen: dict[str, int], dtypes: tuple[str, ...], decode: bool = False, programs: bool = True
-) -> House:
+    file: str, head: int, chosen: dict[str, int], dtypes: tuple[str, ...], decode: bool = False, programs: bool = True,
+    plain: bool = False, causal: bool = False,
+) -> House:  # fmt: skip
     if decode:
         more = [Sizes(1, 8, 1, head, 8, 1021, head), Sizes(3, 32, 2, head, 4, 129, head), Sizes(1, 1, 1, head, 1, 1, head)]
         more += [Sizes(1024, 1, 1, head, 1, 3, head), Sizes(1, 256, 1, head, 256, 5, head), Sizes(1, 1, 2, head, 1, LONG, head)]
@@ -292,10 +306,11 @@ def _gpu_attention(
         sizes = _of_heads(head, hopper_sizes if file == "hopper.cu" else flash_sizes, more)
         timed, at = Sizes(4, 16, 4096, head, 16, 4096, head), Sizes(2, 4, 70, head, 4, 131, head)
     at_programs = at if programs else None
-    # torch's own attention may be ahead wherever it has one for the call.
+    # torch's own attention may be ahead wherever it has one for the call: short ones, and all of an sm_80.
     return House(
         f"attention/{file}", "attention", sizes, timed, at_programs, tunables={**chosen, "HEAD": head}, dtypes=dtypes,
-        plain=not programs, aligns=(64, 16, 16) if "hopper" in file else ALIGNS,  # TMA reads from multiples of 16
+        plain=plain, causal=causal, least={"SQ": 1024, "SK": 1024},
+        aligns=(64, 16, 16) if "hopper" in file else ALIGNS,  # TMA reads from multiples of 16
     )  # fmt: skip
 
 
@@ -345,7 +360,8 @@ def _gpu_products(op: str) -> list[House]:
         ]  # fmt: skip
         thin_at, thins = Product(1, 3, 136, 72), epilogues.gpu_thin_sizes
         made.append(House(f"matmul/{prefix}skinny.cu", op, thins, thin, thin_at, tunables=across, layouts=kinds))
-    return [*made, House(f"matmul/{prefix}split.cu", op, sizes, square, at, dtypes=("float32",))]
+    large = {"M": 1024, "N": 1024, "K": 512}
+    return [*made, House(f"matmul/{prefix}split.cu", op, sizes, square, at, dtypes=("float32",), least=large)]
 
 
 def _gpu_convs() -> list[House]:
@@ -393,12 +409,13 @@ def _gpu_house() -> tuple[House, ...]:
     # Each within what a block of an sm_80 has of registers and shared memory.
     attention += [_gpu_attention("fma.cu", head, {"TM": tm}, full) for head, tm in ((64, 8), (128, 8), (256, 4))]
     attention += [_gpu_attention("decode.cu", head, {"STAGES": n}, HALVES, True) for head, n in ((64, 3), (128, 3), (256, 2))]
-    # Plain ones take longer blocks of keys than those with Programs.
+    # Plain ones take longer blocks of keys than those with Programs, causal ones another stage.
     hopper = [
-        _gpu_attention("hopper.cu", head, chosen, HALVES, programs=programs)
-        for head, chosen, programs in (
-            (64, {"CONSUMERS": 3, "STAGES": 3}, True), (128, {}, True), (256, {"BLOCK_N": 64}, True),
-            (128, {"BLOCK_N": 160}, False), (256, {"BLOCK_N": 80}, False),
+        _gpu_attention("hopper.cu", head, chosen, HALVES, programs=for_what[0], plain=for_what[1], causal=for_what[2])
+        for head, chosen, for_what in (
+            (64, {"CONSUMERS": 3, "STAGES": 3}, (True, True, True)), (128, {}, (True, False, False)),
+            (256, {"BLOCK_N": 64}, (True, False, True)), (128, {"STAGES": 3}, (False, False, True)),
+            (128, {"BLOCK_N": 160, "PINGPONG": 1}, (False, True, False)), (256, {"BLOCK_N": 80}, (False, True, False)),
         )
     ]  # fmt: skip
     hopper += [_gpu_attention("decode_hopper.cu", head, {"STAGES": n}, HALVES, True) for head, n in ((64, 3), (128, 3), (256, 2))]

@@ -419,14 +419,17 @@ def from_recipe(made: Case, label: str) -> Trial:
 
 
 def _sets(reference: Reference, task: Task, trial: Trial) -> Iterator[tuple[str, references.Drawn, references.Expected]]:
-    """Captured sets first, then one for each distribution that torch itself bears."""
-    base = None
-    names = FEW if trial.elements > LARGE else ("captured",) * (CAPTURED_SETS - 1) + names_for(task.op)
+    """Captured sets first, then one for each distribution that torch itself bears; at least two sets."""
+    base, found = None, 0
+    names = (*FEW, "captured") if trial.elements > LARGE else ("captured",) * (CAPTURED_SETS - 1) + names_for(task.op)
     for name in names:
+        if trial.elements > LARGE and found >= len(FEW):
+            break
         drawn = reference.draw(trial.case, secret_seed(), name)
         e = reference.expected(drawn)
         base = base or e
         if name == "captured" or not reference.unusable(e, base, drawn, name):
+            found += 1
             yield name, drawn, e
 
 

@@ -214,16 +214,26 @@ def test_every_byte_counts() -> None:
         assert judge.run(ROWS)["verdict"] == "pass"
 
 
+def settled() -> int:
+    """Free bytes of the GPU once the worker that is started ahead has what it takes."""
+    readings = [torch.cuda.mem_get_info(GPU)[0]]
+    while len(readings) < 5 or len(set(readings[-5:])) > 1:
+        assert len(readings) < 100, readings
+        time.sleep(0.2)
+        readings.append(torch.cuda.mem_get_info(GPU)[0])
+    return readings[-1]
+
+
 def test_candidates_in_a_row_leave_nothing_behind() -> None:
     with Judge(SOFTMAX, device=GPU) as judge:
         add_softmax(judge, *tiny_sets())
         texts = [PLAIN, (FOLDER / "wrong_values_zeros.cu").read_text(), (FOLDER / "illegal_access_wild.cu").read_text()]
         for text in texts:
             judge.run(text)
-        free = torch.cuda.mem_get_info(GPU)[0]
+        free = settled()
         for text in texts * 5:
             judge.run(text)
-        assert torch.cuda.mem_get_info(GPU)[0] >= free - (64 << 20)
+        assert settled() >= free - (64 << 20)
 
 
 def test_the_checks_run_at_the_speed_of_memory() -> None:

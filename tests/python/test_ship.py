@@ -97,7 +97,10 @@ def test_the_record_says_what_it_was_judged_on() -> None:
         entries = record["cases"]
         assert record["verdict"] == "pass" and all(e["verdict"] == "pass" for e in entries), folder
         assert {e["case"] for e in entries} == set(record["pins"]) and len(entries) == len(named)
-        assert all(e["sets"] > e["cases"] > 5 for e in entries if e["case"])
+        if record["arch"] in ship.ARCHS:
+            assert all(e["sets"] > e["cases"] > 5 for e in entries)
+        else:  # --most; of rows longer than spread.LARGE torch bears one distribution alone
+            assert all(e["sets"] >= e["cases"] > 4 for e in entries)
         if "*" in named and record["arch"] in ship.ARCHS and record["op"] == "attention":
             assert sum(e["random_programs"] for e in entries) >= ship.PROGRAMS
             assert len(record["programs"]) >= 20, "the variants by name, in every dtype"
@@ -106,8 +109,8 @@ def test_the_record_says_what_it_was_judged_on() -> None:
 
 
 def test_a_gpus_pins_are_where_its_kernels_are_ahead() -> None:
-    """Attention with a Program, of one class of heads and up to long contexts; rows of the size that the tunables are for.
-    Anything else is torch's."""
+    """Attention with a Program, of one class of heads and up to long contexts, on an sm_90 long plain and causal calls, too; rows
+    of the size that the tunables are for. Anything else is torch's."""
     below = {64: 0, 128: 64, 256: 128}
     for folder, record in records():
         if record["arch"] not in ship.GPU_ARCHS:
@@ -121,7 +124,9 @@ def test_a_gpus_pins_are_where_its_kernels_are_ahead() -> None:
             for dims in (k["dims"] for k in keys):
                 assert below[tunables["HEAD"]] < dims["D"]["min"] and dims["D"]["max"] == dims["DV"]["max"] == tunables["HEAD"], folder
                 assert dims["SK"]["max"] >= ship_house.LONG and dims["B"]["max"] >= 1024 and dims["HQ"]["max"] >= 256, folder
-            assert all(k["program"] == "*" for k in keys) and {k["dtypes"][0] for k in keys} == set(houses[0].dtypes)
+            assert {k["dtypes"][0] for k in keys} == set(houses[0].dtypes)
+            own = [k["dims"] for k in keys if k["program"] != "*"]  # plain and causal
+            assert all(d[n]["min"] >= 1024 for d in own for n in ("SQ", "SK")) and (not own or "hopper" in houses[0].file), folder
         for key in keys if op in ("softmax", "layer_norm", "rms_norm") and houses[0].row_bytes else ():
             n, size = key["dims"]["N"], 4 if key["dtypes"][0] == "float32" else 2
             low, high = (n["min"], n["max"]) if isinstance(n, dict) else (n, n)
@@ -184,7 +189,8 @@ def test_norms_of_random_sizes_never_fall_back(only: str, dtype: str) -> None:
                 eps = {} if name == "layer_norm" else {"eps": 2.0**-23}
                 want = f(x.double(), [n], *wide, **eps)
                 got = getattr(torch.ops.kgen, name)(x, [n], *affine).double()
-                assert float((got - want).abs().max() / want.abs().max()) < DTYPES[dtype], (SEED, name, n)
+                # A row of one element without a bias is nothing but zeros.
+                assert float((got - want).abs().max()) <= DTYPES[dtype] * float(want.abs().max()), (SEED, name, n)
 
 
 def test_a_linear_of_few_rows_never_falls_back_and_of_many_is_torchs(only: str) -> None:
@@ -290,6 +296,24 @@ def test_a_range_is_what_was_judged() -> None:
     assert key["dims"] == {"M": {"min": 2, "max": 5}, "N": {"min": 3, "max": 900}, "K": 1}
     skipped = ship.judged_key(contract, trials, {trials[2].label: "not for it"}, False)
     assert skipped["dims"]["N"] == {"min": 3, "max": 7}, "what the plan refused was not judged"
+
+
+def test_plain_and_causal_attention_ships_for_long_calls_alone() -> None:
+    key = {"dims": {"SQ": {"min": 1, "max": 4099}, "SK": {"min": 1, "max": 1024}, "D": 64}}
+    assert ship.at_least(key, {}) == key
+    assert ship.at_least(key, {"SQ": 1024, "SK": 1024, "D": 64})["dims"] == {"SQ": {"min": 1024, "max": 4099}, "SK": 1024, "D": 64}
+    with pytest.raises(KgenError, match="SK of at most 1024 was judged, none of 1025"):
+        ship.at_least(key, {"SK": 1025})
+    kinds: dict[str, list[int]] = {}
+    for house in ship.GPU_HOUSE:
+        if house.file == "attention/hopper.cu":
+            one = ship.Shipping(house, "sm_90", SHIPPED, 3, lambda _: None)
+            for kind, trials in one.groups(("float16", ())):
+                kinds.setdefault(kind, []).append((house.tunables or {})["HEAD"])
+                of = {t.case["program"]["text"] if t.case.get("program") else None for t in trials}
+                wanted = {ship.PLAIN: {None}, ship.CAUSAL: {"program 1\nmask\n%0 = ge bool q kv\nreturn %0\n"}}
+                assert of == wanted.get(kind, of)
+    assert {kind: sorted(heads) for kind, heads in kinds.items()} == dict.fromkeys((ship.PLAIN, ship.CAUSAL, ship.ANY), [64, 128, 256])
 
 
 def test_a_pin_is_for_the_rows_that_its_tunables_are_for() -> None:
