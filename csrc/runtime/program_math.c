@@ -333,26 +333,18 @@ static const char MIN_MAX[] =
 
 /* The device's own functions; torch calls these. Beside tensors of half types (KG_ROUGH) those that
  * would cost most are short: tanh is then right to 2e-7 (tanh.approx, to 2^-11 of itself, shows in
- * the log-sum-exp), below 3/4 by a polynomial, since special functions are what bounds attention
- * with a softcap, beyond it with predicates for branches; a quotient and a root to 2 ulp, but for
- * divisors beyond 2^126 or below 2^-126; no subroutine is called, around which all registers would
- * be saved. */
+ * the log-sum-exp), a quotient and a root to 2 ulp, but for divisors beyond 2^126 or below 2^-126;
+ * no subroutine is called, around which all registers would be saved. */
 static const char CUDA_ROUGH[] =
     "#ifdef KG_ROUGH\n"
     "KG_FN float kg_divf(float a, float b) {\n"
     "    float r; asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(r) : \"f\"(b)); return a * r;\n"
     "}\n"
     "KG_FN float kg_tanhf(float x) {\n"
-    "    const float u = x * x;\n"
-    "    float t = fmaf(-0x1.389292p-8f, u, 0x1.42308ep-6f);\n"
-    "    t = fmaf(fmaf(t, u, -0x1.b55f78p-5f), u, 0x1.10ed5ap-3f);\n"
-    "    t = x * fmaf(fmaf(t, u, -0x1.5554a4p-2f), u, 1.0f);\n"
-    "    asm(\"{ .reg .pred p; setp.gt.f32 p, %2, %3; @p mul.f32 %1, %1, %4; \"\n"
-    "        \"@p ex2.approx.ftz.f32 %1, %1; @p add.f32 %1, %1, %5; \"\n"
-    "        \"@p rcp.approx.ftz.f32 %1, %1; @p fma.rn.f32 %0, %1, %6, %5; }\"\n"
-    "        : \"+f\"(t), \"+f\"(x)\n"
-    "        : \"f\"(u), \"f\"(0.5625f), \"f\"(0x1.715476p+1f), \"f\"(1.0f), \"f\"(-2.0f));\n"
-    "    return t;\n"
+    "    float e, r;\n"
+    "    asm(\"ex2.approx.ftz.f32 %0, %1;\" : \"=f\"(e) : \"f\"(x * 0x1.715476p+1f));\n"
+    "    asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(r) : \"f\"(e + 1.0f));\n"
+    "    return fmaf(-2.0f, r, 1.0f);\n"
     "}\n"
     "KG_FN float kg_sqrtf(float x) {\n"
     "    float r; asm(\"sqrt.approx.f32 %0, %1;\" : \"=f\"(r) : \"f\"(x)); return r;\n"

@@ -55,18 +55,6 @@ inline void rcp_approx_ftz_f32(float &d, float a) {
     d = fabsf(a) < 0x1p-126f ? copysignf(INFINITY, a) : 1.0f / a;
     d = fabsf(d) < 0x1p-126f ? copysignf(0.0f, d) : d;
 }
-inline void setp_gt_f32(bool &p, float a, float b) {
-    p = a > b;
-}
-inline void mul_f32(float &d, float a, float b) {
-    d = a * b;
-}
-inline void add_f32(float &d, float a, float b) {
-    d = a + b;
-}
-inline void fma_rn_f32(float &d, float a, float b, float c) {
-    d = fmaf(a, b, c);
-}
 inline void sqrt_approx_f32(float &d, float a) {
     d = sqrtf(a);
 }

@@ -76,10 +76,6 @@ def _operand(text: str) -> str:
 
 
 def _instruction(text: str, operands: list[str], predicates: set[str]) -> str:
-    if guarded := re.fullmatch(r"@(\w+) (.*)", text):
-        if guarded.group(1) not in predicates:
-            raise ValueError(f"asm `{text}`: {guarded.group(1)} is no predicate")
-        return f"if ({guarded.group(1)}) {_instruction(guarded.group(2), operands, predicates)}"
     name, _, rest = text.partition(" ")
     arguments = []
     if text.startswith(".reg .pred "):
