@@ -341,7 +341,8 @@ def _unresolved_sums(d: Drawn, e: Expected) -> str | None:
     (want,), (own,) = e.outputs, e.torch_outputs
     if not want.numel() or d.program is None:
         return None
-    squares, terms = _sums_of_squares(d.args)
+    # A GPU may have no room for fp64 copies.
+    squares, terms = _sums_of_squares(d.args, torch.float32 if want.is_cuda else torch.float64)
     unit, finite = torch.finfo(torch.float32).eps / 2, want[torch.isfinite(want)]
     off = float(squares.max()) ** 0.5 * unit
     scale = float(finite.abs().max()) if finite.numel() else 0.0
@@ -349,13 +350,12 @@ def _unresolved_sums(d: Drawn, e: Expected) -> str | None:
     return f"sums are known to {off:.2g} in fp32, the output to {allowed:.2g}" if off > allowed else None
 
 
-def _sums_of_squares(args: dict[str, Any]) -> tuple[torch.Tensor, int]:
-    """Of each element of a product the sum of its terms' squares, and how many terms it has."""
+def _sums_of_squares(args: dict[str, Any], wide: torch.dtype) -> tuple[torch.Tensor, int]:
+    """Of each element of a product the sum of its finite terms' squares, as far as `wide` goes, and how many terms it has."""
     x = args["input"]
-    wide = torch.float32 if x.is_cuda else torch.float64
 
     def square(t: torch.Tensor) -> torch.Tensor:
-        return t.to(wide).square()
+        return t.to(wide).nan_to_num(0.0, 0.0, 0.0).square()
 
     if "stride" in args:
         given = (args[n] for n in ("stride", "padding", "dilation", "groups"))
@@ -363,7 +363,7 @@ def _sums_of_squares(args: dict[str, Any]) -> tuple[torch.Tensor, int]:
     else:
         second = args["weight"].mT if "weight" in args else args["other"]
         found, terms = torch.matmul(square(x), square(second)), x.shape[-1]
-    return found.nan_to_num(0.0, 0.0, 0.0), terms
+    return found.nan_to_num(0.0, torch.finfo(wide).max), terms  # NaN: of nothing and what is too large
 
 
 def error(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:

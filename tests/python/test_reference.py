@@ -270,6 +270,16 @@ def test_distributions_on_which_torch_fails_are_listed(tmp_path: Path) -> None:
     assert "not finite" in dropped["normal"]
 
 
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])  # of a GPU and of the CPU
+def test_sums_that_overflow_on_the_way_are_no_test_of_what_saturates(wide: torch.dtype) -> None:
+    most = torch.finfo(torch.bfloat16).max
+    x, other = torch.ones(2, 8, dtype=torch.bfloat16), torch.ones(8, 3, dtype=torch.bfloat16)
+    x[0, 0], x[0, 5], x[1, 2] = most, -most, torch.inf
+    squares, terms = reference._sums_of_squares({"input": x, "other": other}, wide)
+    assert terms == 8 and bool((squares[0] > 1e38).all()), "whose partial sums may be infinite, in this order or that"
+    assert torch.equal(squares[1], torch.full((3,), 7.0, dtype=wide)), "an infinity is in the oracle, too"
+
+
 def test_error() -> None:
     a = torch.tensor([1.0, 2.0, float("nan"), float("inf")])
     assert error(a, a) == (0.0, 0.0)
