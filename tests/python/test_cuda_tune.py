@@ -329,7 +329,7 @@ def test_two_gpus_judge_at_once(kgen_server: Server, model: Path, tmp_path: Path
         pytest.skip(f"needs two GPUs; torch sees {torch.cuda.device_count()}")
     done = kgen_server.run(
         "tune", model, "--budget", "10s", "--run", tmp_path / "run", "--registry", tmp_path / "g", "--min-speedup", "0.1", "--json",
-        "--device", "cuda:0,cuda:1", env=cr.visible(),
+        "--baselines", "10s", "--device", "cuda:0,cuda:1", env=cr.visible(),
     )  # fmt: skip
     assert done.code == 0, done.err
     (row,) = [r for r in done.records()[0]["rows"] if r["op"] == "softmax"]

@@ -2,8 +2,8 @@
 { "format": 1, "op": "softmax", "target": "cuda", "require": "K == 1 && input.contiguous",
   "launches": [{"kernel": "softmax", "grid": ["M"], "block": [128], "args": ["input", "output", {"i32": "N"}]}] }
 */
-/* Writes 1 GiB behind its output.
- * expects: an address without memory */
+/* Writes 1 GiB behind its output: where no memory is, or shared memory is shown.
+ * expects: an address */
 /* Of the 128 threads of a block: the sum, or the largest. */
 static __device__ float all(float v, bool add) {
     __shared__ float warps[4];
