@@ -38,7 +38,7 @@ def provenance(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     prompts = [e for e in entries if e["kind"] == "prompt"]
     loops = [e for e in entries if e["kind"] == "loop"]
     machine = loops[-1].get("options", {}).get("machine") or next((e["text"] for e in entries if e["kind"] == "machine"), "")
-    gates = [e for e in entries if e["kind"] == "gate"]
+    gates = runs.gates(entries)
     verdicts: dict[str, int] = {}
     outcomes = list(trajectories.outcomes(entries).values())
     first = next((i for i, o in enumerate(outcomes, 1) if o["verdict"] == "pass"), None)

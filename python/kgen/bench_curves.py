@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import runs
 from .errors import EnvironmentLacks
 from .jsonfile import read_journal
 
@@ -86,7 +87,7 @@ def _cost(e: Entry) -> float | None:
 def problem_of(name: str, run: Path) -> Problem:
     """A problem from its Run."""
     entries = read_journal(run / "journal.jsonl")
-    gains = _gains([e for e in entries if e["kind"] == "gate"])
+    gains = _gains(runs.gates(entries))
     passed = [c for e in entries if e["kind"] == "verdict" and (c := _cost(e)) is not None]
     found = Problem(name, "solved" if gains and passed else "unsolved")
     least = math.inf
@@ -121,7 +122,8 @@ def _why(entries: Sequence[Entry]) -> str:
     for e in entries:
         if e["kind"] == "verdict":
             counts[e["verdict"]] = counts.get(e["verdict"], 0) + 1
-        if e["kind"] == "gate" and not e["rounds"]:
+    for e in runs.gates(entries):
+        if not e["rounds"]:
             return f"stopped at the gate: {e['reason']}"
     return ", ".join(f"{n} {v}" for v, n in counts.items()) or "no Candidate was judged"
 

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import report_loop
+from . import report_loop, runs
 from .errors import BadInput, EnvironmentLacks
 from .jsonfile import read_journal, read_json
 from .runs import KEYS, RESULT_KEYS
@@ -84,8 +84,6 @@ def courses(entries: Sequence[Entry]) -> list[Course]:
             continue
         course = found.setdefault(op, Course(op))
         start = began.setdefault(op, float(e.get("t", 0.0)))
-        if e["kind"] == "gate":
-            course.gates.append(e)
         if e["kind"] != "verdict":
             continue
         times = [float(t) for t in e.get("time_ns", [])] or [0.0]
@@ -98,6 +96,8 @@ def courses(entries: Sequence[Entry]) -> list[Course]:
         for at, ns in enumerate(times):
             title = f"{e['source']} {_tunables(e)}: {e['verdict']}"
             course.points[at].append(Point(float(e.get("t", 0.0)) - start, ns, e["source"], e["verdict"], title))
+    for e in runs.gates(entries):
+        found[e["op"]].gates.append(e)
     return list(found.values())
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,15 @@ class Run:
             if all(entry.get(k) == v for k, v in fields.items()):
                 found = entry
         return found
+
+
+def gates(journal: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The gate's entries that count: of a Candidate on a Case the last, since one of a busy machine is measured again."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for e in journal:
+        if e["kind"] == "gate":
+            found[e["op"], e["case"], e["id"]] = e
+    return list(found.values())
 
 
 def entries(run: Path, kind: str) -> Iterator[dict[str, Any]]:

@@ -342,7 +342,7 @@ class OpTuner:
         key, case_hash = _libkgen.case_key(self.contract, self.task.cases[i])
         record, source = self._complete(winner), Path(winner["file"]).read_bytes()
         before = self.run.find("gate", op=self.task.op, case=case_hash, id=winner["id"])
-        if before is not None:
+        if before is not None and not before["noisy"]:
             self.progress.note(f"{self.task.op}: gate: decided before")
             result = gate.GateResult.read(before, self.options.min_speedup)
         else:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from kgen_command import Done, Running, Server
-from run_files import check_keys
+from run_files import check_keys, write_journal
 from torch import nn
 
 from kgen import runs, ui
@@ -286,6 +286,23 @@ def test_a_live_module(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(BadInput, match="--target nothing matches nothing"):
         kgen.tune(Small(), (x,), run_dir=tmp_path / "other", targets=("nothing",))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_gate_that_could_not_tell_is_asked_again(tmp_path: Path) -> None:
+    """It says so: the machine is too noisy, --resume on a quiet one."""
+    import kgen
+
+    run, x = tmp_path / "run", torch.randn(40, 700)
+    kgen.tune(Small(), (x,), budget=1.0, registry=tmp_path / "first", run_dir=run, min_speedup=0.01)
+    noisy = {"passed": False, "noisy": True, "reason": "not surely 0.01x as fast as eager; the machine is too noisy to tell: --resume on a quiet one"}
+    kept = [{**e, **noisy} if e["kind"] == "gate" else e for e in journal(run) if e["kind"] != "promote"]
+    write_journal(run / "journal.jsonl", [{**{k: v for k, v in e.items() if k != "sum"}, "n": n} for n, e in enumerate(kept)])
+    report = kgen.tune(Small(), (x,), budget=1.0, registry=tmp_path / "second", run_dir=run, min_speedup=0.01, resume=True)
+    assert [r.kernel for r in report.promoted] == ["softmax/v1"]
+    assert [e["noisy"] for e in journal(run) if e["kind"] == "gate"][0] and len(runs.gates(journal(run))) == 1
+    assert runs.gates(journal(run))[0]["passed"]
+    again = kgen.tune(Small(), (x,), budget=1.0, registry=tmp_path / "second", run_dir=run, min_speedup=0.01, resume=True)
+    assert [r.kernel for r in again.promoted] == ["softmax/v1"] and len([e for e in journal(run) if e["kind"] == "gate"]) == 2
 
 
 # Tasks of all kinds of models, and Ops of a model's own
