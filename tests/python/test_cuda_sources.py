@@ -1,9 +1,10 @@
 """Every CUDA source in kernels/ and generated/ compiles by NVRTC, without a GPU, for sm_80 and sm_90a as its min_arch
-allows: house kernels with their default tunables, promoted ones with their own; without a warning, and the defaults
-without a spill. For ptxas's figures of each: KGEN_SHOW_PTXAS=1 and pytest -s."""
+allows: each text once with its default tunables (what ships is a house kernel's), and what ships with its own; without a
+warning, and the defaults without a spill. For ptxas's figures of each: KGEN_SHOW_PTXAS=1 and pytest -s."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,19 +12,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nvrtc
 import pytest
 import torch
 from emulator import Call, unit_of
-from kgen import _libkgen
+from kgen import _libkgen, spread
 from kgen.errors import BadInput
 from test_kernels_cpu import MODS, Shape, slow
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARCHES = {"sm_80": 80, "sm_90a": 90}
-SOURCES = sorted(p for folder in ("kernels", "generated") for p in (ROOT / folder).rglob("*.cu"))
+SHIPPED = sorted((ROOT / "generated").rglob("*.cu"))
+ALL = (*sorted((ROOT / "kernels").rglob("*.cu")), *SHIPPED)
+# What ships is a house kernel's text with tunables of its own: `make test` compiles a text once.
+SOURCES = list({p.read_bytes(): p for p in reversed(ALL)}.values())[::-1]
 
 pytestmark = pytest.mark.skipif(nvrtc.folder() is None, reason=f"no NVRTC from pip; pip install {nvrtc.PIN}")
 
@@ -107,6 +113,18 @@ def op_json(path: Path) -> str:
     return (beside if beside.exists() else ROOT / "kernels/ops" / f"{plan_of(path.read_text())['op']}.json").read_text()
 
 
+def shipped_calls(path: Path) -> Iterator[tuple[str, Any]]:
+    """What a Kernel that ships is for, by its pins."""
+    for pin in (path.parent.parent / "pins").glob("*"):
+        made = json.loads(pin.read_text())
+        key = {**made["key"], "program": "*" if made["key"]["program"] == "*" else None}
+        n = key["dims"].get("N")
+        # A kernel of whole vectors may have a range that ends between two.
+        even = [{**key, "dims": {**key["dims"], "N": {**n, "max": n["max"] // 8 * 8}}}] if isinstance(n, dict) and n["max"] // 8 * 8 >= n["min"] else []
+        for trial in (t for k in (key, *even) for t in spread.timing_trials(k) if made["kernel"] == path.parent.name):
+            yield "plain", SimpleNamespace(op=key["op"], case=lambda trial=trial: trial.case)
+
+
 def tunables_of(path: Path) -> dict[str, int] | None:
     record = path.parent / "record.json"
     return json.loads(record.read_text())["tunables"] if record.exists() else None
@@ -121,7 +139,7 @@ def units(path: Path, arch: str, thorough: bool) -> list[Unit]:
     flags = tuple(nvrtc.FLAGS[f] for f in plan.get("flags", ()))
     found: dict[str, Unit] = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for what, call in CALLS[plan["op"]](dtype):
+        for what, call in (*CALLS[plan["op"]](dtype), *shipped_calls(path)):
             for any_size in (False, True):
                 name = f"{what} {dtype}{' any size' if any_size else ''}"
                 wanted = what == "plain" and any_size or arch != "sm_80" and (what == "plain" or what in ("alibi", "gelu") and not any_size)
@@ -162,6 +180,21 @@ def check(path: Path, arch: str, thorough: bool) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
 def test_compiles(path: Path, arch: str) -> None:
     check(path, arch, thorough=False)
+
+
+@slow
+@pytest.mark.parametrize("path", SHIPPED, ids=[str(p.relative_to(ROOT)) for p in SHIPPED])
+def test_what_ships_compiles_with_its_own_tunables(path: Path) -> None:
+    """For any size, as it is served; one of its Cases."""
+    folder = path.parent.parent.name
+    arch = {"sm_90": "sm_90a"}.get(folder, folder)
+    for _, call in shipped_calls(path):
+        with contextlib.suppress(BadInput):
+            unit = unit_of(path.read_text(), call, tunables_of(path), True, folder)["unit"]
+            got = nvrtc.compile(unit, arch, tuple(nvrtc.FLAGS[f] for f in plan_of(path.read_text()).get("flags", ())))
+            assert got.ok and got.cubin.startswith(b"\x7fELF"), got.log[:4000]
+            return
+    pytest.fail("its `require` takes none of the calls that its pins are for")
 
 
 @slow
