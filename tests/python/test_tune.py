@@ -299,10 +299,10 @@ def test_a_gate_that_could_not_tell_is_asked_again(tmp_path: Path) -> None:
     write_journal(run / "journal.jsonl", [{**{k: v for k, v in e.items() if k != "sum"}, "n": n} for n, e in enumerate(kept)])
     report = kgen.tune(Small(), (x,), budget=1.0, registry=tmp_path / "second", run_dir=run, min_speedup=0.01, resume=True)
     assert [r.kernel for r in report.promoted] == ["softmax/v1"]
-    assert [e["noisy"] for e in journal(run) if e["kind"] == "gate"][0] and len(runs.gates(journal(run))) == 1
-    assert runs.gates(journal(run))[0]["passed"]
-    again = kgen.tune(Small(), (x,), budget=1.0, registry=tmp_path / "second", run_dir=run, min_speedup=0.01, resume=True)
-    assert [r.kernel for r in again.promoted] == ["softmax/v1"] and len([e for e in journal(run) if e["kind"] == "gate"]) == 2
+    asked = [e for e in journal(run) if e["kind"] == "gate"]
+    # A search that the second of the budget did not end may have found another winner since.
+    assert len(asked) == 2 and asked[0]["noisy"] and asked[1]["passed"] and not asked[1]["noisy"]
+    assert runs.gates(journal(run)) == (asked[1:] if asked[0]["id"] == asked[1]["id"] else asked)
 
 
 # Tasks of all kinds of models, and Ops of a model's own
