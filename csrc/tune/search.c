@@ -421,6 +421,13 @@ static bool answered(const search *s, kg_level level) {
     return true;
 }
 
+/* The time is up for it. One without a time is out; one that the first rung has timed goes on with
+ * that. */
+static void leave_out(search *s, candidate *c, kg_level level) {
+    c->alive = level == KG_LEVEL_LONG;
+    s->result->out_of_time = true;
+}
+
 /* Whether the time is up for one that nobody knows yet. The default of each source is judged
  * whatever the clock says, and others until there is an answer: a budget too short still gives one.
  */
@@ -430,10 +437,9 @@ static bool left_out(lanes *l, candidate *c) {
     if (l->all || c->turn == 0)
         return false;
     pthread_mutex_lock(&s->lock);
-    if (late(s, l->level) && answered(s, l->level) && !remembered(s, c, l->level)) {
-        c->alive = false;
-        s->result->out_of_time = out = true;
-    }
+    out = late(s, l->level) && answered(s, l->level) && !remembered(s, c, l->level);
+    if (out)
+        leave_out(s, c, l->level);
     pthread_mutex_unlock(&s->lock);
     return out;
 }
@@ -493,12 +499,10 @@ static size_t admit(search *s, candidate **batch, size_t n, kg_level level, bool
     size_t ready = 0;
     for (size_t i = 0; i < n; i++) {
         candidate *c = batch[i];
-        if (!c->dropped && time_up && !remembered(s, c, level)) {
-            c->alive = false;
-            s->result->out_of_time = true;
-        } else {
+        if (!c->dropped && time_up && !remembered(s, c, level))
+            leave_out(s, c, level);
+        else
             work[ready++] = c;
-        }
     }
     return ready;
 }
@@ -517,8 +521,8 @@ static int prepare_and_judge(search *s, candidate **batch, size_t n, bool time_u
     return rc;
 }
 
-/* Judges a list; what was not reached when the time was up is alive no more. finish: all of it is
- * reached. */
+/* Judges a list; what is not reached when the time is up is left out. finish: all of it is reached.
+ */
 static int run_list(search *s, kg_level level, candidate **list, size_t n, bool finish,
                     kg_error *err) {
     candidate *work[BATCH * KG_MAX_LANES];

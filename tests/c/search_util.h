@@ -34,7 +34,9 @@ typedef struct fake {
     bool two;         /* sources */
     int second;       /* calls of the second */
     int apart;        /* quick judgements before the first that moves both tunables */
-    int64_t pause_ms; /* of the first full judgement */
+    int64_t pause_ms; /* of one judgement: */
+    kg_level pause_level;
+    int pause_nth;
 } fake;
 
 static inline kg_op *fake_read_op(void) {
@@ -106,7 +108,7 @@ static inline int fake_judge(void *ctx, size_t lane, const kg_source *source, co
         f->apart = nth - 1;
     if (strcmp(source->name, "other.c") == 0)
         __atomic_fetch_add(&f->second, 1, __ATOMIC_SEQ_CST);
-    if (level == KG_LEVEL_FULL && nth == 1 && f->pause_ms)
+    if (level == f->pause_level && nth == f->pause_nth)
         nanosleep(&(struct timespec){.tv_sec = f->pause_ms / 1000,
                                      .tv_nsec = f->pause_ms % 1000 * 1000000},
                   NULL);

@@ -105,7 +105,7 @@ TEST(search_within_no_budget_meets_each_source) {
 
 /* The best for each Case is judged fully, the next best is not when the time is up. */
 TEST(search_ends_with_an_answer_when_its_budget_ends) {
-    fake f = {.pause_ms = 1000}, all = {0};
+    fake f = {.pause_ms = 1000, .pause_level = KG_LEVEL_FULL, .pause_nth = 1}, all = {0};
     kg_search_result r;
     CHECK_INT(fake_run(&f, 1000, &r), KG_OK);
     CHECK(r.out_of_time);
@@ -115,6 +115,19 @@ TEST(search_ends_with_an_answer_when_its_budget_ends) {
     kg_search_result_free(&r);
     CHECK_INT(fake_run(&all, 60000, &r), KG_OK);
     CHECK_INT(all.judged[2], 2);
+    fake_check_winners(&r);
+    kg_search_result_free(&r);
+}
+
+/* The time is up with the first rung: the times it gave choose what is judged fully. */
+TEST(search_ends_with_an_answer_when_its_second_rung_is_late) {
+    fake f = {.pause_ms = 1000, .pause_level = KG_LEVEL_QUICK, .pause_nth = 28};
+    kg_search_result r;
+    CHECK_INT(fake_run(&f, 1000, &r), KG_OK);
+    CHECK(r.out_of_time);
+    CHECK_INT(f.judged[0], 28);
+    CHECK_INT(f.judged[1], 0);
+    CHECK_INT(f.judged[2], 2);
     fake_check_winners(&r);
     kg_search_result_free(&r);
 }
