@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import epilogues
+from . import epilogues, keydims
 from .epilogues import Key, Product, Program, chosen_of, named
 
 __all__ = ["At", "chosen_of", "dense", "of_key", "range_trials", "timing_trials", "trial", "with_programs"]
@@ -131,13 +131,9 @@ _TIMED = (At(16, 64, 56, 56, 64, ph=1, pw=1), At(16, 3, 224, 224, 64, 7, 7, 2, 2
 def inside(dims: dict[str, Any], wanted: Sequence[At]) -> list[At]:
     """The sizes of a pin's range that are nearest to these and make an output."""
 
-    def within(name: str, want: int) -> int:
-        value = dims[name]
-        return min(max(want, value["min"]), value["max"]) if isinstance(value, dict) else int(value)
-
     found: list[At] = []
     for want in wanted:
-        at = At.of({name: within(name, getattr(want, name.lower())) for name in dims if name != "C"})
+        at = At.of({name: keydims.inside(dims[name], getattr(want, name.lower())) for name in dims if name != "C"})
         at = replace(at, o=max(at.g, at.o // at.g * at.g))
         if at.sound and at not in found:
             found.append(at)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import keydims
 from .products import INDEX
 from .program import canonical, dtype_name
 from .programs import Extent, _Draw
@@ -174,12 +175,9 @@ _TIMED = (Product(1, 1, 2048, 2048), Product(1, 512, 2048, 512), Product(64, 128
 def inside(dims: dict[str, Any], wanted: Sequence[Product]) -> list[Product]:
     """The sizes of a pin's range that are nearest to these."""
 
-    def within(value: Any, want: int) -> int:
-        return min(max(want, value["min"]), value["max"]) if isinstance(value, dict) else int(value)
-
     found = []
     for want in wanted:
-        at = Product.of({name: within(dims[name], getattr(want, name.lower())) for name in dims})
+        at = Product.of({name: keydims.inside(dims[name], getattr(want, name.lower())) for name in dims})
         if at not in found:
             found.append(at)
     return found

@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, devices, serving, ship_ranges, spread
+from . import _libkgen, devices, keydims, serving, ship_ranges, spread
 from ._paths import kernels_dir, shipped_registry
 from .errors import BadInput, KgenError
 from .judge import Judge
@@ -61,8 +61,7 @@ def judged_key(contract: str, trials: Sequence[Trial], skipped: Collection[str],
     keys = [_libkgen.case_key(contract, t.case)[0] for t in trials if t.label not in skipped]
     dims: dict[str, Any] = {}
     for name in keys[0]["dims"]:
-        low, high = min(k["dims"][name] for k in keys), max(k["dims"][name] for k in keys)
-        dims[name] = {"min": low, "max": high} if low < high else low
+        dims[name] = keydims.of(min(k["dims"][name] for k in keys), max(k["dims"][name] for k in keys))
     layouts = [max(k["layout"][i] for k in keys) for i in range(len(keys[0]["layout"]))]  # "i" is wider than "c"
     return {**keys[0], "layout": layouts, "program": "*" if any_program else keys[0]["program"], "dims": dims}
 
@@ -83,12 +82,10 @@ def at_least(key: dict[str, Any], least: dict[str, int]) -> dict[str, Any]:
     """The key for calls of at least these sizes: torch is faster at smaller ones."""
     dims = dict(key["dims"])
     for name, n in least.items():
-        high = dims[name]["max"] if isinstance(dims[name], dict) else dims[name]
-        low = dims[name]["min"] if isinstance(dims[name], dict) else dims[name]
+        low, high = keydims.ends(dims[name])
         if high < n:
             raise KgenError(f"{name} of at most {high} was judged, none of {n}")
-        low = max(low, n)
-        dims[name] = {"min": low, "max": high} if low < high else low
+        dims[name] = keydims.of(max(low, n), high)
     return {**key, "dims": dims}
 
 
@@ -255,8 +252,7 @@ class Shipping:
                         found[variant] = found[first]
                         continue
                     ratio = ship_ranges.beside_torch(registry, self.house.op, dtype, variant[1], device)
-                    n = self.key(self.dense(variant), evidence[variant][0])["dims"]["N"]
-                    ends = (n["min"], n["max"]) if isinstance(n, dict) else (n, n)
+                    ends = keydims.ends(self.key(self.dense(variant), evidence[variant][0])["dims"]["N"])
                     self.say(f"{self.house.name} {self.arch} {dtype}: torch's time over ours by length and {ship_ranges.TOTALS} elements")
                     found[variant] = ship_ranges.stretch(*ends, ratio, say=self.say)
                     self.say(f"{self.house.name} {self.arch} {dtype}: rows of {ends}, no slower than torch: {found[variant]}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import baselines, devices, gate_child, serving, spread
+from . import baselines, devices, gate_child, keydims, serving, spread
 from .baselines import Inputs
 from .errors import KgenError
 from .task import DTYPES
@@ -96,5 +96,4 @@ def beside_torch(registry: Path, op: str, dtype: str, affine: Sequence[str], dev
 
 def within(key: dict[str, Any], rows: tuple[int, int]) -> dict[str, Any]:
     """A pin's key for these lengths alone."""
-    low, high = rows
-    return {**key, "dims": {**key["dims"], "N": {"min": low, "max": high} if low < high else low}}
+    return {**key, "dims": {**key["dims"], "N": keydims.of(*rows)}}

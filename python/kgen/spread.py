@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import devices, epilogues, programs, sets
+from . import devices, epilogues, keydims, programs, sets
 from . import reference as references
 from .distributions import names_for
 from .errors import BadInput
@@ -232,15 +232,11 @@ def is_dynamic(key: Key) -> bool:
     return key.get("program") == "*" or any(isinstance(v, dict) for v in key["dims"].values())
 
 
-def _inside(value: Any, want: int) -> int:
-    return min(max(want, value["min"]), value["max"]) if isinstance(value, dict) else int(value)
-
-
 def _sizes_inside(dims: dict[str, Any], want: dict[str, int]) -> Sizes | None:
     """The sizes in a pin's range that are nearest to these; None where heads of keys cannot divide heads."""
-    at = {n: _inside(v, want[n]) for n, v in dims.items()}
+    at = {n: keydims.inside(v, want[n]) for n, v in dims.items()}
     if not isinstance(dims["HQ"], dict) or at["HQ"] % at["HKV"]:
-        at["HKV"] = _inside(dims["HKV"], math.gcd(at["HQ"], at["HKV"]))
+        at["HKV"] = keydims.inside(dims["HKV"], math.gcd(at["HQ"], at["HKV"]))
     return Sizes.of(at) if at["HKV"] and at["HQ"] % at["HKV"] == 0 else None
 
 
@@ -262,7 +258,7 @@ def _attention_sizes(dims: dict[str, Any]) -> list[Sizes]:
 
 def _softmax_sizes(dims: dict[str, Any]) -> list[tuple[int, int, int]]:
     wanted = [(1, 1, 1), (3, 17, 5), (7, 1024, 33), (31, 4097, 128), (1021, 64, 2)]
-    made = [tuple(_inside(dims[n], w) for n, w in zip("MNK", want, strict=True)) for want in wanted]
+    made = [tuple(keydims.inside(dims[n], w) for n, w in zip("MNK", want, strict=True)) for want in wanted]
     kept = [m for i, m in enumerate(made) if m not in made[:i]]
     small = [m for m in kept if math.prod(m) <= MOST]
     return small or [min(kept, key=math.prod)]
@@ -270,7 +266,7 @@ def _softmax_sizes(dims: dict[str, Any]) -> list[tuple[int, int, int]]:
 
 def _norm_sizes(dims: dict[str, Any]) -> list[tuple[int, int]]:
     wanted = [(1, 1), (3, 17), (7, 1024), (31, 4097), (1021, 64)]
-    made = dict.fromkeys((_inside(dims["M"], m), _inside(dims["N"], n)) for m, n in wanted)
+    made = dict.fromkeys((keydims.inside(dims["M"], m), keydims.inside(dims["N"], n)) for m, n in wanted)
     return [m for m in made if math.prod(m) <= MOST] or [min(made, key=math.prod)]
 
 
@@ -332,10 +328,10 @@ def timing_trials(key: Key) -> list[Trial]:
         raise BadInput(f"Cases of {key['op']} cannot be made up from a range")
     dims, dtype, layout = key["dims"], key["dtypes"][0], key["layout"][0]
     if key["op"] == "softmax":
-        sizes = [tuple(_inside(dims[n], w) for n, w in zip("MNK", want, strict=True)) for want in _TIMED_SOFTMAX]
+        sizes = [tuple(keydims.inside(dims[n], w) for n, w in zip("MNK", want, strict=True)) for want in _TIMED_SOFTMAX]
         return [_like(key, softmax_trial(dtype, *s, layout)) for s in dict.fromkeys(sizes)]
     if key["op"] in AFFINE:
-        rows = dict.fromkeys((_inside(dims["M"], m), _inside(dims["N"], n)) for m, n in _TIMED_NORM)
+        rows = dict.fromkeys((keydims.inside(dims["M"], m), keydims.inside(dims["N"], n)) for m, n in _TIMED_NORM)
         return [_like(key, norm_trial(key["op"], dtype, m, n, _affine_of(key))) for m, n in rows]
     if key["op"] in epilogues.CHOICES:
         return [_like(key, t) for t in epilogues.of(key["op"]).timing_trials(key)]
