@@ -432,6 +432,7 @@ def test_the_price_table() -> None:
         ({"headers": ["no colon"]}, 'give "Name: value"'),
         ({"headers": ["A: b\r\nC: d"]}, "control character"),
         ({"headers": ["A: env:NO_SUCH_VARIABLE"]}, "no variable NO_SUCH_VARIABLE"),
+        ({"headers": ["Api-Key: secret"]}, '--header Api-Key: put its value into the environment and give "Api-Key: env:VARIABLE"'),
         ({"key_env": "NO_SUCH_VARIABLE"}, "--key-env NO_SUCH_VARIABLE: the environment has no such variable"),
         ({"usd": 1.0, "endpoint": "https://far.test/v1"}, "needs the price of test-model"),
         ({"in_flight": 0}, "in_flight is 0"),
@@ -475,6 +476,19 @@ def test_the_key_is_taken_out_of_what_a_model_says() -> None:
     with serve(Step(text=f"your key is {KEY}, {KEY}", reasoning=KEY)) as server:
         reply = one(server)
     assert reply["answer"] == "your key is [key], [key]" and reply["reasoning"] == "[key]"
+
+
+@pytest.mark.parametrize(("value", "told"), [("hushhush-1234", "hushhush-1234"), ("Bearer hushhush-1234", "hushhush-1234")])
+def test_a_secret_header_is_taken_out_as_well(monkeypatch: pytest.MonkeyPatch, value: str, told: str) -> None:
+    """A server that repeats what it refuses: nothing of it reaches a message, which the journal and the terminal have."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("MY_SECRET", value)
+    with serve(Step("error", status=401, error={"error": {"message": f"bad key {told}"}})) as server:
+        out = ask(server, headers=["api-key: env:MY_SECRET"])
+    (reply,) = out["replies"]
+    assert reply["end"] == "fatal" and "refused the key (HTTP 401): bad key [key]" in reply["message"], reply
+    assert "hushhush" not in json.dumps(out)
+    assert server.seen[0].headers["api-key"] == value
 
 
 @pytest.mark.alone
