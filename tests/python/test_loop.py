@@ -522,6 +522,10 @@ def test_an_endpoint_that_will_not_do(kgen_server: Server, model: Path, tmp_path
         (("--llm", "m"), "--llm goes with --proposer llm"),
         (("--strategy", "branch"), "--strategy goes with --proposer llm or files"),
         (("--proposer", "files", "--knowledge", "/nowhere"), "--knowledge /nowhere: No such file"),
+        (("--proposer", "files", "--knowledge", "/dev/zero"), "--knowledge /dev/zero: has more than 1 MiB"),
+        (("--proposer", "files", "--in-flight", "0"), "--in-flight 0: give 1 to 64"),
+        (("--proposer", "files", "--in-flight", "65"), "--in-flight 65: give 1 to 64"),
+        (("--proposer", "llm", "--llm", "m", "--temperature", "nan"), "--temperature nan: give a number, 0 or more"),
     ],
 )
 def test_bad_words(kgen_server: Server, model: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
