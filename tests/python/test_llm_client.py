@@ -260,6 +260,25 @@ def test_nobody_there() -> None:
     assert reply["charged"] == {"calls": 0, "tokens": 0, "nano_usd": 0}
 
 
+@pytest.mark.alone
+def test_a_connection_that_does_not_come_about() -> None:
+    """A host that drops what arrives: a listener whose queue is full."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(s.getsockname())
+        start = time.monotonic()
+        reply = ask(None, endpoint=f"http://127.0.0.1:{s.getsockname()[1]}/v1", connect_ms=300, retries=0)["replies"][0]
+        took = time.monotonic() - start
+        for one in waiting:
+            one.close()
+    assert reply["end"] == "fatal" and re.search("timed? ?out", reply["message"], re.IGNORECASE), reply
+    assert 0.25 < took < 2 and reply["charged"]["calls"] == 0
+
+
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl here to make a certificate with")
 def test_tls(tmp_path: Path) -> None:
     both, cert = self_signed(tmp_path)
