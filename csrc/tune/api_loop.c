@@ -359,7 +359,7 @@ static int preview(const char *op_json, const char *run_dir, const kg_json *json
     if (!rc)
         rc = open_prompt(&j, op, &prompt, err);
     if (!rc)
-        rc = kg_journal_open(run_dir, &journal, err);
+        rc = kg_journal_peek(run_dir, &journal, err);
     if (!rc) {
         kg_loop_options options = options_of(&j, &o, NULL);
         rc = kg_loop_preview(op->name, op, prompt, j.ncases ? j.cases : NULL, j.ncases, journal,
