@@ -229,7 +229,7 @@ def told(asking: Asking, ops: Sequence[str]) -> str:
     """What is said before the first request: who is asked, and what text goes there."""
     what = f"of {', '.join(ops)}: contract, reference or graph, Cases, earlier Candidates and verdicts; this machine's numbers"
     also = "".join(f"; {os.fspath(f)}" for f in asking.files) + ("; your --note" if asking.notes else "")
-    there = "given to the client of this server" if asking.proposer == "mcp" else "written to the Run's prompts/"
+    there = "given to the client of this server" if asking.proposer == "mcp" else "written to the Run's prompts/, where README.md tells an agent how to answer"
     where = f"sent to {asking.title}" if asking.llm else there
     return f"{where}: {what}{also}{_price(asking)}"
 

@@ -435,6 +435,7 @@ def test_the_price_table() -> None:
     said = asking.told(asking.Asking("llm", llm=whom), ["softmax"])
     assert f"counted at 0.25 USD in and 2 USD out for a million tokens as of {dated}: check that, --prices FILE" in said
     assert "counted at" not in asking.told(asking.Asking("llm", llm={**whom, "model": "nobody-knows-it"}), ["softmax"])
+    assert "prompts/, where README.md tells an agent how to answer: of softmax" in asking.told(asking.Asking("files"), ["softmax"])
 
 
 # --- bad input ---
