@@ -4,6 +4,7 @@
  * and so that the object holds nothing that the inspection refuses: no stack protector (it reads
  * thread-local storage), no fortified copies of mem*, no start files, no landing pads, no jumps
  * through tables. Refuses to pass a text through a shell, and to look into the caller's CPATH. */
+#define _GNU_SOURCE
 #include "sys/cc.h"
 
 #include <errno.h>
@@ -20,6 +21,12 @@
 /* As in runtime/plan.h, which lies above this layer. */
 enum { FLAG_FAST_MATH = 1, FLAG_NO_CONTRACT = 2 };
 enum { MAX_ARGS = 96, MAX_OBJECT = 64 << 20 };
+
+/* What a unit calls the author's text (runtime/plan.h, KG_UNIT_NAME). It lies under this name where
+ * the compiler runs, since gcc quotes the lines that it complains of from there; the unit, which
+ * has other lines, lies one folder below and has the same name, which gets into the object. */
+#define AUTHORS "source.c"
+#define UNIT_FOLDER "unit/"
 
 static const kg_limits CC_LIMITS = {.wall_ms = 60 * 1000,
                                     .cpu_s = 60,
@@ -223,13 +230,15 @@ static int take_file(const char *dir, const char *file, kg_buf *out, kg_error *e
     return kg_read_file(path, MAX_OBJECT, out, err);
 }
 
-/* The source lies in source.c; people know it under its own name. */
+/* The source is called source.c; people know it under its own name. */
 static void add_messages(kg_buf *to, const kg_buf *from, const char *name) {
     const char *at = from->data, *hit;
-    while (at && (hit = strstr(at, "source.c:")) != NULL) {
-        kg_buf_add(to, at, (size_t)(hit - at));
+    while (at && (hit = strstr(at, AUTHORS ":")) != NULL) {
+        size_t n = (size_t)(hit - at), folder = strlen(UNIT_FOLDER);
+        bool whole = n >= folder && strncmp(hit - folder, UNIT_FOLDER, folder) == 0;
+        kg_buf_add(to, at, whole ? n - folder : n);
         kg_buf_printf(to, "%s:", name);
-        at = hit + strlen("source.c:");
+        at = hit + strlen(AUTHORS ":");
     }
     if (at)
         kg_buf_puts(to, at);
@@ -267,8 +276,20 @@ static int run_compiler(const char *const argv[], const char *dir, const char *n
 typedef struct unit {
     const char *text, *in, *out, *name; /* name: the file's, in messages */
     size_t n;
+    const char *author;  /* within text: from here on its lines are the author's; NULL: none are */
     const char *args[8]; /* beside the flags; NULL-terminated */
 } unit;
+
+static int put_unit(const char *dir, const unit *u, kg_error *err) {
+    char folder[320];
+    snprintf(folder, sizeof folder, "%s/%s", dir, UNIT_FOLDER);
+    int rc = kg_mkdirs(folder, err);
+    if (rc == KG_OK)
+        rc = put_file(dir, u->in, u->text, u->n, err);
+    if (rc == KG_OK && u->author)
+        rc = put_file(dir, AUTHORS, u->author, u->n - (size_t)(u->author - u->text), err);
+    return rc;
+}
 
 static int compile(const unit *u, const char *arch, unsigned flags, kg_buf *out, kg_buf *messages,
                    kg_error *err) {
@@ -288,7 +309,7 @@ static int compile(const unit *u, const char *arch, unsigned flags, kg_buf *out,
     arg(&a, clang ? "-Wno-pass-failed" : "-pipe");
     for (size_t i = 0; u->args[i]; i++)
         arg(&a, u->args[i]);
-    rc = put_file(dir, u->in, u->text, u->n, err);
+    rc = put_unit(dir, u, err);
     if (rc == KG_OK)
         rc = run_compiler(a.v, dir, u->name, messages, err);
     if (rc == KG_OK)
@@ -302,12 +323,16 @@ static int compile(const unit *u, const char *arch, unsigned flags, kg_buf *out,
 int kg_cc_object(const char *source, size_t n, const char *name, const char *headers,
                  const char *arch, unsigned flags, kg_buf *object, kg_buf *messages,
                  kg_error *err) {
+    static const char mark[] = "#line 1 \"" AUTHORS "\"\n";
+    const char *author = memmem(source, n, mark, sizeof mark - 1);
     unit u = {.text = source,
               .n = n,
-              .in = "source.c",
+              .in = UNIT_FOLDER AUTHORS,
               .out = "object.o",
               .name = name,
-              .args = {"-c", "-o", "object.o", "source.c", headers ? "-include" : NULL, headers}};
+              .author = author ? author + sizeof mark - 1 : NULL,
+              .args = {"-c", "-o", "object.o", UNIT_FOLDER AUTHORS, headers ? "-include" : NULL,
+                       headers}};
     if (headers) {
         kg_buf unread;
         kg_buf_init(&unread, 1 << 20);

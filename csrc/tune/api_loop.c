@@ -258,7 +258,7 @@ int kg_api_loop(kg_judges *judges, const char *run_dir, const kg_json *json,
         rc = open_prompt(&j, op, &prompt, err);
     if (!rc && j.stage < 0)
         rc = open_proposer(&j, op->name, run_dir, o, journal, &llm, &proposer, err);
-    if (!rc && j.stage == KG_STAGE_EVALUATE && strcmp(j.proposer, "llm") != 0)
+    if (!rc && j.stage >= KG_STAGE_EVALUATE && strcmp(j.proposer, "llm") != 0)
         rc = kg_propose_nothing(run_dir, &proposer, err);
     if (!rc)
         rc = write_about(&j, json, &llm, &about, err);
@@ -359,7 +359,7 @@ static int preview(const char *op_json, const char *run_dir, const kg_json *json
     if (!rc)
         rc = open_prompt(&j, op, &prompt, err);
     if (!rc)
-        rc = kg_journal_open(run_dir, &journal, err);
+        rc = kg_journal_peek(run_dir, &journal, err);
     if (!rc) {
         kg_loop_options options = options_of(&j, &o, NULL);
         rc = kg_loop_preview(op->name, op, prompt, j.ncases ? j.cases : NULL, j.ncases, journal,

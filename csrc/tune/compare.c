@@ -324,6 +324,32 @@ static bool none_wrong(kg_block_loop loop, const void *out, const double *oracle
     return !b.odd && b.scale <= largest && b.worst <= limit;
 }
 
+/* Folds 64 places onto a shorter period. */
+static uint64_t folded(uint64_t bits, int period) {
+    for (int half = 32; half >= period; half /= 2)
+        bits = (bits | bits >> half) & ((UINT64_C(1) << half) - 1);
+    return bits;
+}
+
+int kg_period_of(const kg_mismatches *m, int32_t dim, uint64_t *bits) {
+    /* Of so many elements at random half of the places stay free once in 2^16 outputs at most. */
+    enum { ELEMENTS = 16, PERIODS = 4 };
+    int found = 0, wrong = 1;
+    for (int period = 2; period <= 64; period *= 2) {
+        uint64_t b = folded(m->remainders[dim], period);
+        int n = __builtin_popcountll(b);
+        bool enough = m->high[dim] - m->low[dim] >= (int64_t)PERIODS * (period - 1) &&
+                      m->count >= 2 * (size_t)period + ELEMENTS;
+        /* The sparsest; of those the shortest. */
+        if (!enough || 2 * n > period || (found && n * found >= wrong * period))
+            continue;
+        found = period;
+        wrong = n;
+        *bits = b;
+    }
+    return found;
+}
+
 void kg_find_more(const kg_tensor *shape, const void *out, const void *oracle, size_t first,
                   size_t n, uint64_t poison, double limit, kg_mismatches *found) {
     /* After that many, every 61st element tells where they lie well enough. */
@@ -348,6 +374,7 @@ void kg_find_more(const kg_tensor *shape, const void *out, const void *oracle, s
                 m->low[d] = index[d];
             if (m->count == 0 || index[d] > m->high[d])
                 m->high[d] = index[d];
+            m->remainders[d] |= UINT64_C(1) << (index[d] % 64);
         }
         if (m->shown < KG_MAX_MISMATCHES) {
             m->got[m->shown] = bits_of(shape->dtype, out, i);

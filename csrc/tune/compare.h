@@ -65,13 +65,20 @@ bool kg_element_wrong(int dtype, const void *out, const void *oracle, size_t i, 
 
 #define KG_MAX_MISMATCHES 8
 
-/* The first wrong elements, and the box that holds all of them. */
+/* The first wrong elements, and where all of them lie: a box, and along each dim, as bits, the
+ * remainders of their indices by 64. */
 typedef struct kg_mismatches {
     size_t count, shown;
     uint64_t got[KG_MAX_MISMATCHES], expected[KG_MAX_MISMATCHES]; /* bits, as kg_element reads */
     int64_t index[KG_MAX_MISMATCHES][KG_MAX_RANK];
     int64_t low[KG_MAX_RANK], high[KG_MAX_RANK]; /* inclusive */
+    uint64_t remainders[KG_MAX_RANK];
 } kg_mismatches;
+
+/* The period, a power of two up to 64, after which wrong indices along a dim repeat, as with one
+ * lane of a vector or the edge of a tile; *bits: which of its places are wrong. 0: no such pattern,
+ * or too few elements to tell one from chance. */
+int kg_period_of(const kg_mismatches *m, int32_t dim, uint64_t *bits);
 
 /* Adds what is wrong of n elements, of which the first lies at flat position `first` of the output;
  * found starts as {0}. shape gives sizes and strides of the output, which is dense. */

@@ -15,6 +15,9 @@ typedef struct kg_journal kg_journal;
 /* Creates <run_dir> and its journal.jsonl when absent. KG_EBUSY names the process that has the Run.
  */
 int kg_journal_open(const char *run_dir, kg_journal **out, kg_error *err);
+/* What is there, for who only reads, also of a Run that another process has: nothing is locked,
+ * made or cut off, a torn last line is passed over, and nothing can be added. */
+int kg_journal_peek(const char *run_dir, kg_journal **out, kg_error *err);
 void kg_journal_close(kg_journal *j);
 
 size_t kg_journal_size(const kg_journal *j);

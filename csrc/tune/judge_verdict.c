@@ -53,6 +53,29 @@ static void put_box(kg_buf *b, const kg_tensor *shape, const kg_mismatches *m) {
     kg_buf_putc(b, ']');
 }
 
+/* ", in dim 1 only at 12..15 of each 16". */
+static void put_periods(kg_buf *b, const kg_tensor *shape, const kg_mismatches *m) {
+    for (int32_t d = 0; d < shape->ndim; d++) {
+        uint64_t bits = 0;
+        int period = kg_period_of(m, d, &bits);
+        const char *before = " ";
+        if (!period)
+            continue;
+        kg_buf_printf(b, ", in dim %d only at", (int)d);
+        for (int i = 0; i < period; i++) {
+            int last = i;
+            if (!(bits >> i & 1))
+                continue;
+            while (last + 1 < period && bits >> (last + 1) & 1)
+                last++;
+            kg_buf_printf(b, last > i ? "%s%d..%d" : "%s%d", before, i, last);
+            before = ", ";
+            i = last;
+        }
+        kg_buf_printf(b, " of each %d", period);
+    }
+}
+
 static bool is_float_type(int dtype) {
     return dtype == KG_F32 || dtype == KG_F64 || dtype == KG_F16 || dtype == KG_BF16;
 }
@@ -73,6 +96,7 @@ static void element_texts(const wrong_output *w, size_t i, char expected[40], ch
 
 static void put_mismatches(kg_buf *b, const wrong_output *w) {
     put_box(b, &w->shape, &w->found);
+    put_periods(b, &w->shape, &w->found);
     kg_buf_puts(b, "; first:");
     for (size_t i = 0; i < w->found.shown && i < 4; i++) {
         char expected[40], got[40];

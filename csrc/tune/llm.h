@@ -35,6 +35,8 @@ typedef struct kg_llm_options {
     char *model, *key;
     char **headers; /* "Name: value", NULL at the end; Authorization among them */
     size_t nheaders;
+    char **secrets; /* the key, and header values out of the environment: never to be told */
+    size_t nsecrets;
     char *proxy, *ca_file, *effort;
     bool stream;
     int in_flight, retries;

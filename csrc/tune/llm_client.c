@@ -99,17 +99,21 @@ static void append(kg_llm *c, answer *a) {
     pthread_mutex_unlock(&c->mutex);
 }
 
-/* Replaces the key wherever it stands. */
-static void scrub(const kg_llm *c, char *text) {
+static void scrub_one(const char *secret, char *text) {
     static const char mark[] = "[key]";
-    const char *key = c->o->key;
-    size_t n = key ? strlen(key) : 0;
+    size_t n = strlen(secret);
     if (n < sizeof mark)
         return; /* shorter than its mark: no key that anybody uses */
-    for (char *at; (at = strstr(text, key)) != NULL;) {
+    for (char *at; (at = strstr(text, secret)) != NULL;) {
         memcpy(at, mark, sizeof mark - 1);
         memmove(at + sizeof mark - 1, at + n, strlen(at + n) + 1);
     }
+}
+
+/* Replaces the key, and what headers have out of the environment, wherever it stands. */
+static void scrub(const kg_llm *c, char *text) {
+    for (size_t i = 0; i < c->o->nsecrets; i++)
+        scrub_one(c->o->secrets[i], text);
 }
 
 static char *text_or_empty(kg_buf *b) {

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "tune/llm_internal.h"
 
@@ -30,6 +31,11 @@ void kg_llm_options_free(kg_llm_options *o) {
     for (size_t i = 0; i < o->nheaders; i++)
         free(o->headers[i]);
     free(o->headers);
+    for (size_t i = 0; i < o->nsecrets; i++) {
+        explicit_bzero(o->secrets[i], strlen(o->secrets[i]));
+        free(o->secrets[i]);
+    }
+    free(o->secrets);
     free(o->proxy);
     free(o->ca_file);
     free(o->effort);
@@ -147,6 +153,18 @@ static int check_secret(const char *value, const char *name, kg_error *err) {
     return KG_OK;
 }
 
+static int add_secret(kg_llm_options *o, const char *value, kg_error *err) {
+    char *text = strdup(value);
+    char **grown = text ? realloc(o->secrets, (o->nsecrets + 1) * sizeof *grown) : NULL;
+    if (!grown) {
+        free(text);
+        return kg_fail(err, KG_ENOMEM, "a secret");
+    }
+    o->secrets = grown;
+    o->secrets[o->nsecrets++] = text;
+    return KG_OK;
+}
+
 static int read_key(const kg_json *json, kg_llm_options *o, kg_error *err) {
     const char *name = "OPENAI_API_KEY";
     bool asked = given(json, "key_env") != NULL;
@@ -158,6 +176,8 @@ static int read_key(const kg_json *json, kg_llm_options *o, kg_error *err) {
         rc = check_secret(value, name, err);
     if (!rc && value && *value && !(o->key = strdup(value)))
         rc = kg_fail(err, KG_ENOMEM, "a key");
+    if (!rc && o->key)
+        rc = add_secret(o, o->key, err);
     return rc;
 }
 
@@ -186,6 +206,24 @@ static int add_header(kg_llm_options *o, const char *name, size_t n, const char 
     return rc;
 }
 
+/* What carries a secret by its name; its value on a command line would be in the shell's history
+ * and in what kgen says of how to go on. */
+static bool carries_secret(const char *name, size_t n) {
+    static const char *const all[] = {"authorization", "proxy-authorization", "api-key",
+                                      "x-api-key",     "x-goog-api-key",      "cookie"};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (strlen(all[i]) == n && strncasecmp(name, all[i], n) == 0)
+            return true;
+    return false;
+}
+
+/* "Bearer sk-1" is a secret, and a server that complains repeats the last word of it alone. */
+static int header_secret(kg_llm_options *o, const char *value, kg_error *err) {
+    const char *last = strrchr(value, ' ');
+    int rc = *value ? add_secret(o, value, err) : KG_OK;
+    return !rc && last && last[1] ? add_secret(o, last + 1, err) : rc;
+}
+
 /* The value may be env:VARIABLE, so that a secret need not be on a command line. */
 static int user_header(kg_llm_options *o, const char *text, kg_error *err) {
     size_t n = strcspn(text, ":");
@@ -197,7 +235,13 @@ static int user_header(kg_llm_options *o, const char *text, kg_error *err) {
         return kg_fail(err, KG_EINVAL, "--header %.*s: give \"Name: value\"",
                        (int)(n < 60 ? n : 60), text);
     value += strspn(value, " \t");
-    if (!strncmp(value, "env:", 4)) {
+    bool hidden = !strncmp(value, "env:", 4);
+    if (!hidden && carries_secret(text, n))
+        return kg_fail(err, KG_EINVAL,
+                       "--header %.*s: put its value into the environment and give \"%.*s: "
+                       "env:VARIABLE\"",
+                       (int)n, text, (int)n, text);
+    if (hidden) {
         const char *variable = value + 4;
         value = getenv(variable);
         if (!value)
@@ -205,6 +249,8 @@ static int user_header(kg_llm_options *o, const char *text, kg_error *err) {
                            (int)n, text, variable);
     }
     int rc = check_secret(value, "a header", err);
+    if (!rc && hidden)
+        rc = header_secret(o, value, err);
     return rc ? rc : add_header(o, text, n, value, err);
 }
 

@@ -67,7 +67,7 @@ static void judge_refusal(const kg_llm_options *o, const kg_http_result *r, cons
                   strcasestr(said, "not a valid model"));
     if (r->status == 401 || r->status == 403)
         say(out, KG_LLM_FATAL, "%s refused %s (HTTP %ld): %s", o->host,
-            o->key ? "the key" : "a request without a key (--key-env NAME names its variable)",
+            o->nsecrets ? "the key" : "a request without a key (--key-env NAME names its variable)",
             r->status, said);
     else if (r->status == 402)
         say(out, KG_LLM_FATAL, "%s wants money first (HTTP 402): %s", o->host, said);

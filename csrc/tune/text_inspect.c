@@ -163,6 +163,26 @@ static int check_pragma(scan *s) {
     return KG_OK;
 }
 
+/* _Pragma("..."): what stands in the string is a pragma. A macro's _Pragma(#x) is let through, as
+ * the words that x may be of are refused wherever they stand. */
+static int check_operator(scan *s) {
+    size_t at = s->at, line = s->line;
+    skip_blanks(s);
+    if (peek(s) == '(') {
+        next(s);
+        skip_blanks(s);
+        if (peek(s) == '"') {
+            next(s);
+            int rc = check_pragma(s);
+            if (rc != KG_OK)
+                return rc;
+        }
+    }
+    s->at = at; /* the string itself is passed over as any other */
+    s->line = line;
+    return KG_OK;
+}
+
 static int check_directive(scan *s) {
     static const char *const plain[] = {"define", "undef", "if",    "ifdef",   "ifndef", "elif",
                                         "else",   "endif", "error", "warning", NULL};
@@ -229,6 +249,7 @@ static int check_word(scan *s) {
                                          "__builtin_apply_args",
                                          "__builtin_return",
                                          NULL};
+    static const char *const files[] = {"dependency", "pch_preprocess", "system_header", NULL};
     static const char *const segment[] = {"__seg_fs", "__seg_gs", "__builtin_thread_pointer", NULL};
     char w[MAX_WORD];
     word(s, w);
@@ -242,6 +263,11 @@ static int check_word(scan *s) {
         return refuse(s, " tells where it is compiled, and the same source must be one program", w);
     if (listed(w, caller))
         return refuse(s, " looks at the caller, which is not a Candidate's concern", w);
+    if (listed(w, files))
+        return refuse(
+            s, " is a pragma's word for files of the machine, and no name for anything else", w);
+    if (strcmp(w, "_Pragma") == 0)
+        return check_operator(s);
     if (listed(w, segment))
         return refuse(s, " is memory of the thread or the process, which a Candidate must not use",
                       w);

@@ -25,6 +25,7 @@ MINUTES = 15.0
 # Of a Run whose budget is not in time.
 LONGEST = 24 * 3600.0
 KNOWLEDGE_BYTES = 1 << 20
+MOST_IN_FLIGHT = 64  # as csrc/tune/llm.h has it
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _SCALE = {"": 1, "k": 1000, "M": 1000_000}
 
@@ -83,14 +84,15 @@ class Asking:
 
 def _read(path: str) -> str:
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as f:
+            data = f.read(KNOWLEDGE_BYTES + 1)  # and no more: it may have no end
+        if len(data) > KNOWLEDGE_BYTES:
+            raise BadInput(f"--knowledge {path}: has more than 1 MiB, which is the most")
         text = data.decode()
     except OSError as e:
         raise BadInput(f"--knowledge {path}: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise BadInput(f"--knowledge {path}: is not UTF-8 text") from e
-    if len(data) > KNOWLEDGE_BYTES:
-        raise BadInput(f"--knowledge {path}: {len(data)} bytes; 1 MiB is the most")
     return text
 
 
@@ -121,6 +123,11 @@ def from_args(args: argparse.Namespace, budget: Budget) -> Asking | None:
             if getattr(args, name, None) is not None:
                 raise BadInput(f"--{name.replace('_', '-')} goes with --proposer llm or files")
         return None
+    if args.in_flight is not None and not 1 <= args.in_flight <= MOST_IN_FLIGHT:
+        raise BadInput(f"--in-flight {args.in_flight}: give 1 to {MOST_IN_FLIGHT}")
+    temperature = getattr(args, "temperature", None)
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise BadInput(f"--temperature {temperature:g}: give a number, 0 or more")
     llm = None
     if proposer == "llm":
         llm = _llm_options(args)
@@ -222,7 +229,7 @@ def told(asking: Asking, ops: Sequence[str]) -> str:
     """What is said before the first request: who is asked, and what text goes there."""
     what = f"of {', '.join(ops)}: contract, reference or graph, Cases, earlier Candidates and verdicts; this machine's numbers"
     also = "".join(f"; {os.fspath(f)}" for f in asking.files) + ("; your --note" if asking.notes else "")
-    there = "given to the client of this server" if asking.proposer == "mcp" else "written to the Run's prompts/"
+    there = "given to the client of this server" if asking.proposer == "mcp" else "written to the Run's prompts/, where README.md tells an agent how to answer"
     where = f"sent to {asking.title}" if asking.llm else there
     return f"{where}: {what}{also}{_price(asking)}"
 

@@ -120,8 +120,10 @@ def problem_of(name: str, run: Path) -> Problem:
 def _why(entries: Sequence[Entry]) -> str:
     counts: dict[str, int] = {}
     for e in entries:
-        if e["kind"] == "verdict":
-            counts[e["verdict"]] = counts.get(e["verdict"], 0) + 1
+        refused = e["kind"] == "dropped" or (e["kind"] == "candidate" and e.get("refused") and not e.get("same_as"))
+        verdict = e["verdict"] if e["kind"] == "verdict" else "plan_error" if refused else None
+        if verdict is not None:
+            counts[verdict] = counts.get(verdict, 0) + 1
     for e in runs.gates(entries):
         if not e["rounds"]:
             return f"stopped at the gate: {e['reason']}"

@@ -102,7 +102,7 @@ def _proposer_options(p: argparse.ArgumentParser, stages: bool = True) -> None:
     p.add_argument("--effort", help="reasoning_effort: low, medium, high")
     p.add_argument("--temperature", type=float)
     p.add_argument("--max-tokens", type=int, metavar="N", help="of an answer with its reasoning (default 32768)")
-    p.add_argument("--header", action="append", metavar="H", help='"Name: value"; a value env:VARIABLE is taken from there')
+    p.add_argument("--header", action="append", metavar="H", help='"Name: value"; a value env:VARIABLE is taken from there, as that of a key must be')
     p.add_argument("--proxy", metavar="URL", help="default: what the environment says")
     p.add_argument("--ca", metavar="FILE", help="certificates of an authority of your own, PEM")
     p.add_argument("--prices", action="append", metavar="FILE", help="a price table before kgen's own")

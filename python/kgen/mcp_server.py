@@ -128,7 +128,10 @@ def _staged(args: argparse.Namespace, progress: Progress) -> Staged:
     if args.model is None:
         if args.run is None:
             raise BadInput("kgen mcp: name a MODEL, or with --run DIR a Run that `kgen mcp` began")
-        return Staged(Path(args.run))
+        there = Path(args.run)
+        if (there / "run.json").is_file() and not (there / "stages.json").is_file():
+            raise BadInput(f"{there} was not begun by `kgen mcp`: name a MODEL for a new Run, or another --run")
+        return Staged(there)
     options = read_options(args)
     model = capture.load(args.model, module=args.module, inputs=args.inputs, argv=tuple(args.script_args))
     return mcp_session.begin(model, replace(options, run_dir=options.run_dir or default_dir(model.title)), progress)

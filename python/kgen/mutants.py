@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from . import devices
+from . import devices, oracle
 from .distributions import PRODUCTS
 from .graphs import bind, op_name
 from .program import parse
+from .recognise import NORMS
 
 if TYPE_CHECKING:
     from .judge import Judge
@@ -158,6 +159,8 @@ def of(reference: Reference) -> Iterator[Mutant]:
         yield from _of_attention(reference)
     elif reference.task.op in PRODUCTS:
         yield from _of_product(reference)
+    elif reference.task.op in NORMS:
+        yield from _of_norm(reference)
     elif reference.task.op == "softmax":
         yield Mutant("softmax without the last element of a row", lambda d: _short_softmax(reference, d))
 
@@ -203,6 +206,26 @@ def _of_product(reference: Reference) -> Iterator[Mutant]:
         yield Mutant(f"{op} without the epilogue's {part}", lambda d, part=part: reference.wide(_less(d, part))[0])
     if any(c.get("program") for c in cases):
         yield Mutant(f"{op} without the epilogue", lambda d: reference.wide(replace(d, program=None))[0])
+
+
+def _of_norm(reference: Reference) -> Iterator[Mutant]:
+    op, cases = reference.task.op, reference.task.cases
+
+    def with_args(d: Drawn, **given: Any) -> Tensors:
+        return reference.wide(replace(d, args={**d.args, **given}))[0]
+
+    def about_zero(d: Drawn) -> Tensors:
+        a, bias = d.args, d.args["bias"]
+        made = oracle.norm("rms_norm", a["input"], a["normalized_shape"], a["weight"], None, a["eps"])
+        return (made if bias is None else made + bias.double(),)
+
+    yield Mutant(f"{op} without the last element of a row", lambda d: with_args(d, input=_without_last(d.args["input"], -1)))
+    yield Mutant(f"{op} without eps", lambda d: with_args(d, eps=0.0))
+    if op == "layer_norm":
+        yield Mutant("layer_norm without the mean", about_zero)
+    for term in ("weight", "bias"):
+        if any(c["args"].get(term) is not None for c in cases):
+            yield Mutant(f"{op} without the {term}", lambda d, term=term: with_args(d, **{term: None}))
 
 
 def _terms(program: str) -> list[str]:

@@ -397,6 +397,8 @@ def _dim(target: Target, name: str, d: int, values: tuple[int, ...], sizes: dict
 
 
 def _outputs(target: Target, lifted: Lifted, sizes: dict[str, tuple[int, ...]]) -> list[dict[str, Any]]:
+    from .task import DTYPES  # which imports this
+
     per_case = [v.outputs for v in target.variants.values()]
     if len(target.cases) == 1:
         per_case = [tuple(tuple(int(s) for s in x.shape) for x in lifted.outputs)]
@@ -404,6 +406,8 @@ def _outputs(target: Target, lifted: Lifted, sizes: dict[str, tuple[int, ...]]) 
     for i, x in enumerate(lifted.outputs):
         shape = [_size(target, tuple(o[i][d] for o in per_case), sizes) for d in range(x.ndim)]
         name = "output" if len(lifted.outputs) == 1 else f"output{i}"
+        if dtype_name(x.dtype) not in DTYPES:
+            raise NotATarget(f"{target.title}: its {name} is {dtype_name(x.dtype)}, which no Op gives (they give {', '.join(DTYPES)})")
         made.append({"name": name, "dtype": dtype_name(x.dtype), "shape": shape})
     return made
 

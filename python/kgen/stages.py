@@ -19,7 +19,7 @@ from .errors import BadInput, EnvironmentLacks, KgenError
 from .interrupts import stoppable
 from .jsonfile import read_json
 from .runs import KEYS, Run, entries, write_json
-from .tune import Job, Options, OpTuner, Report, Row, tune_model
+from .tune import Job, Options, OpTuner, Report, Row, say_done, tune_model
 from .ui import Progress, show_result
 
 
@@ -207,6 +207,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         return 0
     report = Report(staged.path, registry, staged.asked["model"], 0.0, rows + staged.left)
     write_json(staged.path / "result.json", report.json())
+    say_done(staged.path, rows)
     if args.json:
         print(json.dumps(report.json()))
     else:

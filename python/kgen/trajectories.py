@@ -59,48 +59,45 @@ def time_of(one: Entry) -> float | None:
     return math.exp(sum(map(math.log, times)) / len(times))
 
 
-def _turns(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Prompts of one Op that follow each other: each mends a Candidate of the one before."""
-    prompts = {e["id"]: e for e in entries if e["kind"] == "prompt"}
-    of = {e["name"]: e["prompt"] for e in entries if e["kind"] == "candidate"}
-    follows: dict[str, list[str]] = {}
-    for e in prompts.values():
-        if e["parent"] in of:
-            follows.setdefault(of[e["parent"]], []).append(e["id"])
+def _turns(prompts: dict[str, Entry], answers: dict[str, Entry], of: dict[str, str]) -> Iterator[list[Entry]]:
+    """Answers of one Op that follow each other: each mends a Candidate of the one before. of: by Candidate the answer."""
+    before = {name: of.get(prompts[e["prompt"]]["parent"] or "") for name, e in answers.items() if e["prompt"] in prompts}
+    followed = set(before.values())
     # A line that turned to another parent began there; each leaf gives one conversation.
-    for leaf in prompts.values():
-        if leaf["id"] in follows:
+    for name in before:
+        if name in followed:
             continue
-        chain = [leaf]
-        while (before := of.get(chain[0]["parent"] or "")) is not None:
-            chain.insert(0, prompts[before])
-        yield chain
+        chain = [name]
+        while (earlier := before.get(chain[0])) is not None:
+            chain.insert(0, earlier)
+        yield [answers[n] for n in chain]
+
+
+def _answer_of(candidate: str) -> str:
+    """A Candidate is named by its answer, its place there and its ending (csrc/tune/loop_state.c)."""
+    return candidate.rsplit(".", 2)[0]
 
 
 def trajectories(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """A conversation an entry: op, messages, turns with verdicts, reward and return."""
+    """A conversation an entry: op, messages, turns with verdicts, reward and return. Several answers to one prompt are
+    conversations of their own, each with what came of it alone."""
     systems = {e["sha256"]: e["text"] for e in entries if e["kind"] == "system"}
     for op in dict.fromkeys(e["op"] for e in entries if e["kind"] == "prompt"):
         own = [e for e in entries if e.get("op") == op]
         found = outcomes(own)
         first = next((t for o in found.values() if (t := time_of(o)) is not None), None)
-        answers: dict[str, Entry] = {}
-        for e in own:
-            if e["kind"] == "answer":
-                answers.setdefault(e["prompt"], e)
+        prompts = {e["id"]: e for e in own if e["kind"] == "prompt"}
+        answers = {e["name"]: e for e in own if e["kind"] == "answer"}
+        of = {e["name"]: _answer_of(e["name"]) for e in own if e["kind"] == "candidate"}
         came: dict[str, list[str]] = {}
-        for e in own:
-            if e["kind"] == "candidate":
-                came.setdefault(e["prompt"], []).append(e["name"])
-        for chain in _turns(own):
-            turns = [_turn(p, answers[p["id"]], [found[n] for n in came.get(p["id"], [])], first)
-                     for p in chain if p["id"] in answers]  # fmt: skip
-            if not turns:
-                continue
+        for name, answer in of.items():
+            came.setdefault(answer, []).append(name)
+        for chain in _turns(prompts, answers, of):
+            turns = [_turn(prompts[a["prompt"]], a, [found[n] for n in came.get(a["name"], [])], first) for a in chain]
             later = 0.0
             for turn in reversed(turns):
                 later = turn["return"] = turn["reward"] + DISCOUNT * later
-            yield {"format": 1, "op": op, "system": systems.get(chain[0]["system"], ""), "turns": turns}
+            yield {"format": 1, "op": op, "system": systems.get(prompts[chain[0]["prompt"]]["system"], ""), "turns": turns}
 
 
 def _turn(prompt: Entry, answer: Entry, candidates: Sequence[Entry], first: float | None) -> Entry:

@@ -557,9 +557,15 @@ def _tune_all(
         rows += tuner.rows(left_over * part)
         left_over = max(0.0, left_over - tuner.searched)
         spent = {k: v + tuner.spent[k] for k, v in spent.items()}
-    if options.asking is not None and (run.path / "prompts").is_dir():
-        write_text(run.path / "prompts" / "DONE", "".join(f"{_outcome(r)}\n" for r in rows))
+    if options.asking is not None:
+        say_done(run.path, rows)
     return rows
+
+
+def say_done(run: Path, rows: Sequence[Row]) -> None:
+    """prompts/DONE, for whoever answers with files: what became of each Case."""
+    if (run / "prompts").is_dir():
+        write_text(run / "prompts" / "DONE", "".join(f"{_outcome(r)}\n" for r in rows))
 
 
 def _outcome(row: Row) -> str:

@@ -286,6 +286,28 @@ TEST(compile_errors_name_the_file) {
     kg_buf_free(&messages);
 }
 
+/* A unit begins with lines of kgen's own; those that are quoted are the author's. */
+TEST(compile_errors_quote_the_authors_line) {
+    kg_error err = {0};
+    kg_buf messages;
+    char path[512];
+    kg_buf_init(&messages, 0);
+    setenv("KGEN_CACHE", test_path("cache"), 1);
+    CHECK_ERR(image_of("#define KGENS_OWN 1\n#define KGENS_OTHER 2\n#line 1 \"source.c\"\n"
+                       "int f(void) {\n    return not_there; }\n",
+                       path, &messages, &err),
+              err, KG_ECOMPILE, "t.c does not compile");
+    CHECK_HAS(messages.data, "t.c:2:");
+    CHECK_HAS(messages.data, "    return not_there; }\n");
+    CHECK(!strstr(messages.data, "KGENS_O"));
+    kg_buf_clear(&messages);
+    CHECK_ERR(image_of("int;\nint x = nothing;\n#line 1 \"source.c\"\n", path, &messages, &err),
+              err, KG_ECOMPILE, "t.c does not compile");
+    CHECK_HAS(messages.data, "t.c:2:");
+    CHECK(!strstr(messages.data, "unit/"));
+    kg_buf_free(&messages);
+}
+
 TEST(compiler_is_found_or_named) {
     const kg_cc *cc;
     kg_error err = {0};

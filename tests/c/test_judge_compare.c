@@ -229,6 +229,38 @@ TEST(mismatches_lie_where_they_are) {
     CHECK_INT(m.high[2], 3);
 }
 
+TEST(mismatches_that_repeat_have_a_period) {
+    enum { ROWS = 6, COLUMNS = 160 };
+    static float out[ROWS * COLUMNS];
+    static double oracle[ROWS * COLUMNS];
+    kg_tensor t = {.dtype = KG_F32, .ndim = 2, .size = {ROWS, COLUMNS}, .stride = {COLUMNS, 1}};
+    const struct {
+        int every, from, to, rows; /* of each `every` columns, in so many rows */
+        int period;
+        uint64_t bits;
+    } all[] = {
+        {16, 15, 15, 6, 16, UINT64_C(1) << 15}, /* the last of a tile */
+        {8, 2, 3, 6, 8, 0xc},
+        {1, 0, 0, 6, 0, 0},     /* everywhere */
+        {160, 40, 99, 6, 0, 0}, /* one stretch */
+        {32, 7, 7, 1, 0, 0},    /* five elements may lie so by chance */
+        {4, 0, 2, 6, 0, 0},     /* more than half */
+    };
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+        kg_mismatches m = {0};
+        uint64_t bits = 0;
+        for (int i = 0; i < ROWS * COLUMNS; i++) {
+            int at = i % COLUMNS % all[k].every;
+            out[i] = i / COLUMNS < all[k].rows && at >= all[k].from && at <= all[k].to;
+        }
+        kg_find_more(&t, out, oracle, 0, ROWS * COLUMNS, kg_poison(KG_F32, 1), 0.5, &m);
+        CHECK_INT(kg_period_of(&m, 1, &bits), all[k].period);
+        CHECK_UINT(bits, all[k].bits);
+        bits = 0;
+        CHECK_INT(kg_period_of(&m, 0, &bits), 0);
+    }
+}
+
 /* Found as by looking at each element, wherever among elements that are right they lie. */
 TEST(mismatches_are_found_among_many) {
     enum { N = 5000 };

@@ -133,6 +133,28 @@ TEST(journal_is_one_tuners) {
     kg_journal_close(second);
 }
 
+TEST(journal_is_read_beside_its_tuner) {
+    kg_journal *tuner = reopen(test_dir()), *reader = NULL;
+    kg_error err = {0};
+    kg_buf before, after;
+    add(tuner, "verdict", 1);
+    append_raw("{\"format\":1,\"ki"); /* it is writing */
+    kg_buf_init(&before, 0);
+    kg_buf_init(&after, 0);
+    CHECK_OK(kg_read_file(test_path("journal.jsonl"), 1 << 20, &before, &err), err);
+    CHECK_OK(kg_journal_peek(test_dir(), &reader, &err), err);
+    CHECK_UINT(kg_journal_size(reader), 1);
+    CHECK(kg_journal_add(reader, "verdict", kg_json_new_object(), &err) != KG_OK);
+    CHECK_UINT(kg_journal_size(reader), 1);
+    kg_journal_close(reader);
+    CHECK_OK(kg_read_file(test_path("journal.jsonl"), 1 << 20, &after, &err), err);
+    CHECK_STR(after.data, before.data);
+    kg_journal_close(tuner);
+    CHECK_INT(kg_journal_peek(test_path("nowhere"), &reader, &err), KG_ENOTFOUND);
+    kg_buf_free(&before);
+    kg_buf_free(&after);
+}
+
 /* The entry that there is no room for is not there, neither in the file nor in memory, and the next
  * one takes its number. */
 TEST(journal_on_a_full_disk) {

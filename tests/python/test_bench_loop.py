@@ -77,6 +77,9 @@ def test_a_solved_problem(tmp_path: Path) -> None:
         ([verdict("p1.1.c", 0, "pass", 50, 3), {**GATE, "rounds": 0, "reason": "it is wrong"}], "stopped at the gate: it is wrong"),
         # Right on the first inputs alone is not right.
         ([verdict("p1.1.c", 0, "pass", 50, 3), verdict("p1.1.c", 2, "wrong_values", 0, 4)], "1 pass, 1 wrong_values"),
+        # What is refused by its plan never came before the judge.
+        ([answered("p1", 9), {**candidate("p1.1.c"), "refused": "no such Op"}, candidate("p1.2.c"), {"kind": "dropped", "name": "p1.2.c"}],
+         "2 plan_error"),
         ([], "no Candidate was judged"),
     ],
 )

@@ -167,6 +167,23 @@ def test_unsupported_dtype_is_refused_by_name(kgen_server: Server, tmp_path: Pat
     assert not (tmp_path / "task").exists()
 
 
+@pytest.mark.parametrize(
+    ("what", "name"), [("torch.fft.fft(x)", "complex64"), ("x.to(torch.float8_e4m3fn)", "float8_e4m3fn")]
+)
+def test_unsupported_dtype_of_an_output_is_left_alone_by_name(
+    kgen_server: Server, tmp_path: Path, what: str, name: str
+) -> None:
+    path = model_file(tmp_path, f"class Model(nn.Module):\n    def forward(self, x):\n        return {what}\n")
+    done = kgen_server.run("tune", path, "--proposer", "files", "--run", tmp_path / "run", "--budget", "1s")
+    assert done.code == 0 and f"its output is {name}, which no Op gives (they give float32, float64" in done.out, done.err
+
+
+def test_no_elements_are_left_alone_by_name(kgen_server: Server, tmp_path: Path) -> None:
+    path = model_file(tmp_path, "class Model(nn.Module):\n    def forward(self, x):\n        return torch.softmax(x[:0], -1)\n")
+    done = kgen_server.run("tune", path, "--run", tmp_path / "run", "--budget", "1s")
+    assert done.code == 0 and "the captured inputs have no element to compare by" in done.out, done.err
+
+
 def test_unsupported_dtype_of_a_canonical_op_is_left_alone(kgen_server: Server, tmp_path: Path) -> None:
     path = model_file(tmp_path, "class Model(nn.Module):\n    def forward(self, x):\n        return torch.softmax(x.double(), -1)\n")
     done = kgen_server.run("tune", path, "--run", tmp_path / "run", "--json")

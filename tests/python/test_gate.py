@@ -3,6 +3,7 @@ compile costs nothing but itself. Programs as the baselines compile them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -211,6 +212,18 @@ def test_a_baseline_that_does_not_compile_is_left_out(
     left = {b["name"]: b["left_out"] for b in result.baselines if "left_out" in b}
     assert list(left) == ["torch.compile"] and "\n" not in left["torch.compile"] and len(left["torch.compile"]) > 10
     assert result.passed and result.baseline == "eager"
+
+
+@pytest.mark.beside
+def test_a_baseline_that_is_wrong_is_reported_and_not_used(tmp_path: Path) -> None:
+    """By oracles that the Kernel meets and torch does not."""
+    id_ = promote(tmp_path / "generated", sr.SOFTMAX.replace("FACTOR 1.0f", "FACTOR 1.0001f"))
+    shifted = [dataclasses.replace(s, oracles=tuple(o * 1.0001 for o in s.oracles)) for s in sets()]
+    with Gate(softmax_case(), ["input"], shifted, tmp_path / "generated") as g:
+        result = gate.run(g, id_, min_speedup=0.001, seconds=1.0)
+    left = {b["name"]: b.get("left_out", "") for b in result.baselines}
+    assert set(left) == {"eager", "torch.compile"} and all("has norm error 0.0001" in why for why in left.values()), left
+    assert not result.passed and result.reason == gate.NO_BASELINE and result.baseline == ""
 
 
 @pytest.mark.beside

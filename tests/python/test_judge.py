@@ -309,6 +309,9 @@ def test_errors_and_tolerance() -> None:
         ("#if 1\n/* a\n*/ # include <time.h>\n", ":3: only"),
         ("__attribute__((__section__(\".x\"))) int y;\n", "section is an attribute"),
         ("const char *when = __DATE__;\n", "__DATE__"),
+        ("_Pragma(\"GCC dependency \\\"/etc/passwd\\\"\")\n", ":1: dependency is a pragma that"),
+        ("#define P _Pragma /* */ ( \"weak x\" )\n", ":1: weak is a pragma"),
+        ("#define P(x) _Pragma(#x)\nP(GCC dependency \"/etc/passwd\")\n", ":2: dependency is a pragma's word"),
     ],
 )
 def test_text_rules(text: str, says: str) -> None:
@@ -320,6 +323,7 @@ def test_text_rules_let_kernels_through() -> None:
     for path in sorted((ROOT / "kernels").glob("*/*.c")):
         judging.inspect_text(path.read_bytes(), path.name)
     judging.inspect_text(b"#define ASM asm_\n#pragma GCC unroll 4\n#pragma omp simd\n_Pragma(\"GCC ivdep\")\n#\n")
+    judging.inspect_text(b"#define PRAGMA(x) _Pragma(#x)\nPRAGMA(GCC unroll 4)\n_Pragma ( \"omp simd reduction(+:s)\" )\n")
 
 
 def test_bad_sets_are_refused() -> None:

@@ -260,6 +260,25 @@ def test_nobody_there() -> None:
     assert reply["charged"] == {"calls": 0, "tokens": 0, "nano_usd": 0}
 
 
+@pytest.mark.alone
+def test_a_connection_that_does_not_come_about() -> None:
+    """A host that drops what arrives: a listener whose queue is full."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(s.getsockname())
+        start = time.monotonic()
+        reply = ask(None, endpoint=f"http://127.0.0.1:{s.getsockname()[1]}/v1", connect_ms=300, retries=0)["replies"][0]
+        took = time.monotonic() - start
+        for one in waiting:
+            one.close()
+    assert reply["end"] == "fatal" and re.search("timed? ?out", reply["message"], re.IGNORECASE), reply
+    assert 0.25 < took < 2 and reply["charged"]["calls"] == 0
+
+
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl here to make a certificate with")
 def test_tls(tmp_path: Path) -> None:
     both, cert = self_signed(tmp_path)
@@ -416,6 +435,7 @@ def test_the_price_table() -> None:
     said = asking.told(asking.Asking("llm", llm=whom), ["softmax"])
     assert f"counted at 0.25 USD in and 2 USD out for a million tokens as of {dated}: check that, --prices FILE" in said
     assert "counted at" not in asking.told(asking.Asking("llm", llm={**whom, "model": "nobody-knows-it"}), ["softmax"])
+    assert "prompts/, where README.md tells an agent how to answer: of softmax" in asking.told(asking.Asking("files"), ["softmax"])
 
 
 # --- bad input ---
@@ -432,6 +452,7 @@ def test_the_price_table() -> None:
         ({"headers": ["no colon"]}, 'give "Name: value"'),
         ({"headers": ["A: b\r\nC: d"]}, "control character"),
         ({"headers": ["A: env:NO_SUCH_VARIABLE"]}, "no variable NO_SUCH_VARIABLE"),
+        ({"headers": ["Api-Key: secret"]}, '--header Api-Key: put its value into the environment and give "Api-Key: env:VARIABLE"'),
         ({"key_env": "NO_SUCH_VARIABLE"}, "--key-env NO_SUCH_VARIABLE: the environment has no such variable"),
         ({"usd": 1.0, "endpoint": "https://far.test/v1"}, "needs the price of test-model"),
         ({"in_flight": 0}, "in_flight is 0"),
@@ -475,6 +496,19 @@ def test_the_key_is_taken_out_of_what_a_model_says() -> None:
     with serve(Step(text=f"your key is {KEY}, {KEY}", reasoning=KEY)) as server:
         reply = one(server)
     assert reply["answer"] == "your key is [key], [key]" and reply["reasoning"] == "[key]"
+
+
+@pytest.mark.parametrize(("value", "told"), [("hushhush-1234", "hushhush-1234"), ("Bearer hushhush-1234", "hushhush-1234")])
+def test_a_secret_header_is_taken_out_as_well(monkeypatch: pytest.MonkeyPatch, value: str, told: str) -> None:
+    """A server that repeats what it refuses: nothing of it reaches a message, which the journal and the terminal have."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("MY_SECRET", value)
+    with serve(Step("error", status=401, error={"error": {"message": f"bad key {told}"}})) as server:
+        out = ask(server, headers=["api-key: env:MY_SECRET"])
+    (reply,) = out["replies"]
+    assert reply["end"] == "fatal" and "refused the key (HTTP 401): bad key [key]" in reply["message"], reply
+    assert "hushhush" not in json.dumps(out)
+    assert server.seen[0].headers["api-key"] == value
 
 
 @pytest.mark.alone

@@ -371,6 +371,21 @@ def test_stages_take_turns(kgen_server: Server, model: Path, tmp_path: Path) -> 
     assert other.code == 3 and "was evaluated on another machine (Another CPU, 3 threads)" in other.message
 
 
+@pytest.mark.slow
+def test_an_agent_is_told_of_what_the_last_stage_judged(kgen_server: Server, model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ("--proposer", "files", "--in-flight", 1, "--budget", "30s", "--stages")
+    assert kgen_server.run("tune", model, "--run", run, *words, env=ENV).code == 0
+    (run / "answers").mkdir()
+    (run / "answers" / "softmax-0001.md").write_text(block(kernel()))
+    (run / "answers" / "softmax-0001.md.done").touch()
+    assert kgen_server.run("propose", run, env=ENV).code == 0
+    done = kgen_server.run("evaluate", run, "--finish", "--no-promote", env=ENV)
+    assert done.code == 0, done.err
+    assert "softmax-0001.md.1.c (Candidate" in (run / "verdicts" / "softmax-0001.txt").read_text()
+    assert (run / "prompts" / "DONE").read_text().startswith("softmax ")
+
+
 def test_stages_of_something_else(kgen_server: Server, tmp_path: Path) -> None:
     for name in ("propose", "evaluate", "advance"):
         done = kgen_server.run(name, tmp_path)
@@ -507,6 +522,10 @@ def test_an_endpoint_that_will_not_do(kgen_server: Server, model: Path, tmp_path
         (("--llm", "m"), "--llm goes with --proposer llm"),
         (("--strategy", "branch"), "--strategy goes with --proposer llm or files"),
         (("--proposer", "files", "--knowledge", "/nowhere"), "--knowledge /nowhere: No such file"),
+        (("--proposer", "files", "--knowledge", "/dev/zero"), "--knowledge /dev/zero: has more than 1 MiB"),
+        (("--proposer", "files", "--in-flight", "0"), "--in-flight 0: give 1 to 64"),
+        (("--proposer", "files", "--in-flight", "65"), "--in-flight 65: give 1 to 64"),
+        (("--proposer", "llm", "--llm", "m", "--temperature", "nan"), "--temperature nan: give a number, 0 or more"),
     ],
 )
 def test_bad_words(kgen_server: Server, model: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:

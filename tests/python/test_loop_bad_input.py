@@ -82,6 +82,8 @@ def test_two_processes_on_one_run(kgen_server: Server, run: Path) -> None:
     with stages.Staged(run).open():
         for words in (("advance", run), ("propose", run), ("evaluate", run)):
             wrong(kgen_server.run(*words, env=ENV), 2, "is in use by another kgen process (process ")
+        for words in (("prompt", run), ("report", run)):  # whoever only reads disturbs nobody
+            assert kgen_server.run(*words, env=ENV).code == 0
     assert kgen_server.run("advance", run, env=ENV).code == 0
 
 

@@ -142,6 +142,10 @@ def test_what_cannot_be_served(kgen_server: Server, model: Path, tmp_path: Path)
     assert done.code == 2 and "name a MODEL, or with --run DIR" in done.message
     done = kgen_server.run("mcp", "--run", tmp_path)
     assert done.code == 2 and "is no Run" in done.message
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("{}")
+    done = kgen_server.run("mcp", "--run", tmp_path / "other")
+    assert done.code == 2 and "was not begun by `kgen mcp`: name a MODEL" in done.message, done.err
     done = kgen_server.run("mcp", model, "--run", tmp_path / "run", "--budget", "2usd")
     assert done.code == 2 and "give a time, calls (answers) or tokens" in done.message
     done = kgen_server.run("mcp", model, "--run", tmp_path / "run", "--budget", "0calls")

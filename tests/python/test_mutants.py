@@ -68,6 +68,20 @@ def test_a_mask_of_nothing_is_equivalent_and_a_causal_one_is_not(tmp_path: Path)
     assert examine(idle)["mutants"] == {"seen": 3, "equivalent": ["attention without the Program's mask"]}
 
 
+def test_every_term_of_a_norm_shows_also_where_its_affine_part_does_nothing(tmp_path: Path) -> None:
+    """A fresh module's weight is ones and its bias zeros; what the judge draws is neither."""
+    F = torch.nn.functional
+    x, one, zero = torch.randn(6, 40), torch.ones(40), torch.zeros(40)
+    layer = captured(lambda x, w, b: F.layer_norm(x, (40,), w, b), x, one, zero, folder=tmp_path / "l", pattern="layer_norm")
+    assert [m.label for m in mutants.of(layer)] == [
+        "layer_norm without the last element of a row", "layer_norm without eps", "layer_norm without the mean",
+        "layer_norm without the weight", "layer_norm without the bias",
+    ]  # fmt: skip
+    assert examine(layer)["mutants"] == {"seen": 5, "equivalent": []}
+    rms = captured(lambda x, w: F.rms_norm(x, (40,), w), x, one, folder=tmp_path / "r", pattern="rms_norm")
+    assert examine(rms)["mutants"] == {"seen": 3, "equivalent": []}
+
+
 def test_what_was_not_gone_through_is_not_called_equivalent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = captured(lambda x: torch.relu(x.abs()) + 1.0, torch.randn(40), folder=tmp_path / "t")
     monkeypatch.setattr(mutants, "MOST_SECONDS", -1.0)
