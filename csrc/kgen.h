@@ -19,11 +19,11 @@ KGEN_API const char *kgen_rt_version(void);
 KGEN_API void kgen_rt_free(void *p);
 
 /* Finds torch in this process and defines the canonical ops of the namespace kgen:
- * torch.ops.kgen.attention, attention_mod, softmax, layer_norm, rms_norm, linear, matmul and
- * conv2d, served by the reference until a registry is added. libtorch_cpu: the path of the loaded
- * library, or NULL; torch_version: torch.__version__, or NULL. Reads KGEN_POLICY, KGEN_PRECISION
- * and KGEN_DISABLE. Once; later calls return 0. A process without Python calls this after it has
- * loaded libtorch. */
+ * torch.ops.kgen.attention, attention_mod, attention_mod_output, softmax, layer_norm, rms_norm,
+ * linear, matmul and conv2d, served by the reference until a registry is added. libtorch_cpu: the
+ * path of the loaded library, or NULL; torch_version: torch.__version__, or NULL. Reads
+ * KGEN_POLICY, KGEN_PRECISION and KGEN_DISABLE. Once; later calls return 0. A process without
+ * Python calls this after it has loaded libtorch. */
 KGEN_API int kgen_rt_start(const char *libtorch_cpu, const char *torch_version, char *err,
                            size_t nerr);
 

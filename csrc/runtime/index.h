@@ -13,7 +13,7 @@
 #include "runtime/plan.h"
 #include "runtime/signature.h"
 
-#define KG_INDEX_FORMAT 2
+#define KG_INDEX_FORMAT 3
 
 /* What must be the same for evidence to hold, as the Record's environment has them; "" when it does
  * not say. */

@@ -215,8 +215,8 @@ static void add_block(search *s, size_t rank, kg_reg *reg, size_t nblock,
     }
 }
 
-/* The first registry wins; in it an exact pin, then one judged on this very Program, then the
- * richer architecture, then the nearest. */
+/* The first registry wins; in it an exact pin, then one judged on this very Program, then on no
+ * more than is wanted, then the richer architecture, then the nearest. */
 static int better(const void *pa, const void *pb) {
     const candidate *a = pa, *b = pb;
     bool any_a = a->pin->key.program == KG_PROGRAM_ANY,
@@ -227,6 +227,8 @@ static int better(const void *pa, const void *pb) {
         return a->exact ? -1 : 1;
     if (any_a != any_b)
         return any_b ? -1 : 1;
+    if (a->pin->key.skip != b->pin->key.skip)
+        return a->pin->key.skip > b->pin->key.skip ? -1 : 1;
     if (a->arch != b->arch)
         return a->arch > b->arch ? -1 : 1;
     return a->distance < b->distance ? -1 : a->distance > b->distance;
@@ -415,6 +417,7 @@ static int try_candidate(const kg_snapshot *snap, const search *s, const candida
                             .name = name,
                             .registry = c->reg->path,
                             .call = s->call,
+                            .skip = c->pin->key.skip,
                             .exact = c->exact ? &s->dims : NULL,
                             .constants = constants_of(s, c, threads),
                             .arch = s->call->device == KG_CUDA ? arch : c->kernel->arch,

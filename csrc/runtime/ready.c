@@ -165,10 +165,12 @@ static int build_unit(const kg_ready_request *ask, const kg_plan *plan, kg_buf *
                       kg_error *err) {
     kg_buf source;
     kg_error e;
+    kg_call as_judged = *ask->call;
+    as_judged.skip_outputs = ask->skip;
     kg_buf_init(&source, 0);
     int rc = read_source(ask, &source, err);
     if (rc == KG_OK) {
-        rc = kg_source_build(plan, ask->block->op, &ask->kernel->tuning, ask->call, ask->exact,
+        rc = kg_source_build(plan, ask->block->op, &ask->kernel->tuning, &as_judged, ask->exact,
                              source.data, source.len, KG_UNIT_NAME, unit, &e);
         if (rc != KG_OK) /* never a plain miss: the plan has already been bound */
             rc = kg_fail(err, rc == KG_ENOTFOUND ? KG_EFORMAT : rc, "%s: %.400s", ask->name, e.msg);

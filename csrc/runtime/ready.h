@@ -12,6 +12,7 @@ typedef struct kg_ready_request {
     const kg_index_kernel *kernel;
     const char *name, *registry; /* for messages; where the source is */
     const kg_call *call;
+    uint32_t skip;        /* outputs that the Kernel was judged without, a part of the call's */
     const kg_dims *exact; /* NULL: nothing is specialised */
     kg_constants constants;
     const char *arch; /* to build for */

@@ -1,8 +1,9 @@
 /* Serves kgen::attention (scaled_dot_product_attention's schema) and kgen::attention_mod (a traced
- * Program). The first turns is_causal and attn_mask into Programs, so that one contract and one set
- * of Kernels serve both; on a GPU torch's own kernels are for them, and it takes a pin of that very
- * Program to serve instead. What the contract does not cover (dropout, other ranks and dtypes) goes
- * to torch's own SDPA, whose errors the user then sees. */
+ * Program), the latter also without its log-sum-exp as kgen::attention_mod_output. The first turns
+ * is_causal and attn_mask into Programs, so that one contract and one set of Kernels serve both; on
+ * a GPU torch's own kernels are for them, and it takes a pin of that very Program to serve instead.
+ * What the contract does not cover (dropout, other ranks and dtypes) goes to torch's own SDPA,
+ * whose errors the user then sees. */
 #include "runtime/shim.h"
 
 #include <stdio.h>
@@ -346,11 +347,13 @@ static int mod_serve(mod_call *m, void *out[KG_MAX_OUTPUTS], kg_error *err) {
     return empty(c) ? KG_ENOTFOUND : kg_rt_run(attention_op, c, out, err);
 }
 
-static int mod_body(StableIValue *stack, kg_error *err) {
+/* with_lse: both outputs are wanted, and given. */
+static int mod_body(StableIValue *stack, bool with_lse, kg_error *err) {
     mod_call m;
     void *out[KG_MAX_OUTPUTS];
     AtenTensorHandle results[2];
     int rc = mod_take(stack, &m, err);
+    m.call.skip_outputs = with_lse ? 0 : 1U << LSE;
     bool readable = rc == KG_OK || rc == KG_EUNSUPPORTED || rc == KG_ENOTFOUND;
     if (rc == KG_OK)
         rc = mod_serve(&m, out, err);
@@ -361,10 +364,13 @@ static int mod_body(StableIValue *stack, kg_error *err) {
         out[LSE] = results[1];
     }
     mod_drop(&m, !fall_back);
-    if (rc == KG_OK) {
-        stack[0] = kg_tensor_slot(out[OUTPUT]);
+    if (rc != KG_OK)
+        return rc;
+    stack[0] = kg_tensor_slot(out[OUTPUT]);
+    if (with_lse)
         stack[1] = kg_tensor_slot(out[LSE]);
-    }
+    else if (fall_back)
+        kg_tensor_drop(out[LSE]);
     return rc;
 }
 
@@ -372,7 +378,14 @@ static void mod_backend(StableIValue *stack, uint64_t nin, uint64_t nout) {
     kg_error e;
     (void)nin;
     (void)nout;
-    kg_shim_raise(mod_body(stack, &e), &e);
+    kg_shim_raise(mod_body(stack, true, &e), &e);
+}
+
+static void mod_output_backend(StableIValue *stack, uint64_t nin, uint64_t nout) {
+    kg_error e;
+    (void)nin;
+    (void)nout;
+    kg_shim_raise(mod_body(stack, false, &e), &e);
 }
 
 /* ---- registration ---- */
@@ -381,7 +394,7 @@ static void mod_backend(StableIValue *stack, uint64_t nin, uint64_t nout) {
 #define SDPA_ARGS QKV "Tensor? attn_mask, bool is_causal, float? scale, bool enable_gqa) -> Tensor"
 #define MOD_ARGS                                                                                   \
     QKV "Tensor[] captured, float[] scalars, str program, *, float? scale=None, bool "             \
-        "enable_gqa=False) -> (Tensor, Tensor)"
+        "enable_gqa=False) -> "
 
 int kg_shim_attention(kg_error *err) {
     static const char *const schemas[] = {
@@ -389,8 +402,9 @@ int kg_shim_attention(kg_error *err) {
         "float? scale=None, bool enable_gqa=False) -> Tensor",
         "_attention" SDPA_ARGS,
         "_attention_train" SDPA_ARGS,
-        "attention_mod" MOD_ARGS,
-        "attention_mod_train" MOD_ARGS,
+        "attention_mod" MOD_ARGS "(Tensor, Tensor)",
+        "attention_mod_output" MOD_ARGS "Tensor",
+        "attention_mod_train" MOD_ARGS "(Tensor, Tensor)",
         /* Both backwards are implemented in Python: torch's own, differentiated again. An absent
          * gradient of a mask is an empty tensor. */
         "_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? "
@@ -413,6 +427,8 @@ int kg_shim_attention(kg_error *err) {
         {"CUDA", "_attention_train", attention_backend},
         {"CPU", "attention_mod", mod_backend},
         {"CUDA", "attention_mod", mod_backend},
+        {"CPU", "attention_mod_output", mod_output_backend},
+        {"CUDA", "attention_mod_output", mod_output_backend},
         {"CPU", "attention_mod_train", mod_backend},
         {"CUDA", "attention_mod_train", mod_backend},
     };

@@ -71,6 +71,9 @@ int kg_key_of_call(const kg_op *op, const kg_call *call, const kg_dims *dims, kg
     memset(&k, 0, sizeof k);
     k.device = (uint8_t)call->device;
     k.precision = (uint8_t)call->precision;
+    for (size_t i = 0; i < op->noutputs; i++)
+        if (op->outputs[i].optional)
+            k.skip |= (uint8_t)(call->skip_outputs & 1U << i);
     if (call->program != NULL) {
         k.program = KG_PROGRAM_HASH;
         if (!kg_hash128_parse(kg_program_hash(call->program), &k.program_hash))
@@ -132,7 +135,8 @@ static bool same_hash(const kg_key *a, const kg_key *b) {
 
 bool kg_key_equal(const kg_key *a, const kg_key *b) {
     if (a->device != b->device || a->precision != b->precision || a->program != b->program ||
-        !same_shape(a, b) || (a->program == KG_PROGRAM_HASH && !same_hash(a, b)))
+        a->skip != b->skip || !same_shape(a, b) ||
+        (a->program == KG_PROGRAM_HASH && !same_hash(a, b)))
         return false;
     for (size_t i = 0; i < a->ntensors; i++)
         if (a->dtype[i] != b->dtype[i] || a->layout[i] != b->layout[i])
@@ -204,7 +208,7 @@ static const char *attr_text(const kg_key *k, size_t i, char out[64]) {
     return v->present ? out : "None";
 }
 
-static bool match_head(const kg_key *pin, const kg_key *call, char *why) {
+static bool match_head(const kg_op *op, const kg_key *pin, const kg_key *call, char *why) {
     static const char *const precisions[] = {"native", "tf32", "bf16"};
     if (pin->device != call->device)
         return differs(why, "device is %s, the pin has %s", call->device ? "cuda" : "cpu",
@@ -213,6 +217,9 @@ static bool match_head(const kg_key *pin, const kg_key *call, char *why) {
         return differs(why, "precision is %s, the pin has %s",
                        precisions[call->precision < 3 ? call->precision : 0],
                        precisions[pin->precision < 3 ? pin->precision : 0]);
+    for (size_t i = 0; i < op->noutputs; i++)
+        if ((pin->skip & ~call->skip) >> i & 1)
+            return differs(why, "%s is wanted, the pin leaves it out", op->outputs[i].name);
     if (pin->program == KG_PROGRAM_ANY)
         return call->program != KG_PROGRAM_NONE ||
                differs(why, "program: the call has none, the pin serves calls that have one");
@@ -253,7 +260,7 @@ bool kg_key_match(const kg_op *op, const kg_key *pin, const kg_key *call, char *
     char a[64], b[64];
     if (!same_shape(pin, call))
         return differs(why, "the pin is of another contract");
-    if (!match_head(pin, call, why) || !match_tensors(op, pin, call, why))
+    if (!match_head(op, pin, call, why) || !match_tensors(op, pin, call, why))
         return false;
     for (size_t i = 0; i < pin->nattrs; i++)
         if (!same_attr(pin, call, i))
@@ -312,6 +319,7 @@ int kg_key_write(const kg_key *k, kg_buf *out) {
     kg_put_u8(out, k->device);
     kg_put_u8(out, k->precision);
     kg_put_u8(out, k->program);
+    kg_put_u8(out, k->skip);
     kg_put_u64(out, k->program_hash.lo);
     kg_put_u64(out, k->program_hash.hi);
     kg_put_u32(out, k->ntensors);
@@ -364,6 +372,7 @@ static void get_key(kg_reader *r, kg_key *k) {
     k->device = kg_get_u8(r);
     k->precision = kg_get_u8(r);
     k->program = kg_get_u8(r);
+    k->skip = kg_get_u8(r);
     need(r, k->device <= KG_CUDA && k->precision <= KG_PREC_BF16 && k->program <= KG_PROGRAM_ANY);
     k->program_hash.lo = kg_get_u64(r);
     k->program_hash.hi = kg_get_u64(r);

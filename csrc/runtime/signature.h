@@ -16,6 +16,8 @@ enum { KG_PROGRAM_NONE = 0, KG_PROGRAM_HASH = 1, KG_PROGRAM_ANY = 2 };
 
 typedef struct kg_key {
     uint8_t device, precision, program; /* program: KG_PROGRAM_* */
+    uint8_t
+        skip; /* bit i: optional output i is left out: not wanted by a call, not judged of a pin */
     uint8_t ntensors; /* tensor args (Tensor and Tensor?), in the contract's order */
     uint8_t dtype[KG_MAX_ARGS];
     char layout[KG_MAX_ARGS];
@@ -32,7 +34,8 @@ int kg_key_of_call(const kg_op *op, const kg_call *call, const kg_dims *dims, kg
 bool kg_key_exact(const kg_key *k);
 bool kg_key_equal(const kg_key *a, const kg_key *b);
 /* An absent Tensor? has layout '-' and dtype 0. A call that allows tf32 or bf16 is served by more
- * accurate pins, too; "*" serves calls that have a Program, and no plain ones. */
+ * accurate pins, too; "*" serves calls that have a Program, and no plain ones; a pin serves calls
+ * that want fewer outputs than it was judged on, and none that want more. */
 /* Whether a pin with key `pin` may serve a call with exact key `call`. why (may be NULL, 256 bytes)
  * gets the first field that differs: "dims.N is 8192, the pin has 1..4096". */
 bool kg_key_match(const kg_op *op, const kg_key *pin, const kg_key *call, char *why);

@@ -285,8 +285,8 @@ static int read_program(reader *r, const kg_json *root) {
 }
 
 static int read_head(reader *r, const kg_json *root) {
-    static const char *const keys[] = {"format", "op",      "device", "precision",
-                                       "args",   "program", "count",  NULL};
+    static const char *const keys[] = {"format",  "op",    "device", "precision", "args",
+                                       "program", "count", "skip",   NULL};
     const kg_json *j = NULL;
     const char *s = NULL;
     int rc = kg_json_only(root, "case", keys, r->err);
@@ -299,6 +299,8 @@ static int read_head(reader *r, const kg_json *root) {
                      r->op->name);
     if (rc == KG_OK)
         rc = kg_read_device(root, &r->c->call.device, &r->c->call.precision, r->err);
+    if (rc == KG_OK)
+        rc = kg_read_skip(r->op, root, &r->c->call.skip_outputs, r->err);
     if (rc == KG_OK)
         rc = kg_need(root, "", "count", &j, r->err);
     if (rc == KG_OK)

@@ -157,6 +157,16 @@ static void set_dims(kg_json *root, const kg_op *op, const kg_key *key) {
     kg_json_set(root, "dims", dims);
 }
 
+/* Absent when nothing is left out, so that names of pins without it stay what they are. */
+static void set_skip(kg_json *root, const kg_op *op, const kg_key *key) {
+    kg_json *list = key->skip != 0 ? kg_json_new_array() : NULL;
+    for (size_t i = 0; list != NULL && i < op->noutputs; i++)
+        if (key->skip >> i & 1)
+            kg_json_push_str(list, op->outputs[i].name);
+    if (list != NULL)
+        kg_json_set(root, "skip", list);
+}
+
 kg_json *kg_key_to_json(const kg_op *op, const kg_key *key) {
     kg_json *root = kg_json_new_object();
     char hash[33];
@@ -171,7 +181,8 @@ kg_json *kg_key_to_json(const kg_op *op, const kg_key *key) {
                     : key->program == KG_PROGRAM_ANY ? "*"
                                                      : hash);
     set_dims(root, op, key);
-    if (kg_json_size(root) == 8)
+    set_skip(root, op, key);
+    if (kg_json_size(root) == (key->skip != 0 ? 9 : 8))
         return root;
     kg_json_free(root);
     return NULL;
@@ -291,12 +302,41 @@ static int read_program(const kg_json *root, kg_key *k, kg_error *err) {
     return KG_OK;
 }
 
+static int read_skipped(const kg_op *op, const kg_json *j, const char *at, uint32_t *out,
+                        kg_error *err) {
+    const char *s = NULL;
+    int rc = kg_json_str(j, at, &s, err);
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; i < op->noutputs; i++)
+        if (op->outputs[i].optional && strcmp(op->outputs[i].name, s) == 0) {
+            if (*out >> i & 1)
+                return kg_fail(err, KG_EFORMAT, "%s is \"%.60s\" once more", at, s);
+            *out |= 1U << i;
+            return KG_OK;
+        }
+    return kg_fail(err, KG_EFORMAT, "%s is \"%.60s\"; it must be an optional output of %s", at, s,
+                   op->name);
+}
+
+int kg_read_skip(const kg_op *op, const kg_json *object, uint32_t *out, kg_error *err) {
+    const kg_json *list = kg_json_get(object, "skip");
+    *out = 0;
+    if (list == NULL)
+        return KG_OK;
+    int rc = kg_read_array(list, "skip", 1, KG_MAX_OUTPUTS, err);
+    for (size_t i = 0; rc == KG_OK && i < kg_json_size(list); i++)
+        rc = read_skipped(op, kg_json_at(list, i), kg_at("skip[%zu]", i).text, out, err);
+    return rc;
+}
+
 static int read_key(const kg_op *op, const kg_json *root, kg_key *k, kg_error *err) {
     static const char *const keys[] = {"op",    "device",  "precision", "dtypes", "layout",
-                                       "attrs", "program", "dims",      NULL};
+                                       "attrs", "program", "dims",      "skip",   NULL};
     const kg_json *j = NULL;
     const char *s = NULL;
     int device = 0, precision = 0;
+    uint32_t skip = 0;
     int rc = kg_json_only(root, "key", keys, err);
     if (rc == KG_OK)
         rc = kg_need(root, "", "op", &j, err);
@@ -315,6 +355,9 @@ static int read_key(const kg_op *op, const kg_json *root, kg_key *k, kg_error *e
         rc = read_attrs(root, op, k, err);
     if (rc == KG_OK)
         rc = read_program(root, k, err);
+    if (rc == KG_OK)
+        rc = kg_read_skip(op, root, &skip, err);
+    k->skip = (uint8_t)skip;
     return rc < 0 ? rc : read_dims(root, op, k, err);
 }
 

@@ -36,6 +36,8 @@ int kg_read_attr(const kg_op_arg *a, const kg_json *j, const char *at, kg_value 
 /* One of the NULL-terminated names; its index. */
 int kg_read_choice(const kg_json *j, const char *at, const char *const *names, int *out,
                    kg_error *err);
+/* "skip" of a Case or key, which may be absent: bit i for optional output i. */
+int kg_read_skip(const kg_op *op, const kg_json *object, uint32_t *out, kg_error *err);
 /* "device" and "precision" of a Case or key. */
 int kg_read_device(const kg_json *object, int *device, int *precision, kg_error *err);
 

@@ -78,7 +78,6 @@ void kg_judge_clear_sets(kg_judge *j, size_t index) {
     jc->sets = NULL;
     jc->disagreement = NULL;
     jc->nsets = jc->sets_cap = 0;
-    jc->skip_known = false;
     if (j->resident_case == index)
         j->resident_case = (size_t)NONE_RESIDENT;
     if (j->device && j->device->forget)
@@ -333,10 +332,11 @@ static int check_set(const kg_judge *j, kg_judged_case *jc, const kg_judge_set *
         if ((skip >> i & 1) && !j->op->outputs[i].optional)
             return kg_fail(err, KG_EINVAL, "output %s is not optional and has no oracle",
                            j->op->outputs[i].name);
-    if (jc->skip_known && skip != jc->c->call.skip_outputs)
-        return kg_fail(err, KG_EINVAL, "the sets of a Case must leave out the same outputs");
-    jc->c->call.skip_outputs = skip;
-    jc->skip_known = true;
+    for (size_t i = 0; i < jc->noutputs; i++)
+        if (((skip ^ jc->c->call.skip_outputs) >> i & 1) && kg_tensor_numel(&jc->outputs[i]) > 0)
+            return kg_fail(err, KG_EINVAL, "output %s %s", j->op->outputs[i].name,
+                           skip >> i & 1 ? "is wanted by the Case and has no oracle"
+                                         : "is left out by the Case and has an oracle");
     return KG_OK;
 }
 

@@ -38,7 +38,6 @@ typedef struct kg_judged_case {
     size_t ninputs, noutputs;
     kg_input inputs[KG_MAX_INPUTS];
     kg_tensor outputs[KG_MAX_OUTPUTS]; /* data NULL */
-    bool skip_known;                   /* call.skip_outputs is settled by the first set */
     int64_t reduction, bytes;          /* of the Case; bytes that must move */
     int64_t footprint;                 /* bytes of all inputs and outputs */
     int64_t output_bytes;              /* of the outputs that are wanted */

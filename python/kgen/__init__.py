@@ -1,6 +1,6 @@
 """kgen: torch ops whose kernels are generated, judged and promoted.
 
-Importing it defines torch.ops.kgen.attention, attention_mod, softmax, layer_norm, rms_norm, linear, matmul and conv2d (the last three with
+Importing it defines torch.ops.kgen.attention, attention_mod, attention_mod_output, softmax, layer_norm, rms_norm, linear, matmul and conv2d (the last three with
 linear_mod, matmul_mod and conv2d_mod) and opens the registries, so that promoted Kernels serve them and torch's own ops serve what no Kernel does. Other Ops of a registry are
 defined when they are first asked for. Everything else here is imported at its first use.
 """

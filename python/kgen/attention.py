@@ -1,7 +1,7 @@
 """kgen.attention: FlexAttention's call, served by Kernels with the score_mod and mask_mod compiled in.
 
-It traces the functions into a Program (kgen.trace) and calls torch.ops.kgen.attention_mod; a call without them is
-torch.ops.kgen.attention. Refuses what a Program cannot say, by name; it never runs a score_mod on real scores.
+It traces the functions into a Program (kgen.trace) and calls torch.ops.kgen.attention_mod_output, or attention_mod where
+the log-sum-exp is wanted; a call without functions is torch.ops.kgen.attention. Refuses what a Program cannot say, by name; it never runs a score_mod on real scores.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def attention(
         out = torch.ops.kgen.attention(query, key, value, is_causal=text != "", scale=scale, enable_gqa=enable_gqa)
         lse = None
     else:
-        out, lse = _attention_mod(query, key, value, captured, scalars, text, scale, enable_gqa)
+        out, lse = _attention_mod(query, key, value, captured, scalars, text, scale, enable_gqa, with_lse)
     if return_aux is not None:
         from torch.nn.attention.flex_attention import AuxOutput
 
@@ -183,7 +183,7 @@ def _trace(score_mod: Any, mask_mod: Any, block_mask: BlockMask | None, is_causa
 
 
 def _attention_mod(query: Tensor, key: Tensor, value: Tensor, captured: list[Tensor], scalars: list[float], text: str,
-                   scale: float | None, enable_gqa: bool) -> tuple[Tensor, Tensor]:
+                   scale: float | None, enable_gqa: bool, with_lse: bool) -> tuple[Tensor, Tensor | None]:
     grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     for i, t in enumerate(captured):
         if t.device != query.device:
@@ -192,6 +192,9 @@ def _attention_mod(query: Tensor, key: Tensor, value: Tensor, captured: list[Ten
                                f"is on {query.device}")
             captured[i] = t.to(query.device)
         grad = grad or (t.requires_grad and torch.is_grad_enabled())
+    if not grad and not with_lse:
+        out = torch.ops.kgen.attention_mod_output(query, key, value, captured, scalars, text, scale=scale, enable_gqa=enable_gqa)
+        return out, None
     op = torch.ops.kgen.attention_mod_train if grad else torch.ops.kgen.attention_mod
     return op(query, key, value, captured, scalars, text, scale=scale, enable_gqa=enable_gqa)
 

@@ -62,6 +62,7 @@ def key_text(key: dict[str, Any]) -> str:
         parts.append("any Program" if key["program"] == "*" else f"Program {key['program'][:8]}")
     if key.get("precision", "native") != "native":
         parts.append(key["precision"])
+    parts += [f"without {name}" for name in key.get("skip", ())]
     return " ".join(parts)
 
 

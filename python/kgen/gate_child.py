@@ -59,12 +59,14 @@ def served(case: dict[str, Any], names: list[str]) -> Call:
             return lambda x: (
                 torch.ops.kgen.attention(x.args["query"], x.args["key"], x.args["value"], **extra),
             )
-        text, scalars = a.text, list(a.scalars)
-        return lambda x: tuple(
-            torch.ops.kgen.attention_mod(
-                x.args["query"], x.args["key"], x.args["value"], list(x.captured), scalars, text, **extra
-            )
-        )
+        text, scalars, with_lse = a.text, list(a.scalars), "lse" not in case.get("skip", ())
+        call = torch.ops.kgen.attention_mod if with_lse else torch.ops.kgen.attention_mod_output
+
+        def attend(x: Inputs) -> Outputs:
+            found = call(x.args["query"], x.args["key"], x.args["value"], list(x.captured), scalars, text, **extra)
+            return tuple(found) if with_lse else (found,)
+
+        return attend
     attributes = {n: v for n, v in args.items() if not isinstance(v, dict) and v is not None}
     call = getattr(torch.ops.kgen, op)
 

@@ -27,7 +27,7 @@ _lib = torch.library.Library("kgen", "FRAGMENT")  # kept: it ends what it regist
 
 _SOFTMAX = ("softmax", "_softmax", "_softmax_train")
 _ATTENTION = ("attention", "_attention", "_attention_train", "_attention_backward")
-_PROGRAM = ("attention_mod", "attention_mod_train", "_attention_mod_backward")
+_PROGRAM = ("attention_mod", "attention_mod_output", "attention_mod_train", "_attention_mod_backward")
 _LAYER_NORM = ("layer_norm", "_layer_norm", "_layer_norm_train")
 _RMS_NORM = ("rms_norm", "_rms_norm", "_rms_norm_train")
 _LINEAR = ("linear", "_linear", "_linear_train", "linear_mod", "linear_mod_train", "_linear_mod_backward")
@@ -567,12 +567,13 @@ def _program_backward_fake(
 
 
 def _define_program() -> None:
-    _fake(_PROGRAM[:2], _program_fake)
-    _fake(_PROGRAM[2:], _program_backward_fake)
+    _fake(("attention_mod", "attention_mod_train"), _program_fake)
+    _fake(("attention_mod_output",), lambda *args, **kw: _program_fake(*args, **kw)[0])
+    _fake(("_attention_mod_backward",), _program_backward_fake)
     _lib.impl("_attention_mod_backward", _program_backward, "CompositeExplicitAutograd")
     _autograd("attention_mod_train", _differentiable_program, _torch_program)
     for device in ("cpu", "cuda"):
-        for name in _PROGRAM[:2]:
+        for name in _PROGRAM[:-1]:
             _autocast(name, device, lambda args, dtype: (*_low_precision(args[:3], dtype), *args[3:]))
 
 

@@ -37,7 +37,8 @@ EAGER_CALLS = 7
 
 @dataclass(frozen=True)
 class Drawn:
-    """Inputs of one call. args: by name, tensors in the Case's layout and attributes; captured: the Program's."""
+    """Inputs of one call. args: by name, tensors in the Case's layout and attributes; captured: the Program's.
+    skip: optional outputs that the call does not want."""
 
     args: dict[str, Any]
     captured: tuple[torch.Tensor, ...]
@@ -45,6 +46,7 @@ class Drawn:
     program: str | None
     repeats: bool = False  # most elements are the same number, or as good as
     decades: bool = False  # magnitudes over six decades
+    skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def draw(
         for i, entry in enumerate(program.get("captured", []))
     )
     scalars = tuple(float(s) for s in program.get("scalars", []))
-    return Drawn(args, captured, scalars, program.get("text"), distribution in ("onehot", "tiny", "rows"), distribution == "large")
+    repeats, decades = distribution in ("onehot", "tiny", "rows"), distribution == "large"
+    return Drawn(args, captured, scalars, program.get("text"), repeats, decades, tuple(case.get("skip", ())))
 
 
 def _generator(seed: int, stream: int, device: torch.device = devices.CPU) -> torch.Generator:
@@ -478,12 +481,13 @@ def torch_function(dotted: str, folder: Path) -> Callable[..., Any]:
 
 
 def _attention(d: Drawn, wide: bool) -> tuple[torch.Tensor, ...]:
-    """Output and lse by formula: in fp64, or in the inputs' dtype as eager torch computes it."""
+    """Output and, when wanted, lse by formula: in fp64, or in the inputs' dtype as eager torch computes it."""
     q, k, v = (d.args[n] for n in ("query", "key", "value"))
     captured = [_widened(t) if wide else t for t in d.captured]
     scale, gqa = d.args["scale"], d.args["enable_gqa"]
     compute = oracle.wide_attention if wide else oracle.attention
-    return compute(q, k, v, captured, d.scalars, d.program, scale=scale, enable_gqa=gqa)
+    output, lse = compute(q, k, v, captured, d.scalars, d.program, scale=scale, enable_gqa=gqa)
+    return (output,) if "lse" in d.skip else (output, lse)
 
 
 def _tuple(x: Any) -> tuple[torch.Tensor, ...]:

@@ -6,7 +6,6 @@ A graph is changed only after all of a Match was checked; one that fails its che
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -87,10 +86,9 @@ def torch_ops(g: fx.Graph, call: Call) -> fx.Node:
     options = {"scale": a["scale"], "enable_gqa": a["enable_gqa"]}
     if a["program"] in (None, CAUSAL):
         return g.call_function(ops.attention.default, (*call.tensors, None, 0.0, a["program"] == CAUSAL), options)
-    both = g.call_function(
-        ops.attention_mod.default, (*call.tensors, list(call.captured), list(a["scalars"]), a["program"]), options
+    return g.call_function(
+        ops.attention_mod_output.default, (*call.tensors, list(call.captured), list(a["scalars"]), a["program"]), options
     )
-    return g.call_function(operator.getitem, (both, 0))
 
 
 def _norm_arguments(call: Call) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,7 +153,13 @@ def _host_free() -> int:
 def add(judge: Judge, task: Task, index: int, name: str, drawn: Drawn, e: Expected, placing: Placing | None = None) -> None:
     """Gives one set to a judge. What torch gave counts by its errors, dtypes and sizes alone."""
     inputs: list[torch.Tensor | None] = [*tensors(task, drawn).values(), *drawn.captured]
-    oracles: list[torch.Tensor | None] = list(e.outputs)
+    wanted = [o["name"] not in drawn.skip for o in task.contract["outputs"]]
+
+    def all_outputs(found: Iterable[Any], absent: Any) -> list[Any]:
+        it = iter(found)
+        return [next(it) if w else absent for w in wanted]
+
+    oracles: list[torch.Tensor | None] = all_outputs(e.outputs, None)
     if placing is not None:
         placed = placing.put([*inputs, *oracles])
         inputs, oracles = placed[: len(inputs)], placed[len(inputs) :]
@@ -161,9 +167,9 @@ def add(judge: Judge, task: Task, index: int, name: str, drawn: Drawn, e: Expect
         index,
         inputs,
         oracles,
-        results=[_meta(t) for t in e.torch_outputs],
-        torch_errors=list(zip(e.norm_err, e.max_err, strict=True)),
-        slack=e.slack,
+        results=all_outputs(map(_meta, e.torch_outputs), None),
+        torch_errors=all_outputs(zip(e.norm_err, e.max_err, strict=True), None),
+        slack=all_outputs(e.slack, (0.0, 0.0)) if e.slack else (),
         name=name,
     )
 

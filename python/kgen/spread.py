@@ -189,9 +189,10 @@ def _heads_inside(shape: Sequence[int]) -> list[int]:
 
 def attention_trial(
     dtype: str, at: Sizes, program: tuple[str, Sequence[Tensor], Sequence[float]] | None = None, label: str = "dense",
-    layout: str = "c", align: int = 64,
+    layout: str = "c", align: int = 64, skip: Sequence[str] = (),
 ) -> Trial:  # fmt: skip
-    """program: text, captured tensors, scalars. layout: c, i, or h (heads inside, as transposed projections are)."""
+    """program: text, captured tensors, scalars. layout: c, i, or h (heads inside, as transposed projections are). skip: lse
+    where it is not wanted."""
     args: dict[str, Any] = {}
     for name, shape in (
         ("query", (at.b, at.hq, at.sq, at.d)), ("key", (at.b, at.hkv, at.sk, at.d)), ("value", (at.b, at.hkv, at.sk, at.dv)),
@@ -203,6 +204,8 @@ def attention_trial(
     if program is not None and program[0]:
         entries, blobs = captured_entries(program[1])
         case["program"] = {"text": program[0], "captured": entries, "scalars": [float(s) for s in program[2]]}
+    if skip:
+        case["skip"] = list(skip)
     return Trial(f"attention {dtype} {at} {label}", case, blobs)
 
 
@@ -346,9 +349,10 @@ def timing_trials(key: Key) -> list[Trial]:
 
 
 def _like(key: Key, made: Trial) -> Trial:
-    """The Trial on the device and in the precision class of a pin."""
+    """The Trial on the device and in the precision class of a pin, for the outputs that it was judged on."""
     made = made.on(key.get("device", "cpu"))
-    return replace(made, case={**made.case, "precision": key.get("precision", "native")})
+    skip = {"skip": key["skip"]} if "skip" in key else {}
+    return replace(made, case={**made.case, "precision": key.get("precision", "native"), **skip})
 
 
 # ---- recipes: Cases that a Record carries ----

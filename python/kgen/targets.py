@@ -41,6 +41,7 @@ class CaseData:
 
     program is None, or the text, the captured tensors and the scalars. count: calls in one run of the model.
     kept: tensors whose values travel as they are, since others would mean nothing: buffers (a variance, say).
+    skip: optional outputs of the Op that the model does not use.
     """
 
     args: dict[str, Any]
@@ -48,6 +49,7 @@ class CaseData:
     count: int = 1
     density: float = 1.0
     kept: frozenset[str] = frozenset()
+    skip: tuple[str, ...] = ()
 
 
 @dataclass
@@ -332,7 +334,7 @@ def case_of(match: Match, values: dict[fx.Node, Any], count: int) -> CaseData:
     program = None
     if d.program is not None:
         program = (d.program, [view_of(x, values) for x in d.captured], d.scalars)
-    return CaseData(args, program, count, d.density)
+    return CaseData(args, program, count, d.density, skip=("lse",))
 
 
 def case_key(case: CaseData) -> tuple[Any, ...]:

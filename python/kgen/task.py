@@ -128,6 +128,8 @@ def case_json(
         text, captured, scalars = case.program
         entries = [tensor_entry(t, f"{index}.captured{i}", VALUES_LIMIT, blobs) for i, t in enumerate(captured)]
         made["program"] = {"text": text, "captured": entries, "scalars": [float(s) for s in scalars]}
+    if case.skip:
+        made["skip"] = list(case.skip)
     return made, blobs
 
 
@@ -256,7 +258,7 @@ def _swap(staging: Path, folder: Path) -> None:
 _TASK_KEYS = {
     "format", "op", "title", "mode", "cases", "graph", "no_graph", "share", "flags", "source", "torch", "kgen",
 }  # fmt: skip
-_CASE_KEYS = {"format", "op", "device", "precision", "args", "program", "count"}
+_CASE_KEYS = {"format", "op", "device", "precision", "args", "program", "count", "skip"}
 _TENSOR_KEYS = {"dtype", "shape", "stride", "align", "fill"}
 _FILLS = {
     "normal": {"mean", "std"}, "uniform": {"low", "high"}, "integers": {"low", "high"}, "values": {"file"},
@@ -320,6 +322,9 @@ def read(folder: Path) -> Task:
 def _check_case(path: Path, case: dict[str, Any]) -> None:
     if not isinstance(case.get("args"), dict):
         raise BadInput(f"{path}: args is {case.get('args')!r:.80}, expected an object of the Op's arguments")
+    skip = case.get("skip", [])
+    if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
+        raise BadInput(f"{path}: skip is {skip!r:.80}, expected a list of the Op's optional outputs")
     program = case.get("program")
     if program is not None and not (
         isinstance(program, dict)

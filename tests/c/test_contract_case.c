@@ -37,6 +37,33 @@ TEST(contract_case_of_attention) {
     kg_op_free(op);
 }
 
+/* The golden Case but without the log-sum-exp. */
+TEST(contract_case_leaves_an_output_out) {
+    kg_op *op = repo_op("kernels/ops/attention.json");
+    kg_case *all = repo_case("tests/golden/case/attention.json", op), *less = NULL;
+    char *text = repo_text("tests/golden/case/attention.json"), why[256];
+    char *changed = replaced(text, "\"count\": 12", "\"count\": 12, \"skip\": [\"lse\"]");
+    kg_error err = {0};
+    CHECK_OK(kg_case_from_json(changed, strlen(changed), "case", op, &less, &err), err);
+    CHECK_UINT(all->call.skip_outputs, 0);
+    CHECK_UINT(less->call.skip_outputs, 2);
+    CHECK_INT(less->key.skip, 2);
+    CHECK(strcmp(less->hash, all->hash) != 0);
+    CHECK(!kg_key_equal(&less->key, &all->key));
+    CHECK(kg_key_match(op, &all->key, &less->key, why));
+    CHECK(!kg_key_match(op, &less->key, &all->key, why));
+    CHECK_STR(why, "lse is wanted, the pin leaves it out");
+    less->call.skip_outputs |= KG_TORCH_IS_FAST;
+    kg_key of_call;
+    CHECK_OK(kg_key_of_call(op, &less->call, &less->dims, &of_call, &err), err);
+    CHECK(kg_key_equal(&of_call, &less->key));
+    free(text);
+    free(changed);
+    kg_case_free(all);
+    kg_case_free(less);
+    kg_op_free(op);
+}
+
 TEST(contract_case_of_convolution) {
     kg_op *op = repo_op("tests/golden/op/conv2d.json");
     kg_case *c = repo_case("tests/golden/case/conv2d.json", op);
@@ -69,6 +96,11 @@ TEST(contract_case_refuses) {
     refused("\"op\": \"attention\"", "\"op\": \"gelu\"", KG_EFORMAT, "op is \"gelu\"");
     refused("\"count\": 12", "\"count\": 0", KG_EFORMAT, "count is 0");
     refused("\"count\": 12", "\"counts\": 12", KG_EFORMAT, "unknown key \"counts\"");
+    refused("\"count\": 12", "\"count\": 12, \"skip\": [\"output\"]", KG_EFORMAT,
+            "skip[0] is \"output\"; it must be an optional output of attention");
+    refused("\"count\": 12", "\"count\": 12, \"skip\": [\"lse\", \"lse\"]", KG_EFORMAT,
+            "skip[1] is \"lse\" once more");
+    refused("\"count\": 12", "\"count\": 12, \"skip\": []", KG_EFORMAT, "skip has 0 elements");
     refused("\"cpu\"", "\"gpu\"", KG_EFORMAT, "device is \"gpu\"; it may be cpu, cuda");
     refused("\"native\"", "\"fp32\"", KG_EFORMAT, "it may be native, tf32, bf16");
     refused("\"scale\": 0.125", "\"scale\": true", KG_EFORMAT, "args.scale: expected a number");
@@ -252,6 +284,8 @@ TEST(contract_key_refuses) {
     key_refused(PIN, "\"N\": 2", "\"N\": {\"min\": 3, \"max\": 3}", "min 3 must be below max 3");
     key_refused(PIN, "[2, 1]", "2", "attrs.stride must be an array");
     key_refused(PIN, "\"program\": null", "\"program\": \"abc\"", "32 lower-case hex digits");
+    key_refused(ATTENTION_PIN, "\"attrs\": {}", "\"attrs\": {}, \"skip\": [\"output\"]",
+                "skip[0] is \"output\"");
     key_refused(ATTENTION_PIN, "\"attrs\": {}", "\"attrs\": {\"scale\": 1}", "attrs: unknown key");
 }
 
@@ -287,6 +321,8 @@ TEST(contract_golden_pin_names) {
              "bb5daee99b1d3c4be845677023b4d39c");
     pin_name("kernels/ops/attention.json", "tests/golden/pin/attention.json",
              "3c97e3becf9039b443a8400734482209");
+    pin_name("kernels/ops/attention.json", "tests/golden/pin/attention_output.json",
+             "d48e4c639d55a54d28466c202350635c");
     pin_name("tests/golden/op/conv2d.json", "tests/golden/pin/conv2d.json",
              "bef7471609e03ca57eaede455a95b058");
 }
@@ -318,8 +354,9 @@ static void unchanged(const char *path) {
 
 TEST(contract_golden_files_are_what_is_written) {
     static const char *const paths[] = {
-        "op/conv2d.json",     "case/attention.json",      "case/softmax.json", "case/conv2d.json",
-        "pin/softmax.json",   "pin/attention.json",       "pin/conv2d.json",   "record/pass.json",
+        "op/conv2d.json",     "case/attention.json",      "case/softmax.json",
+        "case/conv2d.json",   "pin/softmax.json",         "pin/attention.json",
+        "pin/conv2d.json",    "record/pass.json",         "pin/attention_output.json",
         "task/no_graph.json", "record/wrong_values.json", "task/task.json"};
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
         char path[128];

@@ -442,6 +442,8 @@ def attention_judge(with_lse: bool, table: torch.Tensor) -> Judge:
     captured = {**tensor_spec(table), "fill": {"kind": "values", "file": "captured0.bin"}}
     case = case_of("attention", args)
     case["program"] = {"text": PROGRAM, "captured": [captured], "scalars": [2.5]}
+    if not with_lse:
+        case["skip"] = ["lse"]
     wide = [t.double() for t in (query, key, value)]
     output, lse = oracle.attention(
         *wide, [table.double()], [2.5], PROGRAM, scale=0.3, enable_gqa=True
@@ -462,12 +464,27 @@ def test_programs_tables_and_optional_outputs(with_lse: bool) -> None:
             assert record["verdict"] == "pass", record["message"]
             assert len(record["programs"]) == 1
         # What the mask rules out need not be read.
-        assert judge.describe(0)["bytes"] == 4 * 2 * 4 * 33 * (8 + 1)
+        assert judge.describe(0)["bytes"] == 4 * 2 * 4 * 33 * (8 + with_lse)
         broken = source.replace("kg_score(", "(0.0f) * kg_score(")
         assert broken != source
         assert judge.run(broken, name="flash.c")["verdict"] == "wrong_values"
         ignores = source.replace('"holes": ["SCORE", "MASK"],', '"holes": ["SCORE"],')
         assert judge.run(ignores, name="flash.c")["verdict"] == "plan_error"
+
+
+def test_a_set_has_the_oracles_that_its_case_wants() -> None:
+    q = torch.randn(1, 1, 5, 4)
+    output, lse = torch.randn(1, 1, 5, 4).double(), torch.randn(1, 1, 5).double()
+    case = case_of("attention", {**{n: tensor_spec(q) for n in ("query", "key", "value")}, "scale": None, "enable_gqa": False})
+    with Judge(ATTENTION) as judge:
+        both, one = judge.add_case(case), judge.add_case({**case, "skip": ["lse"]})
+        assert judge.describe(both)["hash"] != judge.describe(one)["hash"]
+        judge.add_set(both, [q, q, q], [output, lse])
+        judge.add_set(one, [q, q, q], [output, None])
+        with pytest.raises(BadInput, match="output lse is wanted by the Case and has no oracle"):
+            judge.add_set(both, [q, q, q], [output, None])
+        with pytest.raises(BadInput, match="output lse is left out by the Case and has an oracle"):
+            judge.add_set(one, [q, q, q], [output, lse])
 
 
 ANY_STRIDES = """/* kgen

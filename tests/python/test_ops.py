@@ -193,6 +193,20 @@ def test_attention_mod(served: bool, qkv: tuple[Tensor, Tensor, Tensor]) -> None
     assert found.decisions[0].kind == ("instantiated" if served else "fallback")
 
 
+def test_attention_mod_output(served: bool, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    """attention_mod without its log-sum-exp; its errors too."""
+    q, k, v = qkv
+    table = torch.rand(4)
+    output = ops.attention_mod_output(q, k, v, [table], [0.5], PROGRAM)
+    torch.testing.assert_close(output, program_reference(q, k, v, table, 0.5)[0], atol=CLOSE, rtol=CLOSE)
+    found = kgen.why("attention_mod_output", q, k, v, [table], [0.25], PROGRAM)
+    assert found.decisions[0].kind == ("instantiated" if served else "fallback")
+    with pytest.raises(RuntimeError, match="captured"):
+        ops.attention_mod_output(q, k, v, [], [0.5], PROGRAM)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.attention_mod_output(q, k, v, [], [], "").dtype == torch.bfloat16
+
+
 def test_a_long_program_without_a_kernel_is_said_once() -> None:
     import warnings
 
@@ -245,6 +259,7 @@ def cases(qkv: tuple[Tensor, Tensor, Tensor]) -> dict[str, tuple[Any, tuple[Any,
         "attention mask grad": (ops.attention.default, (*g, leaf(torch.randn(37, 29))), {}),
         "_attention_backward": (ops._attention_backward.default, (q, q, k, v, None, True, None, False, False), {}),
         "attention_mod": (ops.attention_mod.default, (q, k, v, [table], [0.5], PROGRAM), {}),
+        "attention_mod_output": (ops.attention_mod_output.default, (q, k, v, [table], [0.5], PROGRAM), {}),
         "attention_mod_train": (ops.attention_mod_train.default, (*g, [leaf(table)], [0.5], PROGRAM), {}),
         "_attention_mod_backward": (
             ops._attention_mod_backward.default,

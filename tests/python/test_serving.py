@@ -193,6 +193,24 @@ def test_a_wrong_instantiated_program_never_gets_out(registry: Path, fresh_home:
     assert not (fresh_home / "cache" / "instantiated").exists()
 
 
+def test_a_pin_judged_without_an_output_serves_calls_without_it(registry: Path) -> None:
+    """And a pin judged on all outputs serves both, but after one that was judged on no more than is wanted."""
+    any_program = sr.attention_key("*")
+    sr.promote(registry, "attention", sr.ATTENTION, [{**any_program, "skip": ["lse"]}])
+    kgen.load(registry)
+    q = torch.randn(1, 2, 43, 16)
+    call = q, q, q, [], [], CAUSAL
+    assert decide("attention_mod_output", *call).kernel == "attention/v1"
+    refused = decide("attention_mod", *call)
+    assert refused.kind == "fallback" and "lse is wanted, the pin leaves it out" in refused.notes
+    sr.promote(registry, "attention", sr.ATTENTION + "/* with lse */\n", [any_program])
+    kgen.reload()
+    assert decide("attention_mod", *call).kernel == "attention/v2"
+    assert decide("attention_mod_output", *call).kernel == "attention/v1"
+    want = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    torch.testing.assert_close(torch.ops.kgen.attention_mod_output(*call), want, atol=2e-5, rtol=2e-5)
+
+
 def test_policies(registry: Path) -> None:
     keys = [sr.attention_key(None), sr.attention_key("*")]
     sr.promote(registry, "attention", sr.ATTENTION, keys)
