@@ -41,7 +41,7 @@ int kg_program_check(const kg_program *p, const kg_call *call, kg_error *err);
  * look-up's index differs within a row. Any b, h, q, kv of int32 is safe. kg_mask_range is never
  * wrong, exact for comparisons of sums of indices, and sees through look-ups of at most 512
  * elements. On the CPU, tanh, exp and their kin are kgen's own branch-free float versions (at most
- * 4 ulp); on CUDA the device's, with KG_ROUGH defined the fast ones for some. On CUDA also
+ * 4 ulp); on CUDA the device's, with KG_ROUGH 1 or 2 the fast ones for some. On CUDA also
  * KG_SCORE_LINE with kg_score_line, KG_SCORE_UNIT, KG_MASK_OF_B and KG_MASK_OF_H (docs/formats.md).
  */
 int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err);
@@ -49,6 +49,9 @@ int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err
  * kg_epilogue_row, kg_epilogue_row(p, b, m) with what does not depend on n or acc, and float
  * kg_epilogue(p, row, acc, b, m, n), which is acc when p is NULL. */
 int kg_program_lower_epilogue(const kg_program *p, int target, kg_buf *out, kg_error *err);
+
+/* Whether the score or the mask takes a tanh. */
+bool kg_program_uses_tanh(const kg_program *p);
 
 /* Bytes of `struct kg_programs`, and its content for one call (pointers from the call's captured
  * tensors). */

@@ -614,6 +614,15 @@ static const kg_psection IDENTITY = {.result = {.kind = KG_PK_SCORE, .type = KG_
 static const kg_psection ALWAYS = {
     .result = {.kind = KG_PK_LITERAL, .type = KG_PT_BOOL, .literal.i = 1}};
 
+bool kg_program_uses_tanh(const kg_program *p) {
+    kg_puses uses = {0};
+    if (p != NULL) {
+        section_uses(p, &p->score, &uses);
+        section_uses(p, &p->mask, &uses);
+    }
+    return (uses.f32 >> KG_POP_TANH & 1) != 0;
+}
+
 int kg_program_lower(const kg_program *p, int target, kg_buf *out, kg_error *err) {
     if (target != KG_CPU && target != KG_CUDA)
         return kg_fail(err, KG_EINVAL, "lowering a Program: %d is no target", target);

@@ -332,20 +332,27 @@ static const char MIN_MAX[] =
     "KG_FN float kg_maxf(float a, float b) { return ((a > b) | (a != a)) ? a : b; }\n";
 
 /* The device's own functions; torch calls these. Beside tensors of half types (KG_ROUGH) those that
- * would cost most are short: tanh is then right to 2e-7 (tanh.approx, to 2^-11 of itself, shows in
- * the log-sum-exp), a quotient and a root to 2 ulp, but for divisors beyond 2^126 or below 2^-126;
- * no subroutine is called, around which all registers would be saved. */
+ * would cost most are short: tanh is then right to 2e-7 and where half types are all that comes out
+ * (KG_ROUGH 2) to 2^-11 of itself, which would show in a log-sum-exp; a quotient and a root to 2
+ * ulp, but for divisors beyond 2^126 or below 2^-126; no subroutine is called, around which all
+ * registers would be saved. */
 static const char CUDA_ROUGH[] =
     "#ifdef KG_ROUGH\n"
     "KG_FN float kg_divf(float a, float b) {\n"
     "    float r; asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(r) : \"f\"(b)); return a * r;\n"
     "}\n"
+    "#if KG_ROUGH == 2\n"
+    "KG_FN float kg_tanhf(float x) {\n"
+    "    float r; asm(\"tanh.approx.f32 %0, %1;\" : \"=f\"(r) : \"f\"(x)); return r;\n"
+    "}\n"
+    "#else\n"
     "KG_FN float kg_tanhf(float x) {\n"
     "    float e, r;\n"
     "    asm(\"ex2.approx.ftz.f32 %0, %1;\" : \"=f\"(e) : \"f\"(x * 0x1.715476p+1f));\n"
     "    asm(\"rcp.approx.ftz.f32 %0, %1;\" : \"=f\"(r) : \"f\"(e + 1.0f));\n"
     "    return fmaf(-2.0f, r, 1.0f);\n"
     "}\n"
+    "#endif\n"
     "KG_FN float kg_sqrtf(float x) {\n"
     "    float r; asm(\"sqrt.approx.f32 %0, %1;\" : \"=f\"(r) : \"f\"(x)); return r;\n"
     "}\n"

@@ -250,14 +250,35 @@ static int check_args(const source *s, kg_error *err) {
     return KG_OK;
 }
 
+static bool is_half(int dtype) {
+    return dtype == KG_F16 || dtype == KG_BF16;
+}
+
 /* Whether the first tensor is of a half type, and with it what Programs are evaluated beside. */
 static bool takes_halves(const source *s) {
     for (size_t i = 0; i < s->op->nargs; i++)
-        if (kg_arg_is_tensor(s->op->args[i].type)) {
-            int dtype = kg_op_arg_dtype(s->op, s->call, i);
-            return dtype == KG_F16 || dtype == KG_BF16;
-        }
+        if (kg_arg_is_tensor(s->op->args[i].type))
+            return is_half(kg_op_arg_dtype(s->op, s->call, i));
     return false;
+}
+
+static bool gives_halves(const source *s) {
+    for (size_t i = 0; i < s->op->noutputs; i++)
+        if (!(s->call->skip_outputs >> i & 1) && !is_half(kg_op_output_dtype(s->op, s->call, i)))
+            return false;
+    return true;
+}
+
+static bool holds_epilogue(const kg_plan *p) {
+    return strcmp(p->holes[0], "EPILOGUE") == 0;
+}
+
+/* KG_ROUGH: what the functions of the Programs may be off by, which their results bear. */
+static int roughness(const source *s) {
+    if (s->p->target != KG_CUDA || s->p->nholes == 0 || !takes_halves(s))
+        return 0;
+    bool scores = !holds_epilogue(s->p);
+    return scores && kg_program_uses_tanh(s->call->program) && gives_halves(s) ? 2 : 1;
 }
 
 /* What the holes call. */
@@ -265,9 +286,8 @@ static int put_programs(const source *s, kg_error *err) {
     const kg_plan *p = s->p;
     if (p->nholes == 0)
         return KG_OK;
-    return strcmp(p->holes[0], "EPILOGUE") == 0
-               ? kg_program_lower_epilogue(s->call->program, p->target, s->out, err)
-               : kg_program_lower(s->call->program, p->target, s->out, err);
+    return holds_epilogue(p) ? kg_program_lower_epilogue(s->call->program, p->target, s->out, err)
+                             : kg_program_lower(s->call->program, p->target, s->out, err);
 }
 
 int kg_source_build(const kg_plan *p, const kg_op *op, const kg_tuning *t, const kg_call *call,
@@ -280,8 +300,9 @@ int kg_source_build(const kg_plan *p, const kg_op *op, const kg_tuning *t, const
     if (p->target == KG_CPU)
         put_headers(out, text, n);
     put_constants(&s);
-    if (p->target == KG_CUDA && p->nholes > 0 && takes_halves(&s))
-        kg_buf_puts(out, "#define KG_ROUGH 1\n");
+    int rough = roughness(&s);
+    if (rough > 0)
+        kg_buf_printf(out, "#define KG_ROUGH %d\n", rough);
     /* Before the tunables: their macros must not reach kgen's own code. */
     if ((rc = put_programs(&s, err)) < 0)
         return rc;

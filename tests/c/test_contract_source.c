@@ -176,6 +176,49 @@ TEST(contract_source_escapes_its_name) {
     close_built(&b);
 }
 
+static const char SOFTCAP[] = "program 1\nscore\n%0 = tanh float32 score\nreturn %0\n";
+static const char SHIFTED[] = "program 1\nscore\n%0 = add float32 score 1.0\nreturn %0\n";
+
+/* KG_ROUGH in what CUDA gets for a Program over tensors of a dtype; 0 when there is none. */
+static int roughness_of(const char *program, int dtype, uint32_t skip) {
+    kg_op *op = repo_op("kernels/ops/attention.json");
+    char *text = repo_text("tests/golden/plan/tma.cu");
+    kg_program *program_read = NULL;
+    kg_plan *p = NULL;
+    kg_tuning t;
+    kg_error err = {0};
+    kg_buf out;
+    kg_value q = TENSOR(dtype, 1, 4, 16, 64);
+    kg_call c = attention_call(q, q, q, false);
+    int level = 0;
+    c.device = KG_CUDA;
+    c.skip_outputs = skip;
+    kg_buf_init(&out, 0);
+    CHECK_OK(kg_program_parse(program, strlen(program), &program_read, &err), err);
+    c.program = program_read;
+    CHECK_OK(kg_plan_from_source(text, strlen(text), "x.cu", op, &p, &err), err);
+    kg_tuning_default(p, &t);
+    CHECK_OK(kg_source_build(p, op, &t, &c, NULL, text, strlen(text), "x.cu", &out, &err), err);
+    const char *at = strstr(out.data, "#define KG_ROUGH ");
+    if (at)
+        level = at[strlen("#define KG_ROUGH ")] - '0';
+    kg_buf_free(&out);
+    kg_plan_free(p);
+    kg_program_free(program_read);
+    kg_op_free(op);
+    free(text);
+    return level;
+}
+
+/* A rough tanh shows in a log-sum-exp: only without one. What takes none is one text either way. */
+TEST(contract_source_is_as_rough_as_its_outputs_bear) {
+    CHECK_INT(roughness_of(SOFTCAP, KG_BF16, 0), 1);
+    CHECK_INT(roughness_of(SOFTCAP, KG_BF16, 2), 2);
+    CHECK_INT(roughness_of(SOFTCAP, KG_F16, 2), 2);
+    CHECK_INT(roughness_of(SOFTCAP, KG_F32, 2), 0);
+    CHECK_INT(roughness_of(SHIFTED, KG_BF16, 2), 1);
+}
+
 /* What CUDA gets: macros, Programs and the text; no entries, whose place the kernel's own
  * parameters take. */
 TEST(contract_source_for_cuda) {

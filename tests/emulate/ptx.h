@@ -58,8 +58,9 @@ inline void rcp_approx_ftz_f32(float &d, float a) {
 inline void sqrt_approx_f32(float &d, float a) {
     d = sqrtf(a);
 }
+/* 11 bits are right on the device; the others are cut off here. */
 inline void tanh_approx_f32(float &d, float a) {
-    d = tanhf(a);
+    d = same_bits<float>(same_bits<u32>(tanhf(a)) & ~0x1fffu);
 }
 
 /* To nearest, ties away from zero; 10 bits behind the point. */

@@ -148,6 +148,8 @@ class Call:
         if self.program:
             captured = [spec(t) for t in self.captured]
             case["program"] = {"text": self.program, "captured": captured, "scalars": list(self.scalars)}
+        if self.absent:
+            case["skip"] = list(self.absent)
         return case
 
 

@@ -47,6 +47,8 @@ def attention_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
                     (("query", 4, sq), ("key", 2, 64), ("value", 2, 64))}  # fmt: skip
             args |= {"scale": None, "enable_gqa": True}
             yield mod, Call("attention", args, MODS[mod].text, tuple(MODS[mod].captured(64)), MODS[mod].scalars)
+            if mod == "softcap":
+                yield f"{mod}, output alone", Call("attention", args, MODS[mod].text, (), MODS[mod].scalars, ("lse",))
 
 
 def norm_calls(op: str) -> Callable[[torch.dtype], Iterator[tuple[str, Call]]]:
