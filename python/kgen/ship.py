@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ from .task import canonical_contract
 PROGRAMS = 100
 # Processes that judge beside each other on one GPU, and the exit code that says that some are left.
 BESIDE, LEFT = 4, 4
-# What a pin may be for: calls without a Program, with is_causal's alone, with any.
-PLAIN, CAUSAL, ANY = "plain", "causal", "with Programs"
+# What a pin may be for: calls without a Program, with is_causal's alone, with any, with any but without the log-sum-exp.
+PLAIN, CAUSAL, ANY, OUTPUT = "plain", "causal", "with Programs", "with Programs, output alone"
 # Of each variant the least and the most elements of a row; None: no row.
 Ranges = dict[Variant, "tuple[int, int] | None"]
 
@@ -159,10 +159,11 @@ class Shipping:
         return self.cases["causal", variant]
 
     def groups(self, variant: Variant) -> list[tuple[str, list[Trial]]]:
-        """What has a pin of its own: PLAIN, CAUSAL and ANY, each with what it is judged on."""
+        """What has a pin of its own: PLAIN, CAUSAL, ANY and OUTPUT, each with what it is judged on."""
         found = [(PLAIN, self.dense)] if self.house.plain else []
         found += [(CAUSAL, self.causal)] if self.house.causal else []
         found += [(ANY, self.with_programs)] if self.house.program_at is not None else []
+        found += [(OUTPUT, self.output_alone)] if self.house.output_alone else []
         return [(kind, trials(variant)) for kind, trials in found]
 
     def with_programs(self, variant: Variant) -> list[Trial]:
@@ -173,6 +174,14 @@ class Shipping:
             made = self.house.with_programs(variant[0], self.count, variant[1])
             self.cases["programs", variant] = self._thinned(made, 3 * self.most)
         return self.cases["programs", variant]
+
+    def output_alone(self, variant: Variant) -> list[Trial]:
+        """Those that another image serves when nobody wants the log-sum-exp: the Programs with a tanh, and one at all sizes."""
+        if ("output", variant) not in self.cases:
+            capped = self._thinned(self.house.of_program("softcap", variant[0]), self.most)
+            capped += [t for t in self.with_programs(variant) if " = tanh " in t.case["program"]["text"]]
+            self.cases["output", variant] = [replace(t, label=f"{t.label}, output", case={**t.case, "skip": ["lse"]}) for t in capped]
+        return self.cases["output", variant]
 
     def shipped(self) -> bool:
         """Whether the registry has this very Candidate for this architecture already."""
@@ -209,7 +218,8 @@ class Shipping:
     def _images(self, variant: Variant) -> list[Trial]:
         """Trials whose images differ: one is for any size, and each Program has its own."""
         plain = [self.house.timed_trial(*variant)] if self.house.plain else []
-        return [*plain, *(self.causal(variant)[:1] if self.house.causal else []), *self.with_programs(variant)]
+        causal = self.causal(variant)[:1] if self.house.causal else []
+        return [*plain, *causal, *self.with_programs(variant), *(self.output_alone(variant) if self.house.output_alone else [])]
 
     def jobs(self, n: int) -> Iterator[tuple[Variant, int, int]]:
         """The arguments of compile, n Trials at a time."""
@@ -271,10 +281,10 @@ class Shipping:
             rows = (ranges or {}).get(variant, True)
             for (kind, trials), found in zip(self.groups(variant), judged, strict=True):
                 least = self.house.least or {}
-                if kind == ANY:
+                if kind in (ANY, OUTPUT):
                     key = judged_key(self.contract, trials, found.skipped, True)
                     keys.append(key if self.house.op == "attention" else at_least(key, least))
-                    programs.append(found.programs)
+                    programs.extend([found.programs] if kind == ANY else [])
                 elif rows:
                     key = at_least(self.key(trials, found), least)
                     keys.append(key if rows is True else ship_ranges.within(key, rows))

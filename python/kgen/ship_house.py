@@ -145,6 +145,7 @@ class House:
     layouts: str = ""  # of a product's operands; all of them
     plain: bool = True  # false: calls without a Program are left to torch, which is faster
     causal: bool = False  # a pin for is_causal too, which on a GPU no pin for any Program serves
+    output_alone: bool = False  # a pin for any Program without the log-sum-exp too, where a tanh may be rough
     # Pins are for at least these dims: torch is faster below. Of attention those for any Program, which torch has no kernel for,
     # are for all.
     least: dict[str, int] | None = None
@@ -309,7 +310,7 @@ def _gpu_attention(
     # torch's own attention may be ahead wherever it has one for the call: short ones, and all of an sm_80.
     return House(
         f"attention/{file}", "attention", sizes, timed, at_programs, tunables={**chosen, "HEAD": head}, dtypes=dtypes,
-        plain=plain, causal=causal, least={"SQ": 1024, "SK": 1024},
+        plain=plain, causal=causal, output_alone=programs and not decode and "float32" not in dtypes, least={"SQ": 1024, "SK": 1024},
         aligns=(64, 16, 16) if "hopper" in file else ALIGNS,  # TMA reads from multiples of 16
     )  # fmt: skip
 
