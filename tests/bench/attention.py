@@ -5,7 +5,8 @@
 
 A row tunes, judges and serves its Case as `kgen tune` does and is timed through torch.ops, in turn with torch's backends
 (cuDNN's and the other SDPA ones, compiled FlexAttention for Programs), each call on a cold L2. TF counts what the mask
-leaves. A row is held against its "must": a figure, or a multiple of the best torch backend of the same run.
+leaves. Decoding is timed as the replay of a CUDA graph, everybody's. A row is held against its "must": a figure, or a multiple
+of the best torch backend of the same run.
 
 The sweep draws (sizes, dtype, layout, Program, build) by seed and judges each; a point is done once, whoever did it. Exit
 code 1 when a point is wrong, 4 when some are left for another call.
@@ -185,7 +186,7 @@ def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], 
         sizes = spread.Sizes(at.b, at.hq, sq, at.d, at.hkv, at.s, at.d)
         t = trace(score, mask, device=b.device)
         program = (t.text, t.captured, t.scalars) if t.text else None
-        trial = spread.attention_trial("bfloat16", sizes, program, name).on("cuda")
+        trial = spread.attention_trial("bfloat16", sizes, program, name, skip=("lse",)).on("cuda")
         won = tune_quickly(b, trial, quick_grids(name, at)) if b.quick else gpu.tune_exact(b, trial, 90.0)
         q = torch.randn(at.b, at.hq, sq, at.d, device=b.device, dtype=torch.bfloat16)
         k, v = (torch.randn(at.b, at.hkv, at.s, at.d, device=b.device, dtype=torch.bfloat16) for _ in range(2))
@@ -193,12 +194,12 @@ def row(name: str, at: Shape, must: float, relative: bool) -> Callable[[Bench], 
         x = Inputs({"query": q, "key": k, "value": v, "enable_gqa": shared}, tuple(t.captured))
         call: Call = lambda: torch.ops.kgen.attention(q, k, v, enable_gqa=shared)  # noqa: E731
         if t.text:
-            call = lambda: torch.ops.kgen.attention_mod(  # noqa: E731
+            call = lambda: torch.ops.kgen.attention_mod_output(  # noqa: E731
                 q, k, v, list(t.captured), list(t.scalars), t.text, enable_gqa=shared
             )
         with torch.inference_mode():
             contenders = {"kgen": gpu.serve(b, call), **gpu.torch_ways(b, trial.case, x, DENSE)}
-            found = gpu.times(b, contenders, b.rounds(31))
+            found = gpu.times(b, gpu.graphed(b, contenders) if at.queries else contenders, b.rounds(31))
         work, unit = 4.0 * at.b * at.hq * at.s * at.s * at.d * density(mask, at.s, b.device), "TF"
         if at.queries:
             work, unit = k.nbytes + v.nbytes, "TB/s"
@@ -270,11 +271,11 @@ def drawn(number: int) -> Callable[[Bench], Iterator[Row]]:
         q, k, v = (torch.randn(at.b, at.hq, at.s, at.d, device=b.device, dtype=torch.bfloat16) for _ in range(3))
         calls: dict[str, Call] = {
             "dense": lambda: torch.ops.kgen.attention(q, k, v),
-            "kgen": lambda: torch.ops.kgen.attention_mod(q, k, v, list(t.captured), list(t.scalars), t.text),
+            "kgen": lambda: torch.ops.kgen.attention_mod_output(q, k, v, list(t.captured), list(t.scalars), t.text),
         }
         won = ""
         for name, program in (("dense", None), ("softcap 20", (t.text, t.captured, t.scalars))):
-            trial = spread.attention_trial("bfloat16", sizes, program, what).on("cuda")
+            trial = spread.attention_trial("bfloat16", sizes, program, what, skip=("lse",)).on("cuda")
             won = tune_quickly(b, trial, quick_grids(name, at)) if b.quick else gpu.tune_exact(b, trial, 90.0)
         x = Inputs({"query": q, "key": k, "value": v, "enable_gqa": False}, tuple(t.captured))
         with torch.inference_mode():
@@ -345,7 +346,8 @@ def points(seed: int) -> tuple[int, list[Any]]:
             t = trace(*programs.NAMED[name](at.extent)) if kind == "named" else programs.random_program(int(name), at.extent)
             given = (t.text, t.captured, t.scalars)
         dtype, layout = rng.choice(("bfloat16", "float16")), rng.choice("cih")
-        trials.append(spread.attention_trial(dtype, at, given, f"{what}, seed {seed}.{i}", layout).on("cuda"))
+        skip = ("lse",) if i % 2 else ()
+        trials.append(spread.attention_trial(dtype, at, given, f"{what}, seed {seed}.{i}", layout, skip=skip).on("cuda"))
     return build, trials
 
 
