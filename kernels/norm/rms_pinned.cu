@@ -435,7 +435,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (warp == 0) {
             KG_T_pairs *at = pairs + (2 * group + turn % 2) * parts * APART;
             const unsigned sign = turn / 2 % 2 ? 0 : SIGN;
-            s = lanes_sums(lane < WARPS ? sums[lane] : make_float2(0.0f, 0.0f), 32);
+            s = lanes_sums(sums[lane % WARPS], WARPS);
             if (lane == 0)
                 tell(at + part * APART, s, sign);
             const struct map f = map_of(gather(at, parts, sign), n, eps);
