@@ -1,29 +1,39 @@
 /* kgen
 { "format": 1, "op": "layer_norm", "target": "cuda", "min_arch": "sm_90",
-  "tunables": {"THREADS": [256, 512], "BLOCKS": [2, 1], "IN_SHARED": [14, 12, 6], "HELD": [2, 4], "KEPT": [4, 6]},
-  "require": "output.contiguous && (!present(weight) || weight.contiguous) && (!present(bias) || bias.contiguous) && N % (input.dtype == float32 ? 4 : 8) == 0 && align(input) >= 16 && (!present(weight) || align(weight) >= 16) && (!present(bias) || align(bias) >= 16) && N >= 16384 && THREADS * BLOCKS == 512 && KEPT <= IN_SHARED && ceil_div(N / (input.dtype == float32 ? 4 : 8), BLOCKS * NUM_SMS) <= THREADS * (HELD + IN_SHARED) && BLOCKS * (THREADS * IN_SHARED * 32 + 2048) <= MAX_SHARED + 1024",
-  "workspace": {"pairs": {"dtype": "float32", "shape": ["M", "BLOCKS * NUM_SMS", "2"]}, "arrived": {"dtype": "int32", "shape": ["M"], "zero": true}},
-  "launches": [{"kernel": "layer_norm_pinned", "grid": ["BLOCKS * NUM_SMS"], "block": ["THREADS"], "shared": "THREADS * IN_SHARED * 32", "cooperative": true,
-    "args": ["input", "weight", "bias", "output", "pairs", "arrived", {"i32": "M"}, {"i32": "N"}, {"i32": "BLOCKS * NUM_SMS"}, {"f32": "eps"}]}] }
+  "tunables": {"THREADS": [256, 512], "PLACES": [32, 16, 8, 4], "HELD": [4, 2, 0], "GROUPS": [1, 2, 4, 8, 16, 33], "AHEAD": [4, 2, 6, 0], "WHEN": [0, 1, 2], "LINES": [0, 1], "LAST": [0, 1], "APART": [1, 16]},
+  "require": "output.contiguous && (!present(weight) || weight.contiguous) && (!present(bias) || bias.contiguous) && N % (input.dtype == float32 ? 4 : 8) == 0 && align(input) >= 16 && (!present(weight) || align(weight) >= 16) && (!present(bias) || align(bias) >= 16) && N >= 16384 && (GROUPS == 1 || GROUPS <= M && GROUPS <= NUM_SMS) && align_up(ceil_div(N / (input.dtype == float32 ? 4 : 8), NUM_SMS / GROUPS), 8) <= THREADS * PLACES && (PLACES == 4 || 2 * ceil_div(N / (input.dtype == float32 ? 4 : 8), NUM_SMS / GROUPS) > THREADS * PLACES) && THREADS * PLACES <= 8192 && (THREADS == 256 || input.dtype == float32 && PLACES == 16 && WHEN == 0 && HELD == 2 && AHEAD <= 4) && (present(weight) + present(bias)) * THREADS * (PLACES - HELD) * 16 + 512 <= MAX_SHARED && (HELD == 0 || THREADS * (PLACES - HELD + 1) * 32 + 512 > MAX_SHARED) && (AHEAD > 0 || WHEN + LINES == 0) && (WHEN < 2 || LINES == 0)",
+  "workspace": {"pairs": {"dtype": "int64", "shape": ["GROUPS", "2", "NUM_SMS / GROUPS", "APART"], "zero": true}},
+  "launches": [{"kernel": "layer_norm_pinned", "grid": ["NUM_SMS / GROUPS", "GROUPS"], "block": ["THREADS"], "shared": "32 + (present(weight) + present(bias)) * THREADS * (PLACES - HELD) * 16", "cooperative": true,
+    "args": ["input", "weight", "bias", "output", "pairs", {"i32": "M"}, {"i32": "N"}, {"i32": "align_up(ceil_div(N / (input.dtype == float32 ? 4 : 8), NUM_SMS / GROUPS), 8)"}, {"f32": "eps"}]}] }
 */
-/* LayerNorm over few long rows: weight and bias stay on the chip for all rows, spread over the whole
- * grid, and a row goes by.
+/* LayerNorm over few long rows: weight and bias stay on the chip for all rows, spread over the blocks
+ * of a group, and each row is read once and stays in their registers until it is written.
  *
- * A block has the same slice of every row, and of weight and bias: IN_SHARED vectors of 16 bytes of
- * each a thread in shared memory, HELD in registers. It reads a row for its sums, leaves the pair (sum,
- * sum of squares) in the workspace, reads the next row, and only then writes the first, when all other
- * blocks have long arrived: nobody waits. Of the row between its two readings a thread keeps KEPT
- * vectors in registers; the others are found in the L2 once more.
+ * A block of a group (of all multiprocessors, or of a part of them with rows of its own) has the same
+ * slice of the group's rows, of weight and of bias. Of weight and bias all but HELD vectors of 16
+ * bytes a thread lie in shared memory, those and the row's PLACES vectors in registers. It adds up its
+ * slice, tells the others, waits for their sums, and writes; each vector that is written makes room
+ * for one of the next row.
+ * While blocks wait for each other the memory is busy with the next row: its bytes are asked for into
+ * the L2, AHEAD quarters of a row ahead of the loads, at once before the wait (WHEN 0), at once behind
+ * the loads of the row before (1), or in turn with them (2); by one thread, or with LINES by all, a
+ * line each.
+ *
+ * Blocks tell each other a pair (sum, sum of squares) in one word of 64 bits, which is stored and
+ * looked at whole and says by itself that it is there: a sum of squares has no sign, so its sign is
+ * set in the group's rows 0 and 1, clear in 2 and 3, and so on, and row r lies where r - 2 did. Nobody
+ * writes there who has not seen all of r - 1, which come from blocks that had seen all of r - 2.
+ * Pairs are APART words apart.
  * No thread reads what another one loaded, so slices need no barrier.
- * Deviations are taken from the mean of the row's first elements, which every warp takes by itself,
- * so that a row far from zero costs no digits and sums from all over the row add up.
+ * Deviations are taken from the mean of the row's first elements, so that a row far from zero costs
+ * no digits and sums from all over the row add up; always in the same order.
  *
- * Traffic: 2 * M * N elements, and out of the L2 those that are not kept. Floor: 2 * M * N over the
- * rate of a copy; 16 rows of 2^22 floats take 0.126 ms at 4.26 TB/s.
+ * Traffic: 2 * M * N elements, and weight and bias once. Floor: that over the rate of a copy; 16 rows
+ * of 2^22 floats take 0.134 ms at 4.26 TB/s.
  *
- * Launch bounds: THREADS, BLOCKS of them a multiprocessor; the grid must be resident at once. NaN
- * and infinity spread over their row as they do in torch. Refuses rows whose weight and bias the chip
- * does not hold, and vectors that are not aligned (long.cu). */
+ * Launch bounds: THREADS, one block a multiprocessor; the grid must be resident at once. NaN and
+ * infinity spread over their row as they do in torch. Refuses rows whose slices do not fit a block,
+ * and vectors that are not aligned (long.cu). */
 #define CENTERED 1
 #define KERNEL layer_norm_pinned
 #define MOST 3.402823466e38f
@@ -33,8 +43,11 @@
 #define DEV static __device__ __forceinline__
 #define V (16 / (int)sizeof(KG_T_input))
 #define WARPS (THREADS / 32)
-#define PLACES (IN_SHARED + HELD)
-#define AT_ONCE (V == 4 ? 4 : 2) /* loads that are not kept */
+#define IN_SHARED (PLACES - HELD)
+#define DEPTH (AHEAD * PLACES / 4)
+#define LOOKS 5 /* pairs a lane: 160 blocks at once */
+#define LINE 8  /* vectors of a line of 128 bytes */
+#define SIGN 0x80000000u
 
 #if KG_DTYPE_input == KG_F32
 DEV void unpack(uint4 v, float *x) {
@@ -80,28 +93,25 @@ DEV uint4 pack(const float *x) {
 }
 #endif
 
-
+/* LAST: of what is not read again the L2 is told so. */
 DEV uint4 load_once(const void *p) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-    return v;
-}
-
-/* What is not read again. */
-DEV uint4 load_last(const void *p) {
-    uint4 v;
+#if LAST
     asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p));
+#else
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+#endif
     return v;
 }
 
+/* Nothing that is stored is read here, so loads may pass it. */
 DEV void store_once(void *p, uint4 v) {
     asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
-                 "r"(v.w)
-                 : "memory");
+                 "r"(v.w));
 }
 
 /* 16 bytes to shared memory, in this thread's time. */
@@ -110,6 +120,15 @@ DEV void copy(const uint4 *to, const uint4 *from) {
                      (unsigned)__cvta_generic_to_shared(to)),
                  "l"(from), "r"(16)
                  : "memory");
+}
+
+/* Into the L2. */
+DEV void prefetch(const uint4 *from, int count) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(count * 16));
+}
+
+DEV void prefetch_line(const uint4 *from) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
 /* Sums over some elements of their distance from the row's shift, and of its square. rms_norm has
@@ -144,32 +163,6 @@ DEV struct map map_of(float2 s, int n, float eps) {
     return m;
 }
 
-/* Of all threads; the first warp has the result. */
-DEV float2 block_sums(float2 s) {
-    __shared__ float2 held[WARPS];
-    const int lane = (int)threadIdx.x % 32;
-    s = lanes_sums(s, 32);
-    __syncthreads(); /* the row before is read */
-    if (lane == 0)
-        held[threadIdx.x / 32] = s;
-    __syncthreads();
-    return lanes_sums(lane < WARPS ? held[lane] : make_float2(0.0f, 0.0f), 32);
-}
-
-DEV void arrive(KG_T_arrived *at) {
-    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(1) : "memory");
-}
-
-/* Returns when `all` blocks have arrived; what they wrote before is seen from here on. */
-DEV void wait_for(const KG_T_arrived *at, int all) {
-    if (threadIdx.x == 0) {
-        unsigned seen = 0;
-        while ((int)seen < all)
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(at) : "memory");
-    }
-    __syncthreads();
-}
-
 /* The mean of the row's first 32 vectors, of which this lane has one. */
 DEV float shift_of(uint4 first) {
     float x[V], sum = 0.0f;
@@ -193,11 +186,11 @@ DEV void add(uint4 raw, float shift, float2 &s) {
 #pragma unroll
     for (int e = 0; e < V; e++) {
         const float d = CENTERED ? x[e] - shift : x[e];
-        s.x += d;
+        if (CENTERED)
+            s.x += d;
         s.y += d * d;
     }
 }
-
 
 #if CENTERED
 #define TENSORS                                                                                    \
@@ -206,79 +199,130 @@ DEV void add(uint4 raw, float shift, float2 &s) {
 #define TENSORS const KG_T_input *input, const KG_T_weight *weight, KG_T_output *output
 #endif
 
-/* What a thread has of a row between its two readings. */
-struct slice {
-    uint4 kept[KEPT];
-    float shift;
-};
+/* ---- between the blocks of a group ---- */
 
-/* This block's vectors of all rows, of which this thread has every THREADS-th. */
-struct place {
-    const uint4 *from; /* the input's first row */
-    uint4 *to;
-    long long first; /* within a row */
-    int count, vectors, parts, part;
-};
-
-DEV bool has(struct place p, int i) {
-    return i * THREADS + (int)threadIdx.x < p.count;
+/* sign: what says that this row's pair is there. */
+DEV void tell(KG_T_pairs *at, float2 s, unsigned sign) {
+    const unsigned squares = (__float_as_uint(s.y) & ~SIGN) | sign;
+    const unsigned long long both = (unsigned long long)squares << 32 | __float_as_uint(s.x);
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(at), "l"(both) : "memory");
 }
 
-DEV const uint4 *where(struct place p, int row, int i) {
-    return p.from + (long long)row * p.vectors + p.first + i * THREADS + (int)threadIdx.x;
+DEV unsigned long long look(const KG_T_pairs *at) {
+    unsigned long long both;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(both) : "l"(at) : "memory");
+    return both;
 }
 
-/* Asks for what is kept of a row; the lane's vector of its head. */
-DEV uint4 begin(struct place p, int row, struct slice &s) {
-    const uint4 head = load_once(p.from + (long long)row * p.vectors + threadIdx.x % 32);
+/* The sums over all blocks, by one warp, which waits for them. */
+DEV float2 gather(const KG_T_pairs *pairs, int parts, unsigned sign) {
+    float2 s = make_float2(0.0f, 0.0f);
+    const int lane = (int)threadIdx.x % 32;
+    pairs += lane * APART;
+#pragma unroll 1
+    for (int left = parts - lane; left > -lane; left -= 32 * LOOKS, pairs += 32 * LOOKS * APART) {
+        unsigned long long seen[LOOKS];
 #pragma unroll
-    for (int i = 0; i < KEPT; i++)
-        if (has(p, i))
-            s.kept[i] = load_last(where(p, row, i));
-    return head;
-}
-
-/* Reads the rest, adds all up and tells the other blocks. */
-DEV void finish(struct place p, int row, uint4 head, struct slice &s, KG_T_pairs *pairs,
-                KG_T_arrived *arrived) {
-    float2 sums = make_float2(0.0f, 0.0f);
-    uint4 raw[AT_ONCE];
-    s.shift = CENTERED ? shift_of(head) : 0.0f;
+        for (int k = 0; k < LOOKS; k++)
+            seen[k] = left > 32 * k ? look(pairs + 32 * k * APART) : 0;
+        for (bool again = true; again;) {
+            again = false;
 #pragma unroll
-    for (int i = KEPT; i < PLACES; i += AT_ONCE) {
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++)
-            if (i + k < PLACES && has(p, i + k))
-                raw[k] = load_once(where(p, row, i + k));
-        if (i == KEPT) {
-#pragma unroll
-            for (int k = 0; k < KEPT; k++)
-                if (has(p, k))
-                    add(s.kept[k], s.shift, sums);
+            for (int k = 0; k < LOOKS; k++)
+                if (left > 32 * k && ((unsigned)(seen[k] >> 32) & SIGN) != sign) {
+                    seen[k] = look(pairs + 32 * k * APART);
+                    again = true;
+                }
         }
 #pragma unroll
-        for (int k = 0; k < AT_ONCE; k++)
-            if (i + k < PLACES && has(p, i + k))
-                add(raw[k], s.shift, sums);
+        for (int k = 0; k < LOOKS; k++)
+            if (left > 32 * k) {
+                s.x += __uint_as_float((unsigned)seen[k]);
+                s.y += __uint_as_float((unsigned)(seen[k] >> 32) & ~SIGN);
+            }
     }
-    sums = block_sums(sums);
-    if (threadIdx.x == 0) {
-        pairs[2 * ((long long)row * p.parts + p.part)] = sums.x;
-        pairs[2 * ((long long)row * p.parts + p.part) + 1] = sums.y;
-        arrive(arrived + row);
+    __syncwarp();
+    return lanes_sums(s, 32);
+}
+
+/* ---- a block's slice ---- */
+
+/* This thread's number; what a row makes of it would else be kept in registers from row to row. */
+DEV int self() {
+    int me = (int)threadIdx.x;
+    asm volatile("" : "+r"(me));
+    return me;
+}
+
+/* Of those that ask for rows, where the first warp is last: it has other work. */
+DEV int who() {
+    const int me = self();
+    return me < 32 ? me + THREADS - 32 : me - 32;
+}
+
+/* The same vectors of each row, of weight and of bias; rows GROUPS apart are this group's. */
+struct place {
+    const uint4 *from; /* in the input's first row */
+    int first, count, vectors, rows;
+};
+
+/* Asks for places `begin` to `end`, counted on from row to row of the group and from `row`'s first: `who`
+ * of `all` threads that do so. */
+DEV void ask(struct place p, int row, int begin, int end, int who, int all) {
+#pragma unroll
+    for (int k = 0; k * PLACES < end; k++) {
+        const int at = max(begin - k * PLACES, 0) * THREADS;
+        const int to = min(min(end - k * PLACES, PLACES) * THREADS, p.count);
+        if (row + k * GROUPS < p.rows && at < to && (LINES || who == 0)) {
+            const uint4 *from = p.from + (long long)(row + k * GROUPS) * p.vectors;
+            if (!LINES)
+                prefetch(from + at, to - at);
+#pragma unroll 1
+            for (int i = at + who * LINE; LINES && i < to; i += all * LINE)
+                prefetch_line(from + i);
+        }
     }
 }
 
-/* Of the whole row, when all blocks have arrived. */
-DEV struct map total(struct place p, int row, int n, float eps, const KG_T_pairs *pairs,
-                     const KG_T_arrived *arrived) {
-    float2 s = make_float2(0.0f, 0.0f);
-    wait_for(arrived + row, p.parts);
-    for (int i = (int)threadIdx.x % 32; i < p.parts; i += 32) {
-        s.x += pairs[2 * ((long long)row * p.parts + i)];
-        s.y += pairs[2 * ((long long)row * p.parts + i) + 1];
+/* Weight or bias. at, step: thread t's vector of place i lies at kept[at + step * (i * THREADS + t)]; of
+ * an absent one all are one vector. */
+struct affine {
+    int at, step;
+    uint4 held[HELD > 0 ? HELD : 1];
+};
+
+/* An absent one is kept[room], another lies from kept[at] on. */
+DEV struct affine pin(struct place p, const uint4 *from, float value, uint4 *kept, int room, int at) {
+    struct affine a;
+    float x[V];
+    const int me = (int)threadIdx.x;
+#pragma unroll
+    for (int e = 0; e < V; e++)
+        x[e] = value;
+    a.at = from == nullptr ? room : at;
+    a.step = from != nullptr;
+    if (me == 0)
+        kept[room] = pack(x);
+#pragma unroll 1
+    for (int i = 0; i < IN_SHARED && from != nullptr; i++)
+        if (i * THREADS + me < p.count)
+            copy(kept + at + i * THREADS + me, from + p.first + i * THREADS + me);
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        const int j = (IN_SHARED + i) * THREADS + me;
+        a.held[i] = from != nullptr && j < p.count ? load_once(from + p.first + j) : pack(x);
     }
-    return map_of(lanes_sums(s, 32), n, eps);
+    return a;
+}
+
+/* Place i of weight or bias; at: where it lies in shared memory, in bytes. */
+DEV uint4 pinned(const struct affine &a, const uint4 *kept, int i, int at) {
+    if (i < IN_SHARED)
+        return *(const uint4 *)((const char *)kept + at);
+    uint4 v = a.held[i < IN_SHARED ? 0 : i - IN_SHARED];
+    /* Unpacked ahead of the rows they would take twice the registers. */
+    asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w));
+    return v;
 }
 
 DEV uint4 mapped(uint4 raw, uint4 weight, uint4 bias, float shift, struct map m) {
@@ -296,106 +340,123 @@ DEV uint4 mapped(uint4 raw, uint4 weight, uint4 bias, float shift, struct map m)
     return pack(x);
 }
 
-/* Weight and bias of this thread. */
-struct affine {
-    const uint4 *kept; /* in shared memory: weight, and after it bias */
-    uint4 weight[HELD], bias[HELD];
-};
-
-DEV void put(struct place p, int row, int i, uint4 raw, float shift, struct map m,
-             const struct affine &a) {
-    const int at = i * THREADS + (int)threadIdx.x;
-    uint4 *to = p.to + (long long)row * p.vectors + p.first + at;
-    if (i >= IN_SHARED) {
-        uint4 w = a.weight[max(i - IN_SHARED, 0)], b = a.bias[max(i - IN_SHARED, 0)];
-        /* Unpacked ahead of the rows they would take twice the registers. */
-        asm volatile("" : "+r"(w.x), "+r"(w.y), "+r"(w.z), "+r"(w.w));
-        if (CENTERED)
-            asm volatile("" : "+r"(b.x), "+r"(b.y), "+r"(b.z), "+r"(b.w));
-        store_once(to, mapped(raw, w, b, shift, m));
-    } else
-        store_once(to, mapped(raw, a.kept[at], CENTERED ? a.kept[IN_SHARED * THREADS + at] : raw, shift, m));
+/* Whether place i is this thread's. left: its distance from the slice's end. DENSE: all places but the
+ * last are full, as all are when a row nearly fills the chip. */
+template <bool DENSE> DEV bool has(int left, int i) {
+    return (DENSE && i < PLACES - 1) || left > i * THREADS;
 }
 
-DEV void write(struct place p, int row, const struct slice &s, struct map m, const struct affine &a) {
-    uint4 raw[AT_ONCE];
+template <bool DENSE> DEV float2 slice_sums(const uint4 (&raw)[PLACES], int left, float shift) {
+    float2 s = make_float2(0.0f, 0.0f);
 #pragma unroll
-    for (int i = KEPT; i < PLACES; i += AT_ONCE) {
+    for (int i = 0; i < PLACES; i++)
+        if (has<DENSE>(left, i))
+            add(raw[i], shift, s);
+    return s;
+}
+
+/* Writes a row and loads the next one, if there is one. */
+template <bool DENSE>
+DEV void put(uint4 (&raw)[PLACES], struct place p, uint4 *output, int row, float shift,
+             struct map f, const uint4 *kept, const struct affine &w, const struct affine &b) {
+    const int me = self(), left = p.count - me;
+    const bool more = row + GROUPS < p.rows;
+    const uint4 *from = p.from + (long long)(row + GROUPS) * p.vectors + me;
+    uint4 *to = output + (long long)row * p.vectors + p.first + me;
+    int w_at = (w.at + w.step * me) * 16, w_step = w.step * THREADS * 16;
+    int b_at = (b.at + b.step * me) * 16, b_step = b.step * THREADS * 16;
+    /* Else all addresses would be computed at once, or anew for each place. */
+    asm volatile("" : "+l"(from), "+l"(to));
+    asm volatile("" : "+r"(w_at), "+r"(b_at), "+r"(w_step), "+r"(b_step));
 #pragma unroll
-        for (int k = 0; k < AT_ONCE; k++)
-            if (i + k < PLACES && has(p, i + k))
-                raw[k] = load_last(where(p, row, i + k));
-        if (i == KEPT) {
-#pragma unroll
-            for (int k = 0; k < KEPT; k++)
-                if (has(p, k))
-                    put(p, row, k, s.kept[k], s.shift, m, a);
+    for (int i = 0; i < PLACES; i++) {
+        if (has<DENSE>(left, i)) {
+            const uint4 weight = pinned(w, kept, i, w_at);
+            const uint4 bias = CENTERED ? pinned(b, kept, i, b_at) : weight;
+            store_once(to + i * THREADS, mapped(raw[i], weight, bias, shift, f));
+            if (more)
+                raw[i] = load_once(from + i * THREADS);
         }
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++)
-            if (i + k < PLACES && has(p, i + k))
-                put(p, row, i + k, raw[k], s.shift, m, a);
+        if (WHEN == 2 && i % 4 == 0)
+            ask(p, row + GROUPS, i + DEPTH, min(i + 4, PLACES) + DEPTH, who(), THREADS);
+        w_at += w_step, b_at += b_step;
     }
+    if (WHEN == 1)
+        ask(p, row + GROUPS, max(PLACES, DEPTH), PLACES + DEPTH, who(), THREADS);
 }
 
-/* Writes `row` and, before that, has read the one behind it. */
-DEV void step(struct place p, int row, int m, int n, float eps, struct slice &now, struct slice &next,
-              const struct affine &a, KG_T_pairs *pairs, KG_T_arrived *arrived) {
-    uint4 head = make_uint4(0, 0, 0, 0);
-    if (row + 1 < m)
-        head = begin(p, row + 1, next);
-    const struct map f = total(p, row, n, eps, pairs, arrived);
-    if (row + 1 < m)
-        finish(p, row + 1, head, next, pairs, arrived);
-    write(p, row, now, f, a);
+/* Of a row's first elements, of which this lane has a vector. */
+DEV void say_shift(struct place p, const uint4 *input, int row, float *to) {
+    const float shift = shift_of(load_once(input + (long long)row * p.vectors + threadIdx.x % 32));
+    if (threadIdx.x % 32 == 0)
+        *to = shift;
 }
 
-/* This thread's part of weight or bias to shared memory and registers; `value` where there is none. */
-DEV void pin(struct place p, const uint4 *from, float value, uint4 *kept, uint4 *held) {
-    float x[V];
-#pragma unroll
-    for (int e = 0; e < V; e++)
-        x[e] = value;
-#pragma unroll 1
-    for (int i = 0; i < IN_SHARED; i++) {
-        const int at = i * THREADS + (int)threadIdx.x;
-        if (at < p.count && from != nullptr)
-            copy(kept + at, from + p.first + at);
-        else
-            kept[at] = pack(x);
-    }
-#pragma unroll
-    for (int i = 0; i < HELD; i++) {
-        const int at = (IN_SHARED + i) * THREADS + (int)threadIdx.x;
-        held[i] = at < p.count && from != nullptr ? load_once(from + p.first + at) : pack(x);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    KERNEL(TENSORS, KG_T_pairs *pairs, KG_T_arrived *arrived, int m, int n, int parts, float eps) {
-    extern __shared__ uint4 kept[];
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    KERNEL(TENSORS, KG_T_pairs *pairs, int m, int n, int each, float eps) {
+    extern __shared__ uint4 kept[]; /* 1, 0, weight, bias */
+    __shared__ float2 sums[WARPS];
+    __shared__ float said[4]; /* to all threads: the row's map; shifts of even and odd turns */
+    const int part = (int)blockIdx.x, parts = (int)gridDim.x, group = (int)blockIdx.y;
     struct place p;
-    p.vectors = n / V, p.parts = parts, p.part = (int)blockIdx.x;
-    const int each = (p.vectors + parts - 1) / parts;
-    p.first = (long long)p.part * each;
-    p.count = p.first < p.vectors ? (int)min((long long)each, p.vectors - p.first) : 0;
-    p.from = (const uint4 *)input, p.to = (uint4 *)output;
-    struct slice one, other;
-    struct affine a;
-    uint4 head = make_uint4(0, 0, 0, 0);
-    if (m > 0)
-        head = begin(p, 0, one);
-    a.kept = kept;
-    pin(p, (const uint4 *)weight, 1.0f, kept, a.weight);
+    p.vectors = n / V, p.rows = m;
+    p.first = part * each;
+    p.count = max(min(each, p.vectors - p.first), 0);
+    p.from = (const uint4 *)input + p.first;
+    if (group >= m)
+        return;
+
+    const bool dense = p.count >= (PLACES - 1) * THREADS;
+    uint4 raw[PLACES];
+#pragma unroll
+    for (int i = 0; i < PLACES; i++)
+        if (has<false>(p.count - (int)threadIdx.x, i))
+            raw[i] = load_once(p.from + (long long)group * p.vectors + threadIdx.x + i * THREADS);
+    const struct affine w = pin(p, (const uint4 *)weight, 1.0f, kept, 0, 2);
 #if CENTERED
-    pin(p, (const uint4 *)bias, 0.0f, kept + IN_SHARED * THREADS, a.bias);
+    const struct affine b =
+        pin(p, (const uint4 *)bias, 0.0f, kept, 1, weight == nullptr ? 2 : 2 + IN_SHARED * THREADS);
+#else
+    const struct affine b = w;
 #endif
-    if (m > 0)
-        finish(p, 0, head, one, pairs, arrived);
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    for (int row = 0; row < m; row += 2) {
-        step(p, row, m, n, eps, one, other, a, pairs, arrived);
-        if (row + 1 < m)
-            step(p, row + 1, m, n, eps, other, one, a, pairs, arrived);
+    if (WHEN > 0)
+        ask(p, group, PLACES, PLACES + DEPTH, who(), THREADS);
+    if (CENTERED && threadIdx.x / 32 == WARPS - 1)
+        say_shift(p, (const uint4 *)input, group, said + 2);
+    __syncthreads();
+
+    for (int row = group, turn = 0; row < m; row += GROUPS, turn++) {
+        const int me = self(), warp = me / 32, lane = me % 32, left = p.count - me;
+        const float *const shift = said + 2 + turn % 2;
+        float2 s = dense ? slice_sums<true>(raw, left, *shift) : slice_sums<false>(raw, left, *shift);
+        s = lanes_sums(s, 32);
+        if (lane == 0)
+            sums[warp] = s;
+        __syncthreads();
+        if (warp == 0) {
+            KG_T_pairs *at = pairs + (2 * group + turn % 2) * parts * APART;
+            const unsigned sign = turn / 2 % 2 ? 0 : SIGN;
+            s = lanes_sums(sums[lane % WARPS], WARPS);
+            if (lane == 0)
+                tell(at + part * APART, s, sign);
+            const struct map f = map_of(gather(at, parts, sign), n, eps);
+            if (lane == 0)
+                said[0] = f.scale, said[1] = f.offset;
+        } else {
+            if (WHEN == 0 && AHEAD > 0 && turn == 0)
+                ask(p, row, PLACES, PLACES + DEPTH, who(), THREADS - 32);
+            else if (WHEN == 0 && AHEAD > 0)
+                ask(p, row, max(PLACES, DEPTH), PLACES + DEPTH, who(), THREADS - 32);
+            if (CENTERED && warp == WARPS - 1 && row + GROUPS < m)
+                say_shift(p, (const uint4 *)input, row + GROUPS, said + 2 + (turn + 1) % 2);
+        }
+        __syncthreads();
+        if (turn == 0)
+            asm volatile("cp.async.wait_all;" ::: "memory");
+        const struct map f = {said[0], said[1]};
+        if (dense)
+            put<true>(raw, p, (uint4 *)output, row, *shift, f, kept, w, b);
+        else
+            put<false>(raw, p, (uint4 *)output, row, *shift, f, kept, w, b);
     }
 }

@@ -107,6 +107,7 @@ struct Fiber {
     const char *waits_for = "";
     unsigned cluster_seen = 0;
     unsigned released_seen = ~0u;
+    std::map<const void *, unsigned> looked; /* addresses, and `released` when they were read */
     struct Copy {
         void *to;
         const void *from;

@@ -188,6 +188,17 @@ inline void cp_async_wait_group(int left) {
     }
 }
 
+/* Says what will be read, which must be there. */
+inline void cp_async_bulk_prefetch_L2_global(const void *from, u32 bytes) {
+    if (bytes == 0 || bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+        emu::fail("cp.async.bulk.prefetch of %u bytes from %p is not aligned", bytes, from);
+    if (__asan_region_is_poisoned(const_cast<void *>(from), bytes))
+        emu::fail("cp.async.bulk.prefetch of %u bytes from %p leaves the tensor", bytes, from);
+}
+inline void prefetch_global_L2(const void *from) {
+    cp_async_bulk_prefetch_L2_global(from, 16);
+}
+
 inline void cp_async_wait_all() {
     cp_async_commit_group();
     cp_async_wait_group(0);
@@ -198,6 +209,21 @@ inline void cp_async_wait_all() {
 inline void red_release_gpu_global_add_u32(void *at, u32 v) {
     *static_cast<u32 *>(at) += v;
     emu::released++;
+}
+/* A word that says by itself that it is there: others see it at once. */
+inline void st_relaxed_gpu_global_u64(void *to, unsigned long long v) {
+    if (reinterpret_cast<uintptr_t>(to) % sizeof v)
+        emu::fail("st.relaxed.u64 at %p is not aligned", to);
+    memcpy(to, &v, sizeof v);
+    emu::released++;
+}
+/* The same for each address: a thread that looks again waits for somebody's store. */
+inline void ld_relaxed_gpu_global_u64(unsigned long long &d, const void *at) {
+    const auto seen = emu::self->looked.find(at);
+    if (seen != emu::self->looked.end() && seen->second == emu::released)
+        emu::wait(&emu::released, emu::released, "another block's store");
+    emu::self->looked[at] = emu::released;
+    memcpy(&d, at, sizeof d);
 }
 /* A loop around it waits for others: it looks again when somebody released something. */
 inline void ld_acquire_gpu_global_u32(u32 &d, const void *at) {

@@ -53,7 +53,7 @@ def attention_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
 
 def norm_calls(op: str) -> Callable[[torch.dtype], Iterator[tuple[str, Call]]]:
     def calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
-        for m, n in ((64, 4096), (4, 1 << 18)):
+        for m, n in ((64, 4096), (4, 1 << 18), (4, 1 << (22 if dtype == torch.float32 else 23))):
             affine = {name: torch.empty(n, dtype=dtype) for name in ("weight", "bias")[: 2 if op == "layer_norm" else 1]}
             yield "plain", Call(op, {"input": torch.empty((m, n), dtype=dtype), "normalized_shape": [n], **affine, "eps": 1e-5})
 

@@ -145,18 +145,28 @@ WAYS: dict[str, tuple[str, dict[str, int], list[tuple[int, int]], int]] = {
     "long": ("long", dict(THREADS=128, UNROLL=2), [(4, 1), (0, 5), (3, 0), (3, 4097), (2, 20001), (140, 77)], 132),
     "grid": ("grid", dict(THREADS=256, IN_SHARED=6, HELD=2), [(1, 16384), (5, 16392)], 3),
     "grid at once": ("grid", dict(THREADS=256, IN_SHARED=6, HELD=1, OFFSET=0), [(4, 20000)], 3),
-    "pinned": ("pinned", dict(THREADS=256, BLOCKS=2, IN_SHARED=6, HELD=4, KEPT=4), [(1, 16384), (5, 16392)], 1),
-    "pinned, one block": ("pinned", dict(THREADS=512, BLOCKS=1, IN_SHARED=6, HELD=4, KEPT=6), [(4, 38000)], 2),
+    # Sizes of fp32, twice that of half types: slices of all places but one vector or two, of 30 and a bit, of half of them.
+    "pinned": ("pinned", {}, [(1, 65504), (5, 61472), (4, 32800)], 2),
+    "pinned, asked in turn": ("pinned", dict(AHEAD=6, WHEN=2, LAST=1, APART=16), [(5, 65496)], 2),
+    "pinned, groups": ("pinned", dict(PLACES=16, HELD=0, GROUPS=2, AHEAD=2, WHEN=1), [(5, 16424), (2, 32736)], 4),
+    "pinned, many blocks": ("pinned", dict(PLACES=4, HELD=0, AHEAD=6, WHEN=1, LINES=1, APART=16), [(3, 16384)], 44),  # the last has nothing
 }  # fmt: skip
+
+
+def tunables_of(op: str, way: str) -> dict[str, int]:
+    """A weight alone, as of rms_norm, fits into shared memory."""
+    name, tunables, _, _ = WAYS[way]
+    return {**tunables, "HELD": 0} if (op, name) == ("rms_norm", "pinned") else tunables
 
 
 def calls_of(op: str, way: str, dtype: torch.dtype) -> list[tuple[dict[str, Any], ...]]:
     """Arguments by which of weight and bias are there: calls of one list have one translation unit."""
     made, name = [], WAYS[way][0]
-    for k, affine in enumerate(AFFINE[op][:3] if way != "grid at once" else AFFINE[op][:1]):
+    for k, affine in enumerate(AFFINE[op][:3] if way not in ("grid at once", "pinned, many blocks") else AFFINE[op][:1]):
         calls = []
         for i, (m, n) in enumerate(WAYS[way][2]):
             partial = n % (4 if dtype == F32 else 8) != 0 or name == "long"
+            n *= 2 if name == "pinned" and dtype != F32 else 1
             args = arguments(op, (m, n), 1, dtype, affine, i % 3 if partial and name in ("ragged", "long") else 0)
             args["input"] = args["input"] * 40 if i == 2 else 1000 + 0.1 * args["input"] if i % 4 == 1 and dtype == F32 else args["input"]
             if i == 0 and k == 0 and m > 3:
@@ -176,25 +186,32 @@ QUICK = {("layer_norm", "rows of warps", BF16), ("rms_norm", "ragged rows of a w
 )  # fmt: skip
 def test_cuda(op: str, way: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    name, tunables, _, sms = WAYS[way]
+    name, _, _, sms = WAYS[way]
+    tunables = tunables_of(op, way)
     text = source(f"norm/{NAMES[op]}_{name}.cu")
     for calls in calls_of(op, way, dtype):
+        first: list[Tensor] | None = None
         for backwards in (False, True):
             found = emulate(text, [Call(op, a) for a in calls], tunables, backwards=backwards, sms=sms)
             for args, outputs in zip(calls, found, strict=True):
                 holds(op, args, outputs[0])
+            bits = [outputs[0].view(torch.int32 if dtype == F32 else torch.int16) for outputs in found]
+            assert first is None or all(map(torch.equal, first, bits)), "the order of the blocks changes bits"
+            first = bits
 
 
 @pytest.mark.parametrize("way, n", [("rows of a warp", 56), ("rows of warps", 1000), ("ragged rows of a warp", 3),
-                                    pytest.param("ragged rows of warps", 1000, marks=slow), ("long", 4097), ("grid", 16392), ("pinned", 16392)])  # fmt: skip
+                                    pytest.param("ragged rows of warps", 1000, marks=slow), ("long", 4097), ("grid", 16392), ("pinned", 61472)])  # fmt: skip
 @pytest.mark.parametrize("op", ["layer_norm", pytest.param("rms_norm", marks=slow)])  # which share their code
 def test_cuda_rows_of_the_largest_numbers(op: str, way: str, n: int) -> None:
     """A row of equal numbers has a mean and no variance, also where its sum is infinite. Where squares overflow the result is
     that of a variance of infinity, as torch's is on a GPU."""
     torch.manual_seed(0)
-    name, tunables, _, sms = WAYS[way]
+    name, _, _, sms = WAYS[way]
+    tunables = tunables_of(op, way)
     for dtype in (F32, BF16):
         most = torch.finfo(dtype).max
+        n *= 2 if name == "pinned" and dtype != F32 else 1
         args = arguments(op, (5, n), 1, dtype, (True, True))
         x = args["input"]
         x[0], x[1], x[2, n // 2] = most, -most, most
@@ -237,11 +254,18 @@ CUDA_MUTANTS = {
     "blocks that do not wait": ("grid", "        wait_for(arrived + row, parts);\n", ""),
     "copies that nobody waits for": ("grid", '        asm volatile("cp.async.wait_all;" ::: "memory");\n', ""),
     "the next row not loaded": ("grid", "copy(kept + at, next + at)", "(void)next"),
-    "rows written before all are there": ("pinned", "    wait_for(arrived + row, p.parts);\n", ""),
-    "weights that nobody waits for": ("pinned", '    asm volatile("cp.async.wait_all;" ::: "memory");\n', ""),
-    "the second half of weight twice": ("pinned", "max(i - IN_SHARED, 0)]", "0]"),
-    "what is not kept not added": ("pinned", "add(raw[k], s.shift, sums)", "(void)raw"),
-    "the row before it": ("pinned", "step(p, row + 1, m, n, eps, other, one,", "step(p, row + 1, m, n, eps, one, other,"),
+    "sums that nobody waits for": ("pinned", "((unsigned)(seen[k] >> 32) & SIGN) != sign", "false"),
+    "sums of the row before": ("pinned", "turn % 2) * parts", "0) * parts"),
+    "sums of two rows before": ("pinned", "turn / 2 % 2 ? 0 : SIGN", "SIGN"),
+    "weights that nobody waits for": ("pinned", '            asm volatile("cp.async.wait_all;" ::: "memory");', "{}"),
+    "the second held weight twice": ("pinned", "i < IN_SHARED ? 0 : i - IN_SHARED]", "0]"),
+    "bias where weight is": ("pinned", "2 + IN_SHARED * THREADS);", "2);"),
+    "the next row not loaded again": ("pinned", "raw[i] = load_once(from + i * THREADS)", "(void)from"),
+    "said before it is known": ("pinned", "        __syncthreads();\n        if (turn == 0)", "        if (turn == 0)"),
+    "shift of the row before": ("pinned", "put<false>(raw, p, (uint4 *)output, row, *shift", "put<false>(raw, p, (uint4 *)output, row, said[3 - turn % 2]"),
+    "rows asked for that are not": ("pinned", "row + k * GROUPS < p.rows && at < to", "at < to"),
+    "sums of another group": ("pinned, groups", "(2 * group + turn % 2)", "(turn % 2)"),
+    "rows of another group": ("pinned, groups", "row += GROUPS, turn++", "row++, turn++"),
     "warps that do not exchange": ("rows", "part = parts[turn][group * ROW_WARPS + lane % ROW_WARPS];", ""),
     "the first row for all": ("rows", "load_row(input + row * n, lane, row < m ? vectors : 0, raw);\n        float4", "float4"),
     "past the row": ("ragged", "whole || (at + e >= 0 && at + e < n) ? x[i][e] - shift", "true ? x[i][e] - shift"),
@@ -253,9 +277,11 @@ CUDA_MUTANTS = {
 @pytest.mark.parametrize("mutant", CUDA_MUTANTS)
 def test_cuda_mutants_fail(mutant: str) -> None:
     torch.manual_seed(0)
-    name, old, new = CUDA_MUTANTS[mutant]
-    way = {"rows": "rows of warps", "ragged": "ragged rows of warps"}.get(name, name)
-    shape = {"grid": (5, 16392), "pinned": (5, 16392), "rows": (9, 1000), "ragged": (3, 1001), "long": (2, 20001)}[name]
+    what, old, new = CUDA_MUTANTS[mutant]
+    way = {"rows": "rows of warps", "ragged": "ragged rows of warps"}.get(what, what)
+    name = WAYS[way][0]
+    shape = {"grid": (5, 16392), "pinned": (5, 61472), "pinned, groups": (5, 16424), "rows": (9, 1000), "ragged": (3, 1001),
+             "long": (2, 20001)}[what]  # fmt: skip
     args = arguments("layer_norm", shape, 1, F32, (True, True))
     args["input"] += 10
     text = source(f"norm/layer_{name}.cu", (old, new))
