@@ -6,36 +6,30 @@
   "workspace": {"left_planes": {"dtype": "float16", "shape": ["ceil_div(M, 128) * ceil_div(K, 64)", 16384]},
                 "right_planes": {"dtype": "float16", "shape": ["ceil_div(N, 128) * ceil_div(K, 64)", 16384]},
                 "scales": {"dtype": "float32", "shape": ["M + N", 2]},
-                "state": {"dtype": "int64", "zero": true, "shape": ["2 * (M + N) + 2"]},
+                "found": {"dtype": "int32", "shape": [1]},
                 "strays": {"dtype": "int32", "shape": ["M + N"]},
                 "partial": {"dtype": "float32", "shape": ["SPLIT == 1 ? 1 : SPLIT * M", "SPLIT == 1 ? 1 : N"]}},
   "launches": [
-    {"kernel": "split_tops", "block": [256],
+    {"kernel": "split_columns", "block": [256], "cluster": ["min(8, ceil_div(K, 512))"],
      "when": "(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)",
-     "grid": ["max(ceil_div(M, 128), ceil_div(N, 128))", "ceil_div(K, 256)", 2],
-     "args": ["input", "weight", "state",
+     "grid": ["min(8, ceil_div(K, 512)) * ((input.stride(1) != 1 && input.stride(0) == 1 && K > 1 ? ceil_div(M, 32) : 0) + (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1 ? ceil_div(N, 32) : 0))"],
+     "args": ["input", "weight", "left_planes", "right_planes", "scales", "found",
               {"i32": 1}, {"i32": "M"}, {"i32": "input.stride(1) != 1 && input.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"},
               {"i32": 1}, {"i32": "N"}, {"i32": "weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}, {"i32": "K"}]},
-    {"kernel": "split_rows", "block": [256],
+    {"kernel": "split_rows", "block": [256], "pdl": true,
      "when": "!(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || !(weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)",
-     "grid": ["max(M, N)", 1, 2],
-     "args": ["input", "weight", "left_planes", "right_planes", "scales", "state", "strays",
-              {"i32": 1}, {"i32": "M"}, {"i32": "input.stride(1) != 1 && input.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"},
-              {"i32": 1}, {"i32": "N"}, {"i32": "weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}, {"i32": "K"}]},
-    {"kernel": "split_columns", "block": [256],
-     "when": "(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)",
-     "grid": ["max(ceil_div(M, 128), ceil_div(N, 128))", "ceil_div(K, 64)", 2],
-     "args": ["input", "weight", "left_planes", "right_planes", "scales", "state", "strays",
+     "grid": ["(input.stride(1) != 1 && input.stride(0) == 1 && K > 1 ? 0 : M) + (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1 ? 0 : N)"],
+     "args": ["input", "weight", "left_planes", "right_planes", "scales", "found", {"i32": "(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)"},
               {"i32": 1}, {"i32": "M"}, {"i32": "input.stride(1) != 1 && input.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"},
               {"i32": 1}, {"i32": "N"}, {"i32": "weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}, {"i32": "K"}]},
     {"kernel": "gemm_split", "block": [384], "cluster": ["CLUSTER_M * CLUSTER_N"], "pdl": true, "shared": 203904,
      "grid": ["CLUSTER_M * CLUSTER_N * min(NUM_SMS / (CLUSTER_M * CLUSTER_N), SPLIT * ceil_div(M, 128 * CLUSTER_M) * ceil_div(N, 128 * CLUSTER_N))"],
-     "args": ["bias", "left_planes", "right_planes", "scales", "output", "partial", "programs", {"i32": 1}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"},
+     "args": ["bias", "left_planes", "right_planes", "scales", "found", "output", "partial", "programs", {"i32": 1}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"},
               {"i32": 0}, {"i32": 0}]},
     {"kernel": "gemm_sum", "when": "SPLIT > 1", "grid": ["ceil_div(M * N, 1024)"], "block": [256],
      "args": ["bias", "output", "partial", "programs", {"i64": "M * N"}, {"i32": "M"}, {"i32": "N"}]},
     {"kernel": "gemm_strays", "grid": ["2 * NUM_SMS"], "block": [256], "pdl": true,
-     "args": ["input", "weight", "bias", "output", "state", "strays", "programs", {"i32": 1}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"},
+     "args": ["input", "weight", "bias", "output", "scales", "found", "strays", "programs", {"i32": 1}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"},
               {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}]}] }
 */
 #define HAS_BIAS 1
@@ -51,23 +45,25 @@
  * What two planes cannot hold is never guessed. A line is a stray when it has an Inf or a NaN, when its
  * largest element is below 2^-112, or when its small elements lose too much: an element at 2^-d of the
  * largest is off by 2^(d - 50) of itself, and the mean square of these over the line must stay below
- * 2^-44 (an error of float32, even if the other operand makes up for the elements' sizes). The rows and
- * columns of strays are listed, and gemm_strays computes them by FFMA.
+ * 2^-44 (an error of float32, even if the other operand makes up for the elements' sizes). A stray's
+ * factor is NaN; gemm_strays lists these lines and computes their rows and columns by FFMA.
  *
  * Planes lie in tiles of 128 lines and 64 of K, both planes of a tile together, in the swizzled order
  * that wgmma reads, so one bulk copy brings 32 KB without a tensor map and an operand may have any
- * strides and alignment. split_rows takes lines that are contiguous (a block each); split_tops and
- * split_columns take operands that are contiguous across lines.
+ * strides and alignment. split_rows takes lines that are contiguous, a block each. split_columns takes
+ * operands that are contiguous across lines: a cluster of at most 8 blocks holds 32 lines in registers,
+ * finds their largest elements together and splits what it holds. Each is at work while the one before
+ * it ends (let_next_begin), and needs no memory that is cleared.
  *
  * gemm_split: 128 x 128 a block, a cluster of 2 shares one operand by multicast, 3 stages of 64 KB; one
  * thread feeds, two warpgroups multiply 64 x 128 each with three sets of 64 accumulators.
  *
- * Traffic: 4 bytes an element read and 4 written (8 and 4 across lines), then the planes out of the L2.
+ * Traffic: 4 bytes an element read and 4 written (beyond 4096 of K up to 8 and 4), then the planes out of the L2.
  * Floor: 6 * B * M * N * K flops over 4096 a clock and multiprocessor.
  *
- * Launch bounds: 384 and one block a multiprocessor; 256 for the others. Refuses half types (hopper.cu), and more
- * than 65536 of K a split: a chain of more FADDs than 1024 of nearly equal terms is off by more than
- * float32 may be (33 of 31 millionths at 262144). */
+ * Launch bounds: 384 and one block a multiprocessor; 256 for the others, 5 blocks for rows, 2 for
+ * columns. Refuses half types (hopper.cu), and more than 65536 of K a split: a chain of more FADDs than
+ * 1024 of nearly equal terms is off by more than float32 may be (33 of 31 millionths at 262144). */
 #define DEV static __device__ __forceinline__
 #define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
 #define CLUSTER (CLUSTER_M * CLUSTER_N)
@@ -89,7 +85,7 @@ typedef unsigned long long u64;
 struct lines {
     const float *at;
     long long batch, line, step;
-    int batches, n, k, across; /* across: contiguous from line to line */
+    int batches, n, k;
 };
 DEV const float *line_at(const struct lines &l, int b, int i) { return l.at + b * l.batch + i * l.line; }
 
@@ -132,18 +128,6 @@ DEV int chunk_at(int line, int chunk) { return line * 8 + (chunk ^ (line & 7)); 
 DEV long long tile_of(int tiles, int steps, int b, int line, int k) {
     return ((long long)b * tiles + line / 128) * steps + k / 64;
 }
-/* What is zero when it begins: how much each line loses, its largest element, and how many strays there
- * are, in all and of each operand's batches. One piece of memory, so that it is cleared at one go. */
-struct state { u64 *misfits; u32 *tops; int *counts; };
-DEV struct state state_of(const void *at, int lines) {
-    u64 *all = (u64 *)at;
-    return {all, (u32 *)(all + lines), (int *)(all + 2ll * lines)};
-}
-DEV void list(int *counts, int *strays, int which, int batches, int b, int i, int n) {
-    atomicAdd(counts, 1);
-    strays[b * n + atomicAdd(counts + 1 + which * batches + b, 1)] = i;
-}
-
 /* Elements k to k + 7 of a line; zeros behind its end. */
 DEV void load8(float (&x)[8], const float *line, long long step, int k, int n, bool vectors) {
     if (vectors && k + 8 <= n) {
@@ -157,11 +141,13 @@ DEV u32 top8(const float (&x)[8], u32 top) {
     EACH(i, 8) top = max(top, magnitude(x[i]));
     return top;
 }
+/* Below this an element may count in its line's loss. 1 is taken off, so that a zero is the largest. */
+DEV u32 small_in(u32 top) { return (u32)max((int)(top >> 23) - 27, 1) << 23; }
 DEV u64 loss8(const float (&x)[8], u32 top) {
     u64 sum = 0;
-    u32 least = 0x7fffffffu; /* that is not 0 */
-    EACH(i, 8) least = min(least, magnitude(x[i]) - 1u < 0x7fffffffu ? magnitude(x[i]) : 0x7fffffffu);
-    if (exponent(top) - exponent(least) >= 28)
+    u32 least = 0xffffffffu;
+    EACH(i, 8) least = min(least, magnitude(x[i]) - 1u);
+    if (least < small_in(top))
         EACH(i, 8) sum += loss(magnitude(x[i]), top);
     return sum;
 }
@@ -174,12 +160,20 @@ DEV u32 max_of_block(u32 x, u32 *parts) {
     return x;
 }
 
+/* What undoes a line's scaling; NaN marks a stray, for gemm_split to see and gemm_strays to find. */
+DEV float2 factors_of(const struct scaling &s, u32 top, u64 lost, int k) {
+    const float none = __int_as_float(0x7fffffff);
+    return hopeless(top) || lost > (u64)k ? make_float2(none, none) : s.back;
+}
+DEV bool is_stray(float2 factors) { return factors.x != factors.x; }
+/* The next launch may come onto the multiprocessors as they become free; it waits for what it reads. */
+DEV void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEV void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+#define ROW_STEP (2048 / 64 * TILE_BYTES / 16) /* from 2048 of K to the next */
 /* One block a line. What is beyond 4096 elements is read twice. */
-DEV void split_row(const struct lines &l, uint4 *planes, float2 *scales, int *counts, int *strays, int which,
-                   int batches, u32 *parts, u64 *losses) {
-    const int b = (int)blockIdx.x / l.n, line = (int)blockIdx.x - b * l.n, steps = (l.k + 63) / 64, t = (int)threadIdx.x;
-    if (b >= l.batches)
-        return;
+DEV void split_row(const struct lines &l, int at, uint4 *planes, float2 *scales, u32 *parts, u64 *losses) {
+    const int b = at / l.n, line = at - b * l.n, steps = (l.k + 63) / 64, t = (int)threadIdx.x;
     const float *from = line_at(l, b, line);
     const bool vectors = l.step == 1 && ((u64)from & 15) == 0;
     float x[2][8], y[8];
@@ -195,106 +189,176 @@ DEV void split_row(const struct lines &l, uint4 *planes, float2 *scales, int *co
     top = max_of_block(top, parts);
     const struct scaling s = scaling_of(top);
     u64 lost = 0;
-    for (int k = t * 8, i = 0; k < steps * 64; k += 2048, i++) {
-        uint4 high, low;
-        if (i < 2)
-            EACH(e, 8) y[e] = i ? x[1][e] : x[0][e];
-        else
-            load8(y, from, l.step, k, l.k, vectors);
+    uint4 *to = planes + tile_of((l.n + 127) / 128, steps, b, line, t * 8) * (TILE_BYTES / 16) + chunk_at(line % 128, t % 8);
+    EACH(i, 2)
+        if (t * 8 + i * 2048 < steps * 64) {
+            lost += loss8(x[i], top);
+            split8(x[i], s.by, to[i * ROW_STEP], to[i * ROW_STEP + PLANE_BYTES / 16]);
+        }
+    for (int k = t * 8 + 4096; k < steps * 64; k += 2048) {
+        to += ROW_STEP;
+        load8(y, from, l.step, k, l.k, vectors);
         lost += loss8(y, top);
-        split8(y, s.by, high, low);
-        uint4 *to = planes + tile_of((l.n + 127) / 128, steps, b, line, k) * (TILE_BYTES / 16) + chunk_at(line % 128, k / 8 % 8);
-        to[0] = high, to[PLANE_BYTES / 16] = low;
+        split8(y, s.by, to[ROW_STEP], to[ROW_STEP + PLANE_BYTES / 16]);
     }
     if (lost != 0)
         atomicAdd(losses, lost);
     __syncthreads();
-    if (t == 0) {
-        scales[b * l.n + line] = s.back;
-        if (hopeless(top) || *losses > (u64)l.k)
-            list(counts, strays, which, batches, b, line, l.n);
-    }
+    if (t == 0)
+        scales[at] = factors_of(s, top, *losses, l.k);
 }
 
 #define OPERAND_ARGUMENTS                                                                          \
     int lb, int ln, int l_across, long long l0, long long l1, long long lk, int rb, int rn, int r_across, \
         long long r0, long long r1, long long rk, int k
-#define LEFT_LINES {left, l0, l1, lk, lb, ln, k, l_across}
-#define RIGHT_LINES {right, r0, r1, rk, rb, rn, k, r_across}
+#define LEFT_LINES {left, l0, l1, lk, lb, ln, k}
+#define RIGHT_LINES {right, r0, r1, rk, rb, rn, k}
 
-extern "C" __global__ void __launch_bounds__(256)
+/* after: split_columns came before, on which nothing here depends. Then it may still be at work, and
+ * this launch's end stands for the end of both. The first lines come last: they are the first wanted. */
+extern "C" __global__ void __launch_bounds__(256, 5)
     split_rows(const KG_T_input *left, const KG_T_input *right, KG_T_left_planes *left_planes, KG_T_right_planes *right_planes,
-               KG_T_scales *scales, KG_T_state *memory, KG_T_strays *strays, OPERAND_ARGUMENTS) {
+               KG_T_scales *scales, KG_T_found *found, int after, OPERAND_ARGUMENTS) {
     __shared__ u32 parts[8];
     __shared__ u64 losses[1];
-    const int batches = max(lb, rb);
-    int *counts = state_of(memory, lb * ln + rb * rn).counts;
     const struct lines l = LEFT_LINES, r = RIGHT_LINES;
-    if (blockIdx.z == 0 && !l.across)
-        split_row(l, (uint4 *)left_planes, (float2 *)scales, counts, (int *)strays, 0, batches, parts, losses);
-    if (blockIdx.z == 1 && !r.across)
-        split_row(r, (uint4 *)right_planes, (float2 *)scales + lb * ln, counts, (int *)strays + lb * ln, 1, batches, parts, losses);
+    const int of_left = l_across ? 0 : lb * ln, at = (int)(gridDim.x - 1 - blockIdx.x);
+    let_next_begin();
+    if (!after)
+        wait_for_previous();
+    if (at < of_left)
+        split_row(l, at, (uint4 *)left_planes, (float2 *)scales, parts, losses);
+    else
+        split_row(r, at - of_left, (uint4 *)right_planes, (float2 *)scales + lb * ln, parts, losses);
+    if (at == 0 && threadIdx.x == 0)
+        *found = 0;
+    if (after && threadIdx.x == 0)
+        wait_for_previous();
 }
 
-/* 128 lines and 256 of K a block, two threads a line. */
-extern "C" __global__ void __launch_bounds__(256)
-    split_tops(const KG_T_input *left, const KG_T_input *right, KG_T_state *memory, OPERAND_ARGUMENTS) {
-    const struct lines left_lines = LEFT_LINES, right_lines = RIGHT_LINES;
-    const struct lines l = blockIdx.z ? right_lines : left_lines;
-    const int tiles = (l.n + 127) / 128, b = (int)blockIdx.x / tiles;
-    const int line = ((int)blockIdx.x - b * tiles) * 128 + (int)threadIdx.x % 128, half = (int)threadIdx.x / 128;
-    if (!l.across || b >= l.batches || line >= l.n)
-        return;
-    const float *from = line_at(l, b, line);
-    u32 top = 0;
-#pragma unroll 8
-    for (int i = 0; i < 128; i++) {
-        const int at = (int)blockIdx.y * 256 + i * 2 + half;
-        top = max(top, at < l.k ? magnitude(__ldg(from + at * l.step)) : 0u);
-    }
-    atomicMax(state_of(memory, lb * ln + rb * rn).tops + (blockIdx.z ? lb * ln : 0) + b * l.n + line, top);
-}
+/* ---- operands that are contiguous across lines ---- */
+/* A cluster has 32 lines, each of its blocks 512 of K at a time, of which a thread has 8 for each of 4
+ * neighbouring lines, twice. What a cluster holds in registers is read once: 4096 of K with 8 blocks. */
+#define STRIP 32
+#define AT_ONCE 512
 
-/* One tile a block, through shared memory. The block whose loss makes a line a stray lists it. */
-extern "C" __global__ void __launch_bounds__(256)
-    split_columns(const KG_T_input *left, const KG_T_input *right, KG_T_left_planes *left_planes,
-                  KG_T_right_planes *right_planes, KG_T_scales *scales, KG_T_state *memory, KG_T_strays *strays,
-                  OPERAND_ARGUMENTS) {
-    __shared__ uint4 tile[TILE_BYTES / 16];
-    const struct lines left_lines = LEFT_LINES, right_lines = RIGHT_LINES;
-    const struct lines l = blockIdx.z ? right_lines : left_lines;
-    const int tiles = (l.n + 127) / 128, b = (int)blockIdx.x / tiles, in_tile = (int)threadIdx.x % 128;
-    const int line = ((int)blockIdx.x - b * tiles) * 128 + in_tile, half = (int)threadIdx.x / 128;
-    if (!l.across || b >= l.batches)
-        return;
-    const int at = (blockIdx.z ? lb * ln : 0) + b * l.n + min(line, l.n - 1);
-    const struct state zeros = state_of(memory, lb * ln + rb * rn);
-    const u32 top = zeros.tops[at];
-    const struct scaling s = scaling_of(top);
-    const float *from = line_at(l, b, min(line, l.n - 1));
-    u64 lost = 0;
-    EACH(c, 4) {
-        const int chunk = half * 4 + c;
-        float x[8];
-        load8(x, from, l.step, (int)blockIdx.y * 64 + chunk * 8, l.k, false);
-        lost += loss8(x, top);
-        split8(x, s.by, tile[chunk_at(in_tile, chunk)], tile[PLANE_BYTES / 16 + chunk_at(in_tile, chunk)]);
-    }
-    if (line < l.n) {
-        if (hopeless(top))
-            lost = blockIdx.y == 0 && half == 0 ? 1ull << 36 : 0; /* once */
-        if (lost != 0) {
-            const u64 before = atomicAdd(zeros.misfits + at, lost);
-            if (before <= (u64)l.k && before + lost > (u64)l.k)
-                list(zeros.counts, (int *)strays + (blockIdx.z ? lb * ln : 0), (int)blockIdx.z, max(lb, rb), b, line, l.n);
+struct strip { int b, line, k, stride; bool vectors; }; /* of this thread: its first line, first k, to the next ones */
+
+DEV void load_part(float (&x)[8][4], const struct lines &l, const struct strip &s, int k) {
+    const float *from = line_at(l, s.b, s.line) + k * l.step;
+    EACH(i, 8) {
+        const float *at = from + i * l.step;
+        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (k + i < l.k) {
+            if (s.vectors)
+                v = __ldg((const float4 *)at);
+            else
+                v = make_float4(s.line < l.n ? __ldg(at) : 0.0f, s.line + 1 < l.n ? __ldg(at + 1) : 0.0f,
+                                s.line + 2 < l.n ? __ldg(at + 2) : 0.0f, s.line + 3 < l.n ? __ldg(at + 3) : 0.0f);
         }
-        if (blockIdx.y == 0 && half == 0)
-            ((float2 *)scales)[at] = s.back;
+        x[i][0] = v.x, x[i][1] = v.y, x[i][2] = v.z, x[i][3] = v.w;
+    }
+}
+DEV void top_part(u32 (&top)[4], const float (&x)[8][4]) {
+    EACH(i, 8)
+        EACH(c, 4) top[c] = max(top[c], magnitude(x[i][c]));
+}
+DEV void split_part(const float (&x)[8][4], const struct lines &l, const struct strip &s, int k, const u32 (&top)[4],
+                    uint4 *planes, u64 (&lost)[4]) {
+    const int tiles = (l.n + 127) / 128, steps = (l.k + 63) / 64;
+    if (k >= steps * 64)
+        return;
+    uint4 *tile = planes + tile_of(tiles, steps, s.b, s.line, k) * (TILE_BYTES / 16);
+    EACH(c, 4) {
+        float y[8];
+        uint4 *to = tile + chunk_at((s.line + c) % 128, k / 8 % 8);
+        EACH(i, 8) y[i] = x[i][c];
+        lost[c] += loss8(y, top[c]);
+        if (s.line + c < l.n)
+            split8(y, scaling_of(top[c]).by, to[0], to[PLANE_BYTES / 16]);
+    }
+}
+
+DEV u32 in_block(const void *shared, u32 block) {
+    u32 there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"((u32)__cvta_generic_to_shared(shared)), "r"(block));
+    return there;
+}
+DEV void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/* parts: of each warp; own: this block's; tops: the cluster's. */
+struct strip_shared { u32 parts[8][STRIP], own[STRIP], tops[STRIP]; u64 losses[STRIP]; };
+
+DEV void tops_of_cluster(u32 (&top)[4], struct strip_shared &m, u32 blocks) {
+    const int t = (int)threadIdx.x, lane = t % 32;
+    EACH(c, 4)
+        EACH(i, 2) top[c] = max(top[c], __shfl_xor_sync(0xffffffff, top[c], 8 << i));
+    if (lane < 8)
+        EACH(c, 4) m.parts[t / 32][lane * 4 + c] = top[c];
+    __syncthreads();
+    if (t < STRIP) {
+        u32 most = 0;
+        EACH(i, 8) most = max(most, m.parts[i][t]);
+        m.own[t] = most, m.tops[t] = 0, m.losses[t] = 0;
+    }
+    cluster_sync();
+    if (t / 32 < (int)blocks) {
+        u32 theirs;
+        asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(theirs) : "r"(in_block(&m.own[lane], (u32)t / 32)) : "memory");
+        atomicMax(&m.tops[lane], theirs);
     }
     __syncthreads();
-    uint4 *to = (uint4 *)(blockIdx.z ? (void *)right_planes : (void *)left_planes) +
-                (((long long)b * tiles + ((int)blockIdx.x - b * tiles)) * gridDim.y + blockIdx.y) * (TILE_BYTES / 16);
-    EACH(i, TILE_BYTES / 16 / 256) to[i * 256 + (int)threadIdx.x] = tile[i * 256 + (int)threadIdx.x];
+    EACH(c, 4) top[c] = m.tops[t % 8 * 4 + c];
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2)
+    split_columns(const KG_T_input *left, const KG_T_input *right, KG_T_left_planes *left_planes,
+                  KG_T_right_planes *right_planes, KG_T_scales *scales, KG_T_found *found, OPERAND_ARGUMENTS) {
+    __shared__ struct strip_shared m[1];
+    u32 rank, blocks;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+    const int t = (int)threadIdx.x, at = (int)(blockIdx.x / blocks), of_left = l_across ? lb * ((ln + STRIP - 1) / STRIP) : 0;
+    const bool is_right = at >= of_left;
+    const struct lines left_lines = LEFT_LINES, right_lines = RIGHT_LINES;
+    const struct lines l = is_right ? right_lines : left_lines;
+    const int strips = (l.n + STRIP - 1) / STRIP, i = is_right ? at - of_left : at, b = i / strips;
+    const int line0 = (i - b * strips) * STRIP;
+    struct strip s = {b, line0 + t % 8 * 4, (int)rank * AT_ONCE + t / 8 * 8, (int)blocks * AT_ONCE, false};
+    s.vectors = s.line + 4 <= l.n && l.step % 4 == 0 && ((u64)line_at(l, b, s.line) & 15) == 0;
+    let_next_begin();
+    if (blockIdx.x == 0 && t == 0)
+        *found = 0;
+    float x[2][8][4], y[8][4];
+    u32 top[4] = {0, 0, 0, 0};
+    u64 lost[4] = {0, 0, 0, 0};
+    EACH(h, 2) load_part(x[h], l, s, s.k + h * 256);
+    EACH(h, 2) top_part(top, x[h]);
+#pragma unroll 1
+    for (int k = s.k + s.stride; k < l.k; k += s.stride)
+        for (int h = 0; h < 2; h++) {
+            load_part(y, l, s, k + h * 256);
+            top_part(top, y);
+        }
+    tops_of_cluster(top, *m, blocks);
+    uint4 *planes = (uint4 *)(is_right ? (void *)right_planes : (void *)left_planes);
+    EACH(h, 2) split_part(x[h], l, s, s.k + h * 256, top, planes, lost);
+#pragma unroll 1
+    for (int k = s.k + s.stride; k < (l.k + 63) / 64 * 64; k += s.stride)
+        for (int h = 0; h < 2; h++) {
+            load_part(y, l, s, k + h * 256);
+            split_part(y, l, s, k + h * 256, top, planes, lost);
+        }
+    EACH(c, 4)
+        if (lost[c] != 0)
+            asm volatile("red.relaxed.cluster.shared::cluster.add.u64 [%0], %1;"
+                         ::"r"(in_block(&m->losses[t % 8 * 4 + c], 0)), "l"(lost[c]) : "memory");
+    cluster_sync(); /* and no block goes while another reads what it has */
+    if (rank == 0 && t < STRIP && line0 + t < l.n)
+        ((float2 *)scales)[(is_right ? lb * ln : 0) + b * l.n + line0 + t] =
+            factors_of(scaling_of(m->tops[t]), m->tops[t], m->losses[t], l.k);
 }
 
 /* ---- primitives ---- */
@@ -315,9 +379,6 @@ DEV void barrier_arrive_at(u32 bar, u32 block) {
     u32 there;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(bar), "r"(block));
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
-}
-DEV void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 DEV void load_bytes(u32 to, const u8 *from, u32 bytes, u32 bar) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
@@ -503,7 +564,7 @@ DEV void finish(float (&sums)[64], const float (&low)[64], const float2 (&factor
 
 extern "C" __global__ void __launch_bounds__(384, 1)
     gemm_split(BIAS_ARGUMENT const KG_T_left_planes *left_planes, const KG_T_right_planes *right_planes, const KG_T_scales *scales,
-               KG_T_output *output, KG_T_partial *partial, KG_PROGRAMS programs, int batches, int m, int n, int k,
+               KG_T_found *found, KG_T_output *output, KG_T_partial *partial, KG_PROGRAMS programs, int batches, int m, int n, int k,
                int left_batches, int right_batches) {
     extern __shared__ u8 raw[];
     const u32 shared = ((u32)__cvta_generic_to_shared(raw) + 1023) & ~1023u;
@@ -519,7 +580,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_sync();
-    asm volatile("griddepcontrol.wait;" ::: "memory"); /* for the planes */
+    let_next_begin();
+    wait_for_previous(); /* for the planes */
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x == 0)
@@ -547,6 +609,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         const float of_bias = bias && column + tid < n ? __ldg(bias + column + tid) : 0.0f;
 #endif
         multiply(sums, low, u, r, shared + w * 8192, shared + TILE_BYTES, full, empty, tid);
+        if (is_stray(factors[0]) || is_stray(factors[1]) || is_stray(of_column))
+            *found = 1;
         set_shared(at + tid * 8, of_column);
 #if HAS_BIAS
         asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + 1024 + tid * 4), "f"(of_bias) : "memory");
@@ -626,24 +690,55 @@ DEV void stray_tile(const struct patch &p, float (*a)[68], float (*b)[68], int r
     }
 }
 
+/* Every block finds them for itself and leaves the same list in the same place. 1024 lines at once. */
+DEV int list_strays(const float2 *of, int n, int *to, int *parts) {
+    const int t = (int)threadIdx.x, lane = t % 32, warp = t / 32;
+    int count = 0;
+    for (int first = 0; first < n; first += 1024) {
+        u32 votes[4];
+        EACH(i, 4) {
+            const int at = first + i * 256 + t;
+            votes[i] = __ballot_sync(0xffffffff, at < n && is_stray(of[min(at, n - 1)]));
+        }
+        __syncthreads();
+        if (lane == 0)
+            EACH(i, 4) parts[i * 8 + warp] = __popc(votes[i]);
+        __syncthreads();
+        EACH(i, 4)
+            EACH(w, 8) {
+                if (w == warp && (votes[i] >> lane & 1) != 0)
+                    to[count + __popc(votes[i] & ((1u << lane) - 1))] = first + i * 256 + t;
+                count += parts[i * 8 + w];
+            }
+    }
+    __syncthreads();
+    return count;
+}
+
 extern "C" __global__ void __launch_bounds__(256)
-    gemm_strays(const KG_T_input *left, const KG_T_input *right, BIAS_ARGUMENT KG_T_output *output, const KG_T_state *memory,
-                const KG_T_strays *strays, KG_PROGRAMS programs, int batches, int m, int n, int k, long long l0, long long l1,
+    gemm_strays(const KG_T_input *left, const KG_T_input *right, BIAS_ARGUMENT KG_T_output *output, const KG_T_scales *scales,
+                const KG_T_found *found, KG_T_strays *strays, KG_PROGRAMS programs, int batches, int m, int n, int k, long long l0, long long l1,
                 long long lk, long long r0, long long r1, long long rk) {
     __shared__ alignas(16) float a[16][68];
     __shared__ alignas(16) float b[16][68];
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-    const int lb = l0 ? batches : 1, rb = r0 ? batches : 1;
-    const int *counts = state_of(memory, lb * m + rb * n).counts;
-    if (counts[0] == 0)
+    __shared__ int parts[32];
+    wait_for_previous();
+    if (*found == 0)
         return;
     const int ty = (int)threadIdx.x / 16, tx = (int)threadIdx.x % 16;
-    const int counted = max(lb, rb);
+    const int lb = l0 ? batches : 1;
+    int of_left = 0, of_right = 0;
     long long before = 0; /* tiles so far, of which each block takes those that are its own */
     for (int batch = 0; batch < batches; batch++)
         for (int which = 0; which < 2; which++) {
-            const int own = which ? (r0 ? batch : 0) : (l0 ? batch : 0), count = counts[1 + which * counted + own];
-            const int *list = (const int *)strays + (which ? (long long)lb * m + (long long)own * n : (long long)own * m);
+            const int own = which ? (r0 ? batch : 0) : (l0 ? batch : 0), lines = which ? n : m;
+            const long long at = (which ? (long long)lb * m : 0) + (long long)own * lines;
+            int *list = (int *)strays + at;
+            if (own == batch) {
+                const int listed = list_strays((const float2 *)scales + at, lines, list, parts);
+                which ? of_right = listed : of_left = listed;
+            }
+            const int count = which ? of_right : of_left;
             const struct patch p = {left + batch * l0, right + batch * r0, l1, lk, r1, rk, which ? nullptr : list, which ? list : nullptr,
                                     which ? m : count, which ? count : n, k};
             const int tiles_n = (p.n + 63) / 64, tiles = (p.m + 63) / 64 * tiles_n;

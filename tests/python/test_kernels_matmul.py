@@ -138,6 +138,15 @@ def stray_call(turned: bool) -> Call:
     return Call("matmul", {"input": left, "other": right})
 
 
+def far_call() -> Call:
+    """Strays whose largest elements and whose losses are in K of other blocks than the first of a cluster; both operands are
+    contiguous across lines."""
+    sizes = torch.ones(1100)
+    sizes[512:1024], sizes[1024:] = 2.0**20, 2.0**-20
+    left, right = lines(1, 20, 1100, F32, True) * sizes, lines(1, 24, 1100, F32, True) / sizes
+    return Call("matmul", {"input": left, "other": right.transpose(1, 2)})
+
+
 def holds_everywhere(c: Call, got: Tensor) -> None:
     """Each element by itself: within what a chain of K FMAs may lose, of the sum of the products' sizes."""
     left, right = (t.double() for t in c.args.values())
@@ -154,6 +163,19 @@ def test_strays_are_exact(turned: bool) -> None:
     c = stray_call(turned)
     for got in run("split", [c], {}, 6):
         holds_everywhere(c, got)
+
+
+def run_far(text: str) -> None:
+    """By FMAs alone, in one chain, which torch's sums on a CPU are not."""
+    c = far_call()
+    assert c.args["input"].stride(1) == 1 and c.args["other"].stride(2) == 1
+    for backwards in (False, True):
+        holds_everywhere(c, emulate(text, [c], {}, backwards=backwards, sms=6)[0][0])
+
+
+def test_strays_of_a_cluster_are_exact() -> None:
+    torch.manual_seed(2)
+    run_far(source("matmul/split.cu"))
 
 
 @pytest.mark.slow
@@ -223,8 +245,10 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "columns of the second box": ("hopper nn", "column + box * 64, row, b);", "column, row, b);"),
     "the corrections are forgotten": ("split nn", "fmaf(low[i], 1.0f / LOW_SCALE, sums[i])", "sums[i]"),
     "low planes are swapped": ("split nn", "a_low + 2 * i, b + 2 * i", "a_low + 2 * i, b_low + 2 * i"),
-    "no line is a stray": ("strays", "if (hopeless(top) || *losses > (u64)l.k)", "if (false)"),
+    "no line is a stray": ("strays", "hopeless(top) || lost > (u64)k ?", "false ?"),
     "losses do not count": ("strays", "x == 0 || d < 28 ? 0 :", "true ? 0 :"),
+    "a block takes its own largest for the cluster's": ("far strays", "t / 32 < (int)blocks", "t / 32 < 1"),
+    "losses of other blocks do not count": ("far strays", "m->losses[t % 8 * 4 + c], 0)", "m->losses[t % 8 * 4 + c], rank)"),
     "a barrier is missing": ("mma nn", "__syncthreads();\n        /* The buffer", "/* The buffer"),
     "a buffer too early": ("fma nn", "        __syncthreads();\n        if (s + 1", "        if (s + 1"),
 }  # fmt: skip
@@ -234,10 +258,12 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
 def test_mutants_fail(mutant: str) -> None:
     torch.manual_seed(6)
     way, old, new = MUTANTS[mutant]
-    name, tunables, order, shapes, sms = WAYS["split nn" if way == "strays" else way]
+    name, tunables, order, shapes, sms = WAYS["split nn" if "strays" in way else way]
     text = source(f"matmul/{name}.cu", (old, new))
     with pytest.raises((AssertionError, EmulatorError)) as e:
-        if way == "strays":
+        if way == "far strays":
+            run_far(text)
+        elif way == "strays":
             c = stray_call(False)
             holds_everywhere(c, run(name, [c], tunables, sms, text)[0])
         else:
