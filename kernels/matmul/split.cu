@@ -1,6 +1,6 @@
 /* kgen
 { "format": 1, "op": "matmul", "target": "cuda", "min_arch": "sm_90",
-  "tunables": {"CLUSTER_M": [2, 1], "CLUSTER_N": [1, 2], "SPLIT": [1, 2, 3, 4, 6, 8, 16], "GROUP": [8, 16, 4, 32]},
+  "tunables": {"CLUSTER_M": [2, 1], "CLUSTER_N": [1, 2], "SPLIT": [1, 2, 3, 4, 6, 8, 16], "GROUP": [8, 16, 4, 32], "LAG": [0, 1]},
   "require": "input.dtype == float32 && K >= 1 && max(M, N) <= 1073741824 && K <= 65536 * SPLIT && (CLUSTER_M == 1 || CLUSTER_N == 1) && SPLIT <= ceil_div(K, 64) && (SPLIT == 1 || B * ceil_div(M, 128) * ceil_div(N, 128) * (SPLIT - 1) < NUM_SMS) && B * ceil_div(M, 128) * ceil_div(N, 128) * SPLIT < 1073741824 && B * max(M, N) < 1073741824",
   "holes": ["EPILOGUE"],
   "workspace": {"left_planes": {"dtype": "float16", "shape": ["(input.stride(0) == 0 ? 1 : B) * ceil_div(M, 128) * ceil_div(K, 64)", 16384]},
@@ -23,10 +23,10 @@
               {"i32": "input.stride(0) == 0 ? 1 : B"}, {"i32": "M"}, {"i32": "input.stride(2) != 1 && input.stride(1) == 1 && K > 1"}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"}, {"i64": "input.stride(2)"},
               {"i32": "other.stride(0) == 0 ? 1 : B"}, {"i32": "N"}, {"i32": "other.stride(1) != 1 && other.stride(2) == 1 && K > 1"}, {"i64": "other.stride(0)"}, {"i64": "other.stride(2)"}, {"i64": "other.stride(1)"}, {"i32": "K"}]},
     {"kernel": "gemm_split", "block": [384], "cluster": ["CLUSTER_M * CLUSTER_N"], "pdl": true, "shared": 203904,
-     "grid": ["CLUSTER_M * CLUSTER_N * min(NUM_SMS / (CLUSTER_M * CLUSTER_N), B * SPLIT * ceil_div(M, 128 * CLUSTER_M) * ceil_div(N, 128 * CLUSTER_N))"],
+     "grid": ["CLUSTER_M * CLUSTER_N * ceil_div(B * SPLIT * ceil_div(M, 128 * CLUSTER_M) * ceil_div(N, 128 * CLUSTER_N), max(1, ceil_div(B * SPLIT * ceil_div(M, 128 * CLUSTER_M) * ceil_div(N, 128 * CLUSTER_N), NUM_SMS / (CLUSTER_M * CLUSTER_N))))"],
      "args": ["left_planes", "right_planes", "scales", "found", "output", "partial", "programs", {"i32": "B"}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"},
               {"i32": "input.stride(0) != 0"}, {"i32": "other.stride(0) != 0"}]},
-    {"kernel": "gemm_sum", "when": "SPLIT > 1", "grid": ["ceil_div(B * M * N, 1024)"], "block": [256],
+    {"kernel": "gemm_sum", "when": "SPLIT > 1", "grid": ["ceil_div(B * M * N, 1024)"], "block": [256], "pdl": true,
      "args": ["output", "partial", "programs", {"i64": "B * M * N"}, {"i32": "M"}, {"i32": "N"}]},
     {"kernel": "gemm_strays", "grid": ["2 * NUM_SMS"], "block": [256], "pdl": true,
      "args": ["input", "other", "output", "scales", "found", "strays", "programs", {"i32": "B"}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"},
@@ -481,9 +481,14 @@ DEV void feed(const struct feeder &f, const struct sizes &s) {
 }
 
 /* ---- the consumers ---- */
+/* The second consumer begins LAG stages after the first and stays behind: then one of them multiplies while
+ * the other is at its epilogue. */
+DEV void lag_over() { asm volatile("bar.arrive %0, 256;" ::"r"(5) : "memory"); }
+DEV void lag_wait() { asm volatile("bar.sync %0, 256;" ::"r"(5) : "memory"); }
+
 /* sums and low: high high, and the corrections times LOW_SCALE, of a consumer's 64 x 128. */
 DEV void multiply(float (&sums)[64], float (&low)[64], const struct unit &u, struct ring &r, u32 left, u32 right,
-                  u32 full, u32 empty, int tid) {
+                  u32 full, u32 empty, int tid, int &lag) {
     float high[64];
     EACH(i, 64) sums[i] = 0.0f;
 #pragma unroll 1
@@ -504,6 +509,8 @@ DEV void multiply(float (&sums)[64], float (&low)[64], const struct unit &u, str
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         if (tid < CLUSTER)
             barrier_arrive_at(empty + 8 * r.stage, (u32)tid);
+        if (LAG && --lag == 0)
+            lag_over();
         step(r);
     }
     pin(low);
@@ -596,6 +603,9 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     u32 at = shared + FACTORS_AT + w * 1536; /* and in turn 3072 behind: nobody waits for who reads */
     u32 other = at + 3072;
     float sums[64], low[64];
+    int lag = w == 0 ? LAG : 0;
+    if (LAG && w == 1)
+        lag_wait();
 #pragma unroll 1
     for (int t = (int)blockIdx.x / CLUSTER; t < units_of(s); t += (int)gridDim.x / CLUSTER) {
         const struct unit u = unit_of(s, t);
@@ -608,7 +618,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
 #if HAS_BIAS
         const float of_bias = bias && column + tid < n ? __ldg(bias + column + tid) : 0.0f;
 #endif
-        multiply(sums, low, u, r, shared + w * 8192, shared + TILE_BYTES, full, empty, tid);
+        multiply(sums, low, u, r, shared + w * 8192, shared + TILE_BYTES, full, empty, tid, lag);
         if (is_stray(factors[0]) || is_stray(factors[1]) || is_stray(of_column))
             *found = 1;
         set_shared(at + tid * 8, of_column);
@@ -620,12 +630,15 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         const u32 next = other;
         other = at, at = next;
     }
+    if (LAG && lag > 0)
+        lag_over(); /* of fewer stages in all */
 }
 
 /* Adds up what the blocks of a tile left, four elements a thread. */
 extern "C" __global__ void __launch_bounds__(256)
     gemm_sum(BIAS_ARGUMENT KG_T_output *output, const KG_T_partial *partial, KG_PROGRAMS programs, long long all, int m, int n) {
     const long long first = ((long long)blockIdx.x * 256 + (int)threadIdx.x) * 4;
+    wait_for_previous();
     if (first >= all)
         return;
     float x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
