@@ -1,36 +1,24 @@
 /* kgen
 { "format": 1, "op": "linear", "target": "cuda", "min_arch": "sm_90",
-  "tunables": {"CLUSTER_M": [2, 1], "CLUSTER_N": [1, 2], "SPLIT": [1, 2, 3, 4, 6, 8, 16], "GROUP": [8, 16, 4, 32], "LAG": [0, 1]},
-  "require": "(!present(bias) || bias.contiguous) && input.dtype == float32 && K >= 1 && max(M, N) <= 1073741824 && K <= 65536 * SPLIT && (CLUSTER_M == 1 || CLUSTER_N == 1) && SPLIT <= ceil_div(K, 64) && (SPLIT == 1 || ceil_div(M, 128) * ceil_div(N, 128) * (SPLIT - 1) < NUM_SMS) && ceil_div(M, 128) * ceil_div(N, 128) * SPLIT < 1073741824 && max(M, N) < 1073741824",
+  "tunables": {"CLUSTER_M": [2, 1], "CLUSTER_N": [1, 2], "SPLIT": [1, 2, 3, 4, 6, 8, 16], "GROUP": [8, 16, 4, 32], "LAG": [0, 1], "LATE": [0, 1]},
+  "require": "(!present(bias) || bias.contiguous) && input.dtype == float32 && K >= 1 && max(M, N) <= 1073741824 && K <= 65536 * SPLIT && (CLUSTER_M == 1 || CLUSTER_N == 1) && (LATE == 0 || (SPLIT == 1 && M > 128 * GROUP * CLUSTER_M && !(input.stride(1) != 1 && input.stride(0) == 1 && K > 1))) && SPLIT <= ceil_div(K, 64) && (SPLIT == 1 || ceil_div(M, 128) * ceil_div(N, 128) * (SPLIT - 1) < NUM_SMS) && ceil_div(M, 128) * ceil_div(N, 128) * SPLIT < 1073741824 && max(M, N) < 1073741824",
   "holes": ["EPILOGUE"],
   "workspace": {"left_planes": {"dtype": "float16", "shape": ["ceil_div(M, 128) * ceil_div(K, 64)", 16384]},
-                "right_planes": {"dtype": "float16", "shape": ["ceil_div(N, 128) * ceil_div(K, 64)", 16384]},
-                "scales": {"dtype": "float32", "shape": ["M + N", 2]},
-                "found": {"dtype": "int32", "shape": [1]},
-                "strays": {"dtype": "int32", "shape": ["M + N"]},
-                "partial": {"dtype": "float32", "shape": ["SPLIT == 1 ? 1 : SPLIT * M", "SPLIT == 1 ? 1 : N"]}},
+                "right_planes": {"dtype": "float16", "shape": ["ceil_div(N, 128) * ceil_div(K, 64)", 16384]}, "scales": {"dtype": "float32", "shape": ["M + N", 2]}, "state": {"dtype": "int32", "shape": ["LATE ? 2 + ceil_div(M, 128) : 1"]}, "strays": {"dtype": "int32", "shape": ["M + N"]}, "partial": {"dtype": "float32", "shape": ["SPLIT == 1 ? 1 : SPLIT * M", "SPLIT == 1 ? 1 : N"]}},
   "launches": [
-    {"kernel": "split_columns", "block": [256], "cluster": ["min(8, ceil_div(K, 512))"],
-     "when": "(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)",
+    {"kernel": "split_columns", "block": [256], "cluster": ["min(8, ceil_div(K, 512))"], "when": "(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)",
      "grid": ["min(8, ceil_div(K, 512)) * ((input.stride(1) != 1 && input.stride(0) == 1 && K > 1 ? ceil_div(M, 32) : 0) + (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1 ? ceil_div(N, 32) : 0))"],
-     "args": ["input", "weight", "left_planes", "right_planes", "scales", "found",
-              {"i32": 1}, {"i32": "M"}, {"i32": "input.stride(1) != 1 && input.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"},
-              {"i32": 1}, {"i32": "N"}, {"i32": "weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}, {"i32": "K"}]},
-    {"kernel": "split_rows", "block": [256], "pdl": true,
-     "when": "!(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || !(weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)",
-     "grid": ["(input.stride(1) != 1 && input.stride(0) == 1 && K > 1 ? 0 : M) + (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1 ? 0 : N)"],
-     "args": ["input", "weight", "left_planes", "right_planes", "scales", "found", {"i32": "(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)"},
-              {"i32": 1}, {"i32": "M"}, {"i32": "input.stride(1) != 1 && input.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"},
-              {"i32": 1}, {"i32": "N"}, {"i32": "weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}, {"i32": "K"}]},
+     "args": ["input", "weight", "left_planes", "right_planes", "scales", "state", {"i32": 1}, {"i32": "M"}, {"i32": "input.stride(1) != 1 && input.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"}, {"i32": 1}, {"i32": "N"}, {"i32": "weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}, {"i32": "K"}]},
+    {"kernel": "split_rows", "block": [256], "pdl": true, "when": "!(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || !(weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)",
+     "grid": ["(input.stride(1) != 1 && input.stride(0) == 1 && K > 1 ? 0 : LATE ? 128 * GROUP * CLUSTER_M : M) + (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1 ? 0 : N)"],
+     "args": ["input", "weight", "left_planes", "right_planes", "scales", "state", {"i32": "(input.stride(1) != 1 && input.stride(0) == 1 && K > 1) || (weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1)"}, {"i32": 1}, {"i32": "M"}, {"i32": "input.stride(1) != 1 && input.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"}, {"i32": 1}, {"i32": "N"}, {"i32": "weight.stride(1) != 1 && weight.stride(0) == 1 && K > 1"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}, {"i32": "K"}]},
     {"kernel": "gemm_split", "block": [384], "cluster": ["CLUSTER_M * CLUSTER_N"], "pdl": true, "shared": 203904,
      "grid": ["CLUSTER_M * CLUSTER_N * ceil_div(SPLIT * ceil_div(M, 128 * CLUSTER_M) * ceil_div(N, 128 * CLUSTER_N), max(1, ceil_div(SPLIT * ceil_div(M, 128 * CLUSTER_M) * ceil_div(N, 128 * CLUSTER_N), NUM_SMS / (CLUSTER_M * CLUSTER_N))))"],
-     "args": ["bias", "left_planes", "right_planes", "scales", "found", "output", "partial", "programs", {"i32": 1}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"},
-              {"i32": 0}, {"i32": 0}]},
+     "args": ["bias", "left_planes", "right_planes", "scales", "state", "input", "output", "partial", "programs", {"i32": 1}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"}, {"i32": 0}, {"i32": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"}]},
     {"kernel": "gemm_sum", "when": "SPLIT > 1", "grid": ["ceil_div(M * N, 1024)"], "block": [256], "pdl": true,
      "args": ["bias", "output", "partial", "programs", {"i64": "M * N"}, {"i32": "M"}, {"i32": "N"}]},
     {"kernel": "gemm_strays", "grid": ["2 * NUM_SMS"], "block": [256], "pdl": true,
-     "args": ["input", "weight", "bias", "output", "scales", "found", "strays", "programs", {"i32": 1}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"},
-              {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}]}] }
+     "args": ["input", "weight", "bias", "output", "scales", "state", "strays", "programs", {"i32": 1}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"}, {"i64": 0}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"}, {"i64": 0}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}]}] }
 */
 #define HAS_BIAS 1
 /* Products of float32 with the accuracy of float32, by the tensor cores of Hopper.
@@ -50,10 +38,9 @@
  *
  * Planes lie in tiles of 128 lines and 64 of K, both planes of a tile together, in the swizzled order
  * that wgmma reads, so one bulk copy brings 32 KB without a tensor map and an operand may have any
- * strides and alignment. split_rows takes lines that are contiguous, a block each. split_columns takes
- * operands that are contiguous across lines: a cluster of at most 8 blocks holds 32 lines in registers,
- * finds their largest elements together and splits what it holds. Each is at work while the one before
- * it ends (let_next_begin), and needs no memory that is cleared.
+ * strides and alignment. split_rows takes lines that are contiguous, a block each; split_columns operands
+ * that are contiguous across lines: a cluster of at most 8 blocks holds 32 lines in registers. Launches
+ * begin while the one before them ends (let_next_begin), and need no memory that is cleared.
  *
  * gemm_split: 128 x 128 a block, a cluster of 2 shares one operand by multicast, 3 stages of 64 KB; one
  * thread feeds, two warpgroups multiply 64 x 128 each with three sets of 64 accumulators.
@@ -74,6 +61,7 @@
 #define FACTORS_AT (STAGES * STAGE_BYTES) /* of columns, and bias: 1536 bytes, two tiles of two consumers */
 #define BARRIERS_AT (FACTORS_AT + 4 * 1536)
 #define LOW_SCALE 2048.0f
+#define EARLY (128 * GROUP * CLUSTER_M) /* rows that are split before the product, with LATE */
 
 typedef unsigned char u8;
 typedef unsigned short half_bits;
@@ -151,8 +139,12 @@ DEV u64 loss8(const float (&x)[8], u32 top) {
         EACH(i, 8) sum += loss(magnitude(x[i]), top);
     return sum;
 }
-DEV u32 max_of_block(u32 x, u32 *parts) {
+DEV u32 max_of_warp(u32 x) {
     EACH(i, 5) x = max(x, __shfl_xor_sync(0xffffffff, x, 16 >> i));
+    return x;
+}
+DEV u32 max_of_block(u32 x, u32 *parts) {
+    x = max_of_warp(x);
     if (threadIdx.x % 32 == 0)
         parts[threadIdx.x / 32] = x;
     __syncthreads();
@@ -170,42 +162,49 @@ DEV bool is_stray(float2 factors) { return factors.x != factors.x; }
 DEV void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 DEV void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-#define ROW_STEP (2048 / 64 * TILE_BYTES / 16) /* from 2048 of K to the next */
-/* One block a line. What is beyond 4096 elements is read twice. */
-DEV void split_row(const struct lines &l, int at, uint4 *planes, float2 *scales, u32 *parts, u64 *losses) {
-    const int b = at / l.n, line = at - b * l.n, steps = (l.k + 63) / 64, t = (int)threadIdx.x;
+/* One line, by THREADS threads that hold HELD times 8 elements each; what is beyond these is read twice. */
+template <int THREADS, int HELD>
+DEV void split_row(const struct lines &l, int at, int t, uint4 *planes, float2 *scales, u32 *parts, u64 *losses) {
+    constexpr int STEP = 8 * THREADS, TO_NEXT = STEP / 64 * TILE_BYTES / 16;
+    const int b = at / l.n, line = at - b * l.n, steps = (l.k + 63) / 64;
     const float *from = line_at(l, b, line);
     const bool vectors = l.step == 1 && ((u64)from & 15) == 0;
-    float x[2][8], y[8];
+    float x[HELD ? HELD : 1][8], y[8];
     u32 top = 0;
-    if (t == 0)
-        *losses = 0;
-    EACH(i, 2) load8(x[i], from, l.step, t * 8 + i * 2048, l.k, vectors);
-    EACH(i, 2) top = top8(x[i], top);
-    for (int k = t * 8 + 4096; k < l.k; k += 2048) {
+    u64 lost = 0;
+    EACH(i, HELD) load8(x[i], from, l.step, t * 8 + i * STEP, l.k, vectors);
+    EACH(i, HELD) top = top8(x[i], top);
+#pragma unroll (HELD ? 1 : 2)
+    for (int k = t * 8 + HELD * STEP; k < l.k; k += STEP) {
         load8(y, from, l.step, k, l.k, vectors);
         top = top8(y, top);
     }
-    top = max_of_block(top, parts);
+    if (THREADS > 32 && t == 0)
+        *losses = 0;
+    top = THREADS > 32 ? max_of_block(top, parts) : max_of_warp(top);
     const struct scaling s = scaling_of(top);
-    u64 lost = 0;
     uint4 *to = planes + tile_of((l.n + 127) / 128, steps, b, line, t * 8) * (TILE_BYTES / 16) + chunk_at(line % 128, t % 8);
-    EACH(i, 2)
-        if (t * 8 + i * 2048 < steps * 64) {
+    EACH(i, HELD)
+        if (t * 8 + i * STEP < steps * 64) {
             lost += loss8(x[i], top);
-            split8(x[i], s.by, to[i * ROW_STEP], to[i * ROW_STEP + PLANE_BYTES / 16]);
+            split8(x[i], s.by, to[i * TO_NEXT], to[i * TO_NEXT + PLANE_BYTES / 16]);
         }
-    for (int k = t * 8 + 4096; k < steps * 64; k += 2048) {
-        to += ROW_STEP;
+    to += HELD * TO_NEXT;
+#pragma unroll (HELD ? 1 : 2)
+    for (int k = t * 8 + HELD * STEP; k < steps * 64; k += STEP, to += TO_NEXT) {
         load8(y, from, l.step, k, l.k, vectors);
         lost += loss8(y, top);
-        split8(y, s.by, to[ROW_STEP], to[ROW_STEP + PLANE_BYTES / 16]);
+        split8(y, s.by, to[0], to[PLANE_BYTES / 16]);
     }
-    if (lost != 0)
-        atomicAdd(losses, lost);
-    __syncthreads();
+    if (THREADS > 32) {
+        if (lost != 0)
+            atomicAdd(losses, lost);
+        __syncthreads();
+        lost = *losses;
+    } else
+        EACH(i, 5) lost += __shfl_xor_sync(0xffffffff, lost, 16 >> i);
     if (t == 0)
-        scales[at] = factors_of(s, top, *losses, l.k);
+        scales[at] = factors_of(s, top, lost, l.k);
 }
 
 #define OPERAND_ARGUMENTS                                                                          \
@@ -214,26 +213,50 @@ DEV void split_row(const struct lines &l, int at, uint4 *planes, float2 *scales,
 #define LEFT_LINES {left, l0, l1, lk, lb, ln, k}
 #define RIGHT_LINES {right, r0, r1, rk, rb, rn, k}
 
-/* after: split_columns came before, on which nothing here depends. Then it may still be at work, and
- * this launch's end stands for the end of both. The first lines come last: they are the first wanted. */
+/* after: split_columns came before, on which nothing here depends; this launch's end stands for the end of
+ * both. The first lines come last: they are the first wanted. */
 extern "C" __global__ void __launch_bounds__(256, 5)
     split_rows(const KG_T_input *left, const KG_T_input *right, KG_T_left_planes *left_planes, KG_T_right_planes *right_planes,
-               KG_T_scales *scales, KG_T_found *found, int after, OPERAND_ARGUMENTS) {
+               KG_T_scales *scales, KG_T_state *state, int after, OPERAND_ARGUMENTS) {
     __shared__ u32 parts[8];
     __shared__ u64 losses[1];
     const struct lines l = LEFT_LINES, r = RIGHT_LINES;
-    const int of_left = l_across ? 0 : lb * ln, at = (int)(gridDim.x - 1 - blockIdx.x);
+    const int of_left = l_across ? 0 : LATE ? EARLY : lb * ln, at = (int)(gridDim.x - 1 - blockIdx.x);
     let_next_begin();
     if (!after)
         wait_for_previous();
     if (at < of_left)
-        split_row(l, at, (uint4 *)left_planes, (float2 *)scales, parts, losses);
+        split_row<256, 2>(l, at, (int)threadIdx.x, (uint4 *)left_planes, (float2 *)scales, parts, losses);
     else
-        split_row(r, at - of_left, (uint4 *)right_planes, (float2 *)scales + lb * ln, parts, losses);
-    if (at == 0 && threadIdx.x == 0)
-        *found = 0;
+        split_row<256, 2>(r, at - of_left, (int)threadIdx.x, (uint4 *)right_planes, (float2 *)scales + lb * ln, parts, losses);
+    for (int i = (int)threadIdx.x; at == 0 && i < (LATE ? 2 + (ln + 127) / 128 : 1); i += 256)
+        state[i] = 0;
     if (after && threadIdx.x == 0)
         wait_for_previous();
+}
+
+/* With LATE the left operand's rows behind the first strip of tiles are split while that is multiplied, by warps of
+ * gemm_split that have nothing to do. state: whether there are strays, rows taken, rows done of each 128.
+ * A block that waits for rows has itself warps that take what is left, so none waits for ever. */
+DEV void split_late(const struct lines &l, uint4 *planes, float2 *scales, int *state) {
+    const int lane = (int)threadIdx.x % 32;
+    for (;;) {
+        const int line = __shfl_sync(0xffffffff, lane == 0 ? EARLY + atomicAdd(state + 1, 1) : 0, 0);
+        if (line >= l.n)
+            return;
+        split_row<32, 0>(l, line, lane, planes, scales, nullptr, nullptr);
+        asm volatile("fence.proxy.async;" ::: "memory");
+        __threadfence();
+        __syncwarp();
+        if (lane == 0)
+            asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(state + 2 + line / 128), "r"(1) : "memory");
+    }
+}
+DEV void wait_for_rows(const int *state, int tile, int rows) {
+    u32 done = 0;
+    while (done != (u32)min(rows - tile * 128, 128))
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(state + 2 + tile) : "memory");
+    asm volatile("fence.proxy.async;" ::: "memory");
 }
 
 /* ---- operands that are contiguous across lines ---- */
@@ -245,9 +268,8 @@ extern "C" __global__ void __launch_bounds__(256, 5)
 struct strip { int b, line, k, stride; bool vectors; }; /* of this thread: its first line, first k, to the next ones */
 
 DEV void load_part(float (&x)[8][4], const struct lines &l, const struct strip &s, int k) {
-    const float *from = line_at(l, s.b, s.line) + k * l.step;
     EACH(i, 8) {
-        const float *at = from + i * l.step;
+        const float *at = line_at(l, s.b, s.line) + (k + i) * l.step;
         float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (k + i < l.k) {
             if (s.vectors)
@@ -288,7 +310,7 @@ DEV void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/* parts: of each warp; own: this block's; tops: the cluster's. */
+/* Of each warp, the block, the cluster. */
 struct strip_shared { u32 parts[8][STRIP], own[STRIP], tops[STRIP]; u64 losses[STRIP]; };
 
 DEV void tops_of_cluster(u32 (&top)[4], struct strip_shared &m, u32 blocks) {
@@ -315,42 +337,35 @@ DEV void tops_of_cluster(u32 (&top)[4], struct strip_shared &m, u32 blocks) {
 
 extern "C" __global__ void __launch_bounds__(256, 2)
     split_columns(const KG_T_input *left, const KG_T_input *right, KG_T_left_planes *left_planes,
-                  KG_T_right_planes *right_planes, KG_T_scales *scales, KG_T_found *found, OPERAND_ARGUMENTS) {
+                  KG_T_right_planes *right_planes, KG_T_scales *scales, KG_T_state *state, OPERAND_ARGUMENTS) {
     __shared__ struct strip_shared m[1];
     u32 rank, blocks;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
     const int t = (int)threadIdx.x, at = (int)(blockIdx.x / blocks), of_left = l_across ? lb * ((ln + STRIP - 1) / STRIP) : 0;
     const bool is_right = at >= of_left;
-    const struct lines left_lines = LEFT_LINES, right_lines = RIGHT_LINES;
-    const struct lines l = is_right ? right_lines : left_lines;
+    const struct lines all[2] = {LEFT_LINES, RIGHT_LINES}, l = is_right ? all[1] : all[0];
     const int strips = (l.n + STRIP - 1) / STRIP, i = is_right ? at - of_left : at, b = i / strips;
     const int line0 = (i - b * strips) * STRIP;
     struct strip s = {b, line0 + t % 8 * 4, (int)rank * AT_ONCE + t / 8 * 8, (int)blocks * AT_ONCE, false};
     s.vectors = s.line + 4 <= l.n && l.step % 4 == 0 && ((u64)line_at(l, b, s.line) & 15) == 0;
     let_next_begin();
     if (blockIdx.x == 0 && t == 0)
-        *found = 0;
+        *state = 0;
     float x[2][8][4], y[8][4];
     u32 top[4] = {0, 0, 0, 0};
     u64 lost[4] = {0, 0, 0, 0};
     EACH(h, 2) load_part(x[h], l, s, s.k + h * 256);
     EACH(h, 2) top_part(top, x[h]);
 #pragma unroll 1
-    for (int k = s.k + s.stride; k < l.k; k += s.stride)
-        for (int h = 0; h < 2; h++) {
-            load_part(y, l, s, k + h * 256);
-            top_part(top, y);
-        }
+    for (int k = s.k + s.stride, h = 0; k < l.k; k += h * s.stride, h ^= 1)
+        load_part(y, l, s, k + h * 256), top_part(top, y);
     tops_of_cluster(top, *m, blocks);
     uint4 *planes = (uint4 *)(is_right ? (void *)right_planes : (void *)left_planes);
     EACH(h, 2) split_part(x[h], l, s, s.k + h * 256, top, planes, lost);
 #pragma unroll 1
-    for (int k = s.k + s.stride; k < (l.k + 63) / 64 * 64; k += s.stride)
-        for (int h = 0; h < 2; h++) {
-            load_part(y, l, s, k + h * 256);
-            split_part(y, l, s, k + h * 256, top, planes, lost);
-        }
+    for (int k = s.k + s.stride, h = 0; k < (l.k + 63) / 64 * 64; k += h * s.stride, h ^= 1)
+        load_part(y, l, s, k + h * 256), split_part(y, l, s, k + h * 256, top, planes, lost);
     EACH(c, 4)
         if (lost[c] != 0)
             asm volatile("red.relaxed.cluster.shared::cluster.add.u64 [%0], %1;"
@@ -388,9 +403,7 @@ DEV void load_bytes_to_both(u32 to, const u8 *from, u32 bytes, u32 bar) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(bar), "h"((half_bits)3) : "memory");
 }
-DEV void set_shared(u32 at, float2 v) {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(v.x), "f"(v.y) : "memory");
-}
+DEV void set_shared(u32 at, float2 v) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(v.x), "f"(v.y) : "memory"); }
 DEV float4 shared4(u32 at) {
     float4 v;
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
@@ -399,9 +412,7 @@ DEV float4 shared4(u32 at) {
 /* No read of d moves above the wait before it. */
 DEV void pin(float (&d)[64]) { EACH(i, 64) asm volatile("" : "+f"(d[i])::"memory"); }
 /* K-major, 128-byte swizzle, 1024 bytes from 8 lines to the next. */
-DEV u64 operand_at(u32 address) {
-    return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
-}
+DEV u64 operand_at(u32 address) { return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62; }
 #define OF(d, i)                                                                                   \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),    \
         "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -443,6 +454,7 @@ DEV void step(struct ring &r) {
 /* ---- the feeder ---- */
 struct feeder {
     const u8 *left, *right;
+    const int *state;
     u32 shared, full, empty;
     int rank_m, rank_n, left_batches, right_batches; /* batches 0: the operand is one for all of b */
 };
@@ -463,6 +475,8 @@ DEV void feed(const struct feeder &f, const struct sizes &s) {
         const int m = min(u.m * CLUSTER_M + f.rank_m, tiles_m - 1), n = min(u.n * CLUSTER_N + f.rank_n, tiles_n - 1);
         const u8 *left = f.left + ((long long)(f.left_batches ? u.b : 0) * tiles_m + m) * s.steps * TILE_BYTES;
         const u8 *right = f.right + ((long long)(f.right_batches ? u.b : 0) * tiles_n + n) * s.steps * TILE_BYTES;
+        if (LATE && m * 128 >= EARLY)
+            wait_for_rows(f.state, m, s.m);
 #pragma unroll 1
         for (int k = u.first; k < u.last; k++) {
             const u32 full = f.full + 8 * r.stage, to = f.shared + r.stage * STAGE_BYTES;
@@ -521,8 +535,12 @@ DEV void multiply(float (&sums)[64], float (&low)[64], const struct unit &u, str
 #else
 #define BIAS_ARGUMENT
 #endif
-
 struct target { float *output, *partial; };
+/* With LATE they may be written during this launch. */
+DEV float2 factors_at(const float2 *at) {
+    const volatile float *fresh = (const volatile float *)at;
+    return LATE ? make_float2(fresh[0], fresh[1]) : __ldg(at);
+}
 
 /* to: the element (row, column), this thread's first. */
 DEV void store(const float (&x)[64], float *to, const struct sizes &s, int row, int column) {
@@ -570,9 +588,9 @@ DEV void finish(float (&sums)[64], const float (&low)[64], const float2 (&factor
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    gemm_split(BIAS_ARGUMENT const KG_T_left_planes *left_planes, const KG_T_right_planes *right_planes, const KG_T_scales *scales,
-               KG_T_found *found, KG_T_output *output, KG_T_partial *partial, KG_PROGRAMS programs, int batches, int m, int n, int k,
-               int left_batches, int right_batches) {
+    gemm_split(BIAS_ARGUMENT KG_T_left_planes *left_planes, const KG_T_right_planes *right_planes, KG_T_scales *scales,
+               KG_T_state *state, const KG_T_input *left, KG_T_output *output, KG_T_partial *partial, KG_PROGRAMS programs,
+               int batches, int m, int n, int k, int left_batches, int right_batches, long long l1, long long lk) {
     extern __shared__ u8 raw[];
     const u32 shared = ((u32)__cvta_generic_to_shared(raw) + 1023) & ~1023u;
     const u32 full = shared + BARRIERS_AT, empty = full + 8 * STAGES;
@@ -582,20 +600,21 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     const int rank_m = (int)rank % CLUSTER_M, rank_n = (int)rank / CLUSTER_M;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++)
-            barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, 2 * CLUSTER);
+        EACH(i, STAGES) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, 2 * CLUSTER);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_sync();
     let_next_begin();
     wait_for_previous(); /* for the planes */
     if (warpgroup == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(LATE ? 56 : 24));
+        if (LATE && threadIdx.x >= 32)
+            split_late({left, 0, l1, lk, 1, m, k}, (uint4 *)left_planes, (float2 *)scales, state);
         if (threadIdx.x == 0)
-            feed({(const u8 *)left_planes, (const u8 *)right_planes, shared, full, empty, rank_m, rank_n, left_batches, right_batches}, s);
+            feed({(const u8 *)left_planes, (const u8 *)right_planes, (const int *)state, shared, full, empty, rank_m, rank_n, left_batches, right_batches}, s);
         return;
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(LATE ? 224 : 240));
     const int w = warpgroup - 1, tid = (int)threadIdx.x % 128, lane = tid % 32;
     const float2 *of_rows = (const float2 *)scales, *of_columns = of_rows + (long long)(left_batches ? batches : 1) * m;
     const struct target to = {output, partial};
@@ -612,15 +631,17 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         const int row = (u.m * CLUSTER_M + rank_m) * 128 + w * 64 + tid / 32 * 16 + lane / 4;
         const int column = (u.n * CLUSTER_N + rank_n) * 128, left_batch = left_batches ? u.b : 0, right_batch = right_batches ? u.b : 0;
         const float2 none = make_float2(0.0f, 0.0f); /* all of these are on their way while the products run */
-        const float2 factors[2] = {row < m ? __ldg(of_rows + left_batch * m + row) : none,
-                                   row + 8 < m ? __ldg(of_rows + left_batch * m + row + 8) : none};
+        if (LATE)
+            barrier_wait(full + 8 * r.stage, r.phase); /* then the rows are split, and so these are known */
+        const float2 factors[2] = {row < m ? factors_at(of_rows + left_batch * m + row) : none,
+                                   row + 8 < m ? factors_at(of_rows + left_batch * m + row + 8) : none};
         const float2 of_column = column + tid < n ? __ldg(of_columns + right_batch * n + column + tid) : none;
 #if HAS_BIAS
         const float of_bias = bias && column + tid < n ? __ldg(bias + column + tid) : 0.0f;
 #endif
         multiply(sums, low, u, r, shared + w * 8192, shared + TILE_BYTES, full, empty, tid, lag);
         if (is_stray(factors[0]) || is_stray(factors[1]) || is_stray(of_column))
-            *found = 1;
+            *state = 1;
         set_shared(at + tid * 8, of_column);
 #if HAS_BIAS
         asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + 1024 + tid * 4), "f"(of_bias) : "memory");
@@ -682,8 +703,7 @@ DEV void stray_tile(const struct patch &p, float (*a)[68], float (*b)[68], int r
     const bool row_in = row0 + line < p.m, column_in = column0 + line < p.n;
     const float *from_left = p.left + (row_in ? listed(p.rows, row0 + line) : 0) * p.l1;
     const float *from_right = p.right + (column_in ? listed(p.columns, column0 + line) : 0) * p.r1;
-    EACH(i, 4)
-        EACH(j, 4) sum[i][j] = 0.0f;
+    EACH(i, 16) sum[i / 4][i % 4] = 0.0f;
 #pragma unroll 1
     for (int k = 0; k < p.k; k += 16) {
         __syncthreads();
@@ -730,13 +750,13 @@ DEV int list_strays(const float2 *of, int n, int *to, int *parts) {
 
 extern "C" __global__ void __launch_bounds__(256)
     gemm_strays(const KG_T_input *left, const KG_T_input *right, BIAS_ARGUMENT KG_T_output *output, const KG_T_scales *scales,
-                const KG_T_found *found, KG_T_strays *strays, KG_PROGRAMS programs, int batches, int m, int n, int k, long long l0, long long l1,
+                const KG_T_state *state, KG_T_strays *strays, KG_PROGRAMS programs, int batches, int m, int n, int k, long long l0, long long l1,
                 long long lk, long long r0, long long r1, long long rk) {
     __shared__ alignas(16) float a[16][68];
     __shared__ alignas(16) float b[16][68];
     __shared__ int parts[32];
     wait_for_previous();
-    if (*found == 0)
+    if (*state == 0)
         return;
     const int ty = (int)threadIdx.x / 16, tx = (int)threadIdx.x % 16;
     const int lb = l0 ? batches : 1;
@@ -744,7 +764,7 @@ extern "C" __global__ void __launch_bounds__(256)
     long long before = 0; /* tiles so far, of which each block takes those that are its own */
     for (int batch = 0; batch < batches; batch++)
         for (int which = 0; which < 2; which++) {
-            const int own = which ? (r0 ? batch : 0) : (l0 ? batch : 0), lines = which ? n : m;
+            const int own = (which ? r0 : l0) ? batch : 0, lines = which ? n : m;
             const long long at = (which ? (long long)lb * m : 0) + (long long)own * lines;
             int *list = (int *)strays + at;
             if (own == batch) {

@@ -387,6 +387,7 @@ inline void bar_arrive(int id, int threads) {
 inline void setmaxnreg_dec_sync_aligned_u32(int) {}
 inline void setmaxnreg_inc_sync_aligned_u32(int) {}
 inline void fence_proxy_async_shared_cta() {}
+inline void fence_proxy_async() {}
 
 } // namespace ptx
 

@@ -80,6 +80,8 @@ WAYS: dict[str, tuple[str, dict[str, int], str, list[tuple[int, int, int, int]],
     "split nn": ("split", dict(), "nn", ODD_SHAPES, 6),
     "split tt": ("split", dict(CLUSTER_M=1, CLUSTER_N=2), "tt", [*ODD_SHAPES, (1, 300, 132, 4200)], 6),
     "split nn, behind": ("split", dict(LAG=1), "nn", [*ODD_SHAPES, (1, 300, 132, 333)], 2),
+    "split nn, late": ("split", dict(LATE=1, GROUP=4), "nn", [(1, 1170, 140, 72), (1, 1025, 20, 300)], 6),
+    "split nt, late": ("split", dict(LATE=1, GROUP=4, CLUSTER_M=1, CLUSTER_N=2, LAG=1), "nt", [(1, 700, 140, 65)], 6),
     "split nt, split": ("split", dict(CLUSTER_M=1, SPLIT=2), "nt", [(1, 129, 257, 333), (2, 30, 31, 65)], 132),
     "mma nn": ("mma", dict(), "nn", ODD_SHAPES, 132),
     "mma tt": ("mma", dict(LEFT_TURNED=1, RIGHT_TURNED=1, STAGES=4), "tt", ODD_SHAPES, 132),
@@ -180,6 +182,16 @@ def test_strays_of_a_cluster_are_exact() -> None:
     run_far(source("matmul/split.cu"))
 
 
+def test_strays_that_come_late_are_exact() -> None:
+    torch.manual_seed(2)
+    c = call(1, 600, 30, 130, F32)
+    for line in (100, 540, 599):
+        c.args["input"][0, line] *= torch.logspace(-18, 18, 130)
+    c.args["other"][0, :, 9] *= torch.logspace(17, -17, 130)
+    for got in run("split", [c], dict(LATE=1, GROUP=4, CLUSTER_M=1), 6):
+        holds_everywhere(c, got)
+
+
 @pytest.mark.slow
 def test_no_stray_in_ordinary_data() -> None:
     """Normal data, rows of any size, columns over four decades: gemm_strays has nothing to do, and would show if it had."""
@@ -251,6 +263,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "losses do not count": ("strays", "x == 0 || d < 28 ? 0 :", "true ? 0 :"),
     "a block takes its own largest for the cluster's": ("far strays", "t / 32 < (int)blocks", "t / 32 < 1"),
     "losses of other blocks do not count": ("far strays", "m->losses[t % 8 * 4 + c], 0)", "m->losses[t % 8 * 4 + c], rank)"),
+    "rows that come late are not waited for": ("split nn, late", "if (LATE && m * 128 >= EARLY)", "if (false)"),
+    "factors of rows that come late are read early": ("split nn, late", "barrier_wait(full + 8 * r.stage, r.phase); /* then", "; /* then"),
     "a barrier is missing": ("mma nn", "__syncthreads();\n        /* The buffer", "/* The buffer"),
     "a buffer too early": ("fma nn", "        __syncthreads();\n        if (s + 1", "        if (s + 1"),
 }  # fmt: skip
