@@ -2,7 +2,7 @@
 { "format": 1, "op": "matmul", "target": "cuda", "min_arch": "sm_90",
   "tunables": {"BLOCK_M": [128, 256, 64], "BLOCK_N": [256, 128, 192, 64], "STAGES": [4, 6, 8],
                "CLUSTER_M": [2, 1], "CLUSTER_N": [1, 2], "PINGPONG": [0, 1], "SPLIT": [1, 2, 3, 4, 6, 8, 16],
-               "LEFT_TURNED": [0, 1], "RIGHT_TURNED": [0, 1], "GROUP": [8, 16, 4], "LAG": [0, 2]},
+               "LEFT_TURNED": [0, 1], "RIGHT_TURNED": [0, 1], "GROUP": [8, 16], "LAG": [0, 2], "BACK": [0, 1]},
   "require": "(input.dtype == float16 || input.dtype == bfloat16) && align(input) >= 16 && align(other) >= 16 && K >= 1 && max(M, N) <= 1073741824 && K <= 1073741824 && (LEFT_TURNED ? (input.stride(1) == 1 || M == 1) && (K == 1 || (input.stride(2) > 0 && input.stride(2) % 8 == 0)) : (input.stride(2) == 1 || K == 1) && (M == 1 || (input.stride(1) > 0 && input.stride(1) % 8 == 0))) && (RIGHT_TURNED ? (other.stride(1) == 1 || K == 1) && (N == 1 || (other.stride(2) > 0 && other.stride(2) % 8 == 0)) : (other.stride(2) == 1 || N == 1) && (K == 1 || (other.stride(1) > 0 && other.stride(1) % 8 == 0))) && (B == 1 || (input.stride(0) % 8 == 0 && other.stride(0) % 8 == 0)) && (PINGPONG ? BLOCK_M <= 128 : BLOCK_M >= 128) && BLOCK_M * BLOCK_N <= (PINGPONG ? 16384 : 32768) && (BLOCK_N == 256 || BLOCK_N == 128 || CLUSTER_M == 1 || (RIGHT_TURNED && BLOCK_N == 192)) && (CLUSTER_M == 1 || CLUSTER_N == 1) && (LAG == 0 || (!PINGPONG && SPLIT == 1 && BLOCK_M * BLOCK_N == 32768)) && (BLOCK_M >= 128 || CLUSTER_N == 1) && SPLIT <= ceil_div(K, 64) && (SPLIT == 1 || B * ceil_div(M, BLOCK_M) * ceil_div(N, BLOCK_N) * (SPLIT - 1) < NUM_SMS) && STAGES == min(8, 1536 / (BLOCK_M + BLOCK_N)) && STAGES * ((BLOCK_M + BLOCK_N) * 128 + 16) + 34816 <= MAX_SHARED && B * ceil_div(M, 64) * ceil_div(N, 64) * SPLIT < 1073741824",
   "holes": ["EPILOGUE"],
   "workspace": {"partial": {"dtype": "float32", "shape": ["SPLIT == 1 ? 1 : SPLIT * B * M", "SPLIT == 1 ? 1 : N"]}},
@@ -230,14 +230,17 @@ DEV void load_right(const struct feeder &f, u32 to, u32 bar, int column, int k, 
         EACH(i, COLUMNS / 64) load_box(to + i * BOX_BYTES, f.rights, bar, column + i * 64, k, b, mask);
 }
 
+/* With BACK every second round of units goes from the last of K to the first, whose operands the L2 has yet. */
 DEV void feed(const struct feeder &f, const struct sizes &s) {
     struct ring r = {0, 0};
 #pragma unroll 1
     for (int t = (int)blockIdx.x / CLUSTER; t < units_of(s); t += (int)gridDim.x / CLUSTER) {
         const struct unit u = unit_of(s, t);
         const int row = (u.m * CLUSTER_M + f.rank_m) * BLOCK_M, column = (u.n * CLUSTER_N + f.rank_n) * BLOCK_N;
+        const bool back = BACK && t / ((int)gridDim.x / CLUSTER) % 2 != 0;
 #pragma unroll 1
-        for (int k = u.first; k < u.last; k++) {
+        for (int i = u.first; i < u.last; i++) {
+            const int k = back ? u.first + u.last - 1 - i : i;
             const u32 full = f.full + 8 * r.stage, to = f.shared + r.stage * STAGE_BYTES;
             barrier_wait(f.empty + 8 * r.stage, r.phase ^ 1); /* in every block that our part goes to */
             barrier_expect(full, STAGE_BYTES);

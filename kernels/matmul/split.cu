@@ -1,6 +1,6 @@
 /* kgen
 { "format": 1, "op": "matmul", "target": "cuda", "min_arch": "sm_90",
-  "tunables": {"CLUSTER_M": [2, 1], "CLUSTER_N": [1, 2], "SPLIT": [1, 2, 3, 4, 6, 8, 16], "GROUP": [8, 16, 4, 32], "LAG": [0, 1], "LATE": [0, 1]},
+  "tunables": {"CLUSTER_M": [2, 1], "CLUSTER_N": [1, 2], "SPLIT": [1, 2, 3, 4, 6, 8, 16], "GROUP": [8, 16, 4, 32], "LAG": [0, 1], "LATE": [0, 1], "BACK": [0, 1]},
   "require": "input.dtype == float32 && K >= 1 && max(M, N) <= 1073741824 && K <= 65536 * SPLIT && (CLUSTER_M == 1 || CLUSTER_N == 1) && (LATE == 0 || (B == 1 && SPLIT == 1 && M > 128 * GROUP * CLUSTER_M && !(input.stride(2) != 1 && input.stride(1) == 1 && K > 1))) && SPLIT <= ceil_div(K, 64) && (SPLIT == 1 || B * ceil_div(M, 128) * ceil_div(N, 128) * (SPLIT - 1) < NUM_SMS) && B * ceil_div(M, 128) * ceil_div(N, 128) * SPLIT < 1073741824 && B * max(M, N) < 1073741824",
   "holes": ["EPILOGUE"],
   "workspace": {"left_planes": {"dtype": "float16", "shape": ["(input.stride(0) == 0 ? 1 : B) * ceil_div(M, 128) * ceil_div(K, 64)", 16384]},
@@ -459,12 +459,10 @@ struct feeder {
     int rank_m, rank_n, left_batches, right_batches; /* batches 0: the operand is one for all of b */
 };
 /* A shared operand's tile: each block of the pair loads one plane to both. */
-DEV void load_tile(const struct feeder &f, u32 to, const u8 *from, u32 full, bool alike, int rank) {
-    if (alike)
-        load_bytes_to_both(to + rank * PLANE_BYTES, from + rank * PLANE_BYTES, PLANE_BYTES, full);
-    else
-        load_bytes(to, from, TILE_BYTES, full);
+DEV void load_tile(u32 to, const u8 *from, u32 full, bool alike, int rank) {
+    alike ? load_bytes_to_both(to + rank * PLANE_BYTES, from + rank * PLANE_BYTES, PLANE_BYTES, full) : load_bytes(to, from, TILE_BYTES, full);
 }
+/* With BACK every second round of units goes from the last of K to the first, whose operands the L2 has yet. */
 DEV void feed(const struct feeder &f, const struct sizes &s) {
     struct ring r = {0, 0};
     const int tiles_m = (s.m + 127) / 128, tiles_n = (s.n + 127) / 128;
@@ -475,15 +473,17 @@ DEV void feed(const struct feeder &f, const struct sizes &s) {
         const int m = min(u.m * CLUSTER_M + f.rank_m, tiles_m - 1), n = min(u.n * CLUSTER_N + f.rank_n, tiles_n - 1);
         const u8 *left = f.left + ((long long)(f.left_batches ? u.b : 0) * tiles_m + m) * s.steps * TILE_BYTES;
         const u8 *right = f.right + ((long long)(f.right_batches ? u.b : 0) * tiles_n + n) * s.steps * TILE_BYTES;
+        const bool back = BACK && t / ((int)gridDim.x / CLUSTER) % 2 != 0;
         if (LATE && m * 128 >= EARLY)
             wait_for_rows(f.state, m, s.m);
 #pragma unroll 1
-        for (int k = u.first; k < u.last; k++) {
+        for (int i = u.first; i < u.last; i++) {
+            const int k = back ? u.first + u.last - 1 - i : i;
             const u32 full = f.full + 8 * r.stage, to = f.shared + r.stage * STAGE_BYTES;
             barrier_wait(f.empty + 8 * r.stage, r.phase ^ 1); /* in both blocks, when our part goes to both */
             barrier_expect(full, STAGE_BYTES);
-            load_tile(f, to, left + (long long)k * TILE_BYTES, full, CLUSTER_N > 1, f.rank_n);
-            load_tile(f, to + TILE_BYTES, right + (long long)k * TILE_BYTES, full, CLUSTER_M > 1, f.rank_m);
+            load_tile(to, left + (long long)k * TILE_BYTES, full, CLUSTER_N > 1, f.rank_n);
+            load_tile(to + TILE_BYTES, right + (long long)k * TILE_BYTES, full, CLUSTER_M > 1, f.rank_m);
             step(r);
         }
     }
