@@ -190,6 +190,7 @@ def test_strays_that_come_late_are_exact() -> None:
     c.args["other"][0, :, 9] *= torch.logspace(17, -17, 130)
     for got in run("split", [c], dict(LATE=1, GROUP=4, CLUSTER_M=1), 6):
         holds_everywhere(c, got)
+    run("linear_split", [linear_call(600, 30, 130, F32, True, GELU)], dict(LATE=1, GROUP=4, CLUSTER_M=1), 6)
 
 
 @pytest.mark.slow
@@ -272,7 +273,10 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", [maybe_slow(m in ("nobody takes turns", "losses do not count"), m) for m in MUTANTS])
+QUICK_MUTANTS = ("nobody takes turns", "losses do not count", "losses of other blocks do not count")
+
+
+@pytest.mark.parametrize("mutant", [maybe_slow(m in QUICK_MUTANTS, m) for m in MUTANTS])
 def test_mutants_fail(mutant: str) -> None:
     torch.manual_seed(6)
     way, old, new = MUTANTS[mutant]
