@@ -2,8 +2,8 @@
 { "format": 1, "op": "matmul", "target": "cuda", "min_arch": "sm_90",
   "tunables": {"BLOCK_M": [128, 256, 64], "BLOCK_N": [256, 128, 192, 64], "STAGES": [4, 6, 8],
                "CLUSTER_M": [2, 1], "CLUSTER_N": [1, 2], "PINGPONG": [0, 1], "SPLIT": [1, 2, 3, 4, 6, 8, 16],
-               "LEFT_TURNED": [0, 1], "RIGHT_TURNED": [0, 1], "GROUP": [16, 8, 4]},
-  "require": "(input.dtype == float16 || input.dtype == bfloat16) && align(input) >= 16 && align(other) >= 16 && K >= 1 && max(M, N) <= 1073741824 && K <= 1073741824 && (LEFT_TURNED ? (input.stride(1) == 1 || M == 1) && (K == 1 || (input.stride(2) > 0 && input.stride(2) % 8 == 0)) : (input.stride(2) == 1 || K == 1) && (M == 1 || (input.stride(1) > 0 && input.stride(1) % 8 == 0))) && (RIGHT_TURNED ? (other.stride(1) == 1 || K == 1) && (N == 1 || (other.stride(2) > 0 && other.stride(2) % 8 == 0)) : (other.stride(2) == 1 || N == 1) && (K == 1 || (other.stride(1) > 0 && other.stride(1) % 8 == 0))) && (B == 1 || (input.stride(0) % 8 == 0 && other.stride(0) % 8 == 0)) && (PINGPONG ? BLOCK_M <= 128 : BLOCK_M >= 128) && BLOCK_M * BLOCK_N <= (PINGPONG ? 16384 : 32768) && (BLOCK_N == 256 || BLOCK_N == 128 || CLUSTER_M == 1 || (RIGHT_TURNED && BLOCK_N == 192)) && (CLUSTER_M == 1 || CLUSTER_N == 1) && (BLOCK_M >= 128 || CLUSTER_N == 1) && SPLIT <= ceil_div(K, 64) && (SPLIT == 1 || B * ceil_div(M, BLOCK_M) * ceil_div(N, BLOCK_N) * (SPLIT - 1) < NUM_SMS) && STAGES == min(8, 1536 / (BLOCK_M + BLOCK_N)) && STAGES * ((BLOCK_M + BLOCK_N) * 128 + 16) + 34816 <= MAX_SHARED && B * ceil_div(M, 64) * ceil_div(N, 64) * SPLIT < 1073741824",
+               "LEFT_TURNED": [0, 1], "RIGHT_TURNED": [0, 1], "GROUP": [8, 16], "LAG": [0, 2], "BACK": [0, 1]},
+  "require": "(input.dtype == float16 || input.dtype == bfloat16) && align(input) >= 16 && align(other) >= 16 && K >= 1 && max(M, N) <= 1073741824 && K <= 1073741824 && (LEFT_TURNED ? (input.stride(1) == 1 || M == 1) && (K == 1 || (input.stride(2) > 0 && input.stride(2) % 8 == 0)) : (input.stride(2) == 1 || K == 1) && (M == 1 || (input.stride(1) > 0 && input.stride(1) % 8 == 0))) && (RIGHT_TURNED ? (other.stride(1) == 1 || K == 1) && (N == 1 || (other.stride(2) > 0 && other.stride(2) % 8 == 0)) : (other.stride(2) == 1 || N == 1) && (K == 1 || (other.stride(1) > 0 && other.stride(1) % 8 == 0))) && (B == 1 || (input.stride(0) % 8 == 0 && other.stride(0) % 8 == 0)) && (PINGPONG ? BLOCK_M <= 128 : BLOCK_M >= 128) && BLOCK_M * BLOCK_N <= (PINGPONG ? 16384 : 32768) && (BLOCK_N == 256 || BLOCK_N == 128 || CLUSTER_M == 1 || (RIGHT_TURNED && BLOCK_N == 192)) && (CLUSTER_M == 1 || CLUSTER_N == 1) && (LAG == 0 || (!PINGPONG && SPLIT == 1 && BLOCK_M * BLOCK_N == 32768)) && (BLOCK_M >= 128 || CLUSTER_N == 1) && SPLIT <= ceil_div(K, 64) && (SPLIT == 1 || B * ceil_div(M, BLOCK_M) * ceil_div(N, BLOCK_N) * (SPLIT - 1) < NUM_SMS) && STAGES == min(8, 1536 / (BLOCK_M + BLOCK_N)) && STAGES * ((BLOCK_M + BLOCK_N) * 128 + 16) + 34816 <= MAX_SHARED && B * ceil_div(M, 64) * ceil_div(N, 64) * SPLIT < 1073741824",
   "holes": ["EPILOGUE"],
   "workspace": {"partial": {"dtype": "float32", "shape": ["SPLIT == 1 ? 1 : SPLIT * B * M", "SPLIT == 1 ? 1 : N"]}},
   "tensor_maps": {
@@ -17,11 +17,11 @@
                 "strides": ["N % 8 == 0 ? N * 2 : 16", "N % 8 == 0 ? M * N * 2 : 16"]}},
   "launches": [
     {"kernel": "gemm_hopper", "block": [384], "cluster": ["CLUSTER_M * CLUSTER_N"], "pdl": true,
-     "grid": ["CLUSTER_M * CLUSTER_N * min(NUM_SMS / (CLUSTER_M * CLUSTER_N), B * SPLIT * ceil_div(M, BLOCK_M * CLUSTER_M) * ceil_div(N, BLOCK_N * CLUSTER_N))"],
+     "grid": ["CLUSTER_M * CLUSTER_N * ceil_div(B * SPLIT * ceil_div(M, BLOCK_M * CLUSTER_M) * ceil_div(N, BLOCK_N * CLUSTER_N), max(1, ceil_div(B * SPLIT * ceil_div(M, BLOCK_M * CLUSTER_M) * ceil_div(N, BLOCK_N * CLUSTER_N), NUM_SMS / (CLUSTER_M * CLUSTER_N))))"],
      "shared": "STAGES * ((BLOCK_M + BLOCK_N) * 128 + 16) + 34816",
      "args": [{"map": "lefts"}, {"map": "rights"}, {"map": "results"}, "output", "partial", "programs", {"i32": "B"}, {"i32": "M"}, {"i32": "N"}, {"i32": "K"},
               {"i32": "input.stride(0) != 0"}, {"i32": "other.stride(0) != 0"}]},
-    {"kernel": "gemm_sum", "when": "SPLIT > 1", "grid": ["ceil_div(B * M * N, 1024)"], "block": [256],
+    {"kernel": "gemm_sum", "when": "SPLIT > 1", "grid": ["ceil_div(B * M * N, 1024)"], "block": [256], "pdl": true,
      "args": ["output", "partial", "programs", {"i64": "B * M * N"}, {"i32": "M"}, {"i32": "N"}]}] }
 */
 #define HAS_BIAS 0
@@ -94,6 +94,7 @@ DEV void warpgroup_sync(int w) { asm volatile("bar.sync %0, 128;" ::"r"(1 + w) :
 /* With PINGPONG consumers multiply in turn. */
 DEV void turn_wait(int w) { asm volatile("bar.sync %0, 256;" ::"r"(3 + w) : "memory"); }
 DEV void turn_give(int w) { asm volatile("bar.arrive %0, 256;" ::"r"(3 + w) : "memory"); }
+DEV void expect_map(const tensor_map *m) { asm volatile("prefetch.tensormap [%0];" ::"l"(m) : "memory"); }
 DEV void load_box(u32 to, const tensor_map *m, u32 bar, int x, int y, int z, u32 mask) {
     if (mask == 0)
         asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
@@ -229,14 +230,17 @@ DEV void load_right(const struct feeder &f, u32 to, u32 bar, int column, int k, 
         EACH(i, COLUMNS / 64) load_box(to + i * BOX_BYTES, f.rights, bar, column + i * 64, k, b, mask);
 }
 
+/* With BACK every second round of units goes from the last of K to the first, whose operands the L2 has yet. */
 DEV void feed(const struct feeder &f, const struct sizes &s) {
     struct ring r = {0, 0};
 #pragma unroll 1
     for (int t = (int)blockIdx.x / CLUSTER; t < units_of(s); t += (int)gridDim.x / CLUSTER) {
         const struct unit u = unit_of(s, t);
         const int row = (u.m * CLUSTER_M + f.rank_m) * BLOCK_M, column = (u.n * CLUSTER_N + f.rank_n) * BLOCK_N;
+        const bool back = BACK && t / ((int)gridDim.x / CLUSTER) % 2 != 0;
 #pragma unroll 1
-        for (int k = u.first; k < u.last; k++) {
+        for (int i = u.first; i < u.last; i++) {
+            const int k = back ? u.first + u.last - 1 - i : i;
             const u32 full = f.full + 8 * r.stage, to = f.shared + r.stage * STAGE_BYTES;
             barrier_wait(f.empty + 8 * r.stage, r.phase ^ 1); /* in every block that our part goes to */
             barrier_expect(full, STAGE_BYTES);
@@ -259,11 +263,16 @@ DEV void release(u32 empty, int tid) {
         barrier_arrive_at(empty, (u32)tid);
 }
 
+/* With LAG the second consumer begins so many stages after the first and stays behind: then one of them
+ * multiplies while the other is at its epilogue. */
+DEV void lag_over() { asm volatile("bar.arrive %0, 256;" ::"r"(5) : "memory"); }
+DEV void lag_wait() { asm volatile("bar.sync %0, 256;" ::"r"(5) : "memory"); }
+
 /* sums = the unit's product. With PINGPONG a stage is let go one step later, since nobody else keeps the
  * tensor cores busy meanwhile; and taking turns is not for speed alone: a stage's barrier tells its last
  * two phases apart, no more, so nobody may look at one before the other has seen what came before. */
 DEV void multiply(float (&sums)[PARTS][SUMS], const struct unit &u, struct ring &r, u32 left, u32 right,
-                  u32 full, u32 empty, int w, int tid) {
+                  u32 full, u32 empty, int w, int tid, int &lag) {
     u32 before = 0;
     if (PINGPONG)
         turn_wait(w);
@@ -285,6 +294,8 @@ DEV void multiply(float (&sums)[PARTS][SUMS], const struct unit &u, struct ring 
         } else {
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             release(empty + 8 * r.stage, tid);
+            if (LAG && --lag == 0)
+                lag_over();
         }
         step(r);
     }
@@ -395,8 +406,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int i = 0; i < STAGES; i++)
             barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, CLUSTER * CONSUMERS_OF_A_STAGE);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        expect_map(&lefts), expect_map(&rights), expect_map(&results);
     }
     cluster_sync();
+    if (SPLIT > 1)
+        asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); /* gemm_sum, which waits for the end */
     /* What comes before on the stream may have been told to let this launch begin. */
     asm volatile("griddepcontrol.wait;" ::: "memory");
     if (warpgroup == 0) {
@@ -412,8 +426,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     struct ring r = {0, 0};
     float sums[PARTS][SUMS];
     int mine = 0; /* with PINGPONG: whose turn the next unit is */
+    int lag = w == 0 ? LAG : 0;
     if (PINGPONG && w == 1)
         turn_give(0);
+    if (LAG && w == 1)
+        lag_wait();
 #pragma unroll 1
     for (int t = (int)blockIdx.x / CLUSTER; t < units_of(s); t += (int)gridDim.x / CLUSTER) {
         const struct unit u = unit_of(s, t);
@@ -428,7 +445,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         EACH(i, (BLOCK_N + 127) / 128)
             of_bias[i] = bias && i * 128 + tid < BLOCK_N && column + i * 128 + tid < n ? __ldg(bias + column + i * 128 + tid) : 0;
 #endif
-        multiply(sums, u, r, left, right, full, empty, w, tid);
+        multiply(sums, u, r, left, right, full, empty, w, tid, lag);
 #if HAS_BIAS
         if (SPLIT == 1) {
             EACH(i, (BLOCK_N + 127) / 128)
@@ -448,6 +465,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             warpgroup_sync(w); /* nobody reads the bias any more */
 #endif
     }
+    if (LAG && lag > 0)
+        lag_over(); /* of fewer stages in all */
     if (tid == 0)
         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); /* before shared memory goes */
 }
@@ -456,6 +475,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 extern "C" __global__ void __launch_bounds__(256)
     gemm_sum(BIAS_ARGUMENT KG_T_output *output, const KG_T_partial *partial, KG_PROGRAMS programs, long long all, int m, int n) {
     const long long first = ((long long)blockIdx.x * 256 + (int)threadIdx.x) * 4;
+    asm volatile("griddepcontrol.wait;" ::: "memory");
     if (first >= all)
         return;
     float x[4] = {0.0f, 0.0f, 0.0f, 0.0f};

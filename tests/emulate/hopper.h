@@ -101,6 +101,8 @@ void cp_async_bulk_tensor_5d_shared_cluster_global_tile_mbarrier_complete_tx_byt
     load_tile(to, reinterpret_cast<const TensorMap *>(m), {x, y, z, v, w}, barrier, own_mask());
 }
 
+template <class M> void prefetch_tensormap(const M *) {}
+
 /* Plain bulk copies; sizes and addresses are multiples of 16. */
 inline void load_bytes(u32 to, const void *from, u32 bytes, u32 barrier, u32 mask) {
     if (to % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
@@ -385,6 +387,7 @@ inline void bar_arrive(int id, int threads) {
 inline void setmaxnreg_dec_sync_aligned_u32(int) {}
 inline void setmaxnreg_inc_sync_aligned_u32(int) {}
 inline void fence_proxy_async_shared_cta() {}
+inline void fence_proxy_async() {}
 
 } // namespace ptx
 

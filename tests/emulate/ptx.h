@@ -95,6 +95,9 @@ inline void st_global_cs_v4_u32(void *to, u32 a, u32 b, u32 c, u32 d) {
 inline u32 cluster_ctarank() {
     return emu::self->block->rank;
 }
+inline u32 cluster_nctarank() {
+    return static_cast<u32>(emu::blocks.size());
+}
 inline void mov_u32(u32 &d, u32 a) {
     d = a;
 }
@@ -124,6 +127,18 @@ inline void mapa_shared_cluster_u32(u32 &d, u32 address, u32 rank) {
 }
 inline void ld_shared_cluster_f32(float &d, u32 address) {
     memcpy(&d, emu::shared_pointer(address, 4), 4);
+}
+inline void ld_shared_cluster_u32(u32 &d, u32 address) {
+    memcpy(&d, emu::shared_pointer(address, 4), 4);
+}
+inline void red_relaxed_cluster_shared_cluster_add_u64(u32 address, unsigned long long v) {
+    unsigned long long sum;
+    void *at = emu::shared_pointer(address, 8);
+    if (address % 8)
+        emu::fail("red.add.u64 at %#x, which is no multiple of 8", address);
+    memcpy(&sum, at, 8);
+    sum += v;
+    memcpy(at, &sum, 8);
 }
 /* Launches are made one after the other. */
 inline void griddepcontrol_launch_dependents() {}

@@ -73,11 +73,15 @@ WAYS: dict[str, tuple[str, dict[str, int], str, list[tuple[int, int, int, int]],
     "hopper tn, shared rows": ("hopper", dict(LEFT_TURNED=1, BLOCK_M=256, BLOCK_N=128, CLUSTER_M=1, CLUSTER_N=2), "tn", HALF_SHAPES, 6),
     "hopper tt, in turn": ("hopper", dict(LEFT_TURNED=1, RIGHT_TURNED=1, PINGPONG=1, BLOCK_N=128, STAGES=6), "tt", HALF_SHAPES, 6),
     "hopper nn, in turn": ("hopper", dict(PINGPONG=1, BLOCK_M=64), "nn", HALF_SHAPES, 6),
+    "hopper nn, behind": ("hopper", dict(LAG=2, BACK=1), "nn", [*HALF_SHAPES, (1, 300, 520, 456)], 6),
     "hopper nn, split": ("hopper", dict(BLOCK_N=64, CLUSTER_M=1, STAGES=8, SPLIT=2), "nn", HALF_SHAPES[1:], 132),
     "hopper nt, 192": ("hopper", dict(BLOCK_N=192, RIGHT_TURNED=1, SPLIT=2), "nt", [(1, 129, 193, 200)], 132),
     "hopper nt, odd rows": ("hopper", dict(RIGHT_TURNED=1, BLOCK_N=128, STAGES=6), "nt", [(1, 130, 131, 72), (2, 5, 7, 64)], 6),
     "split nn": ("split", dict(), "nn", ODD_SHAPES, 6),
     "split tt": ("split", dict(CLUSTER_M=1, CLUSTER_N=2), "tt", [*ODD_SHAPES, (1, 300, 132, 4200)], 6),
+    "split nn, behind": ("split", dict(LAG=1, BACK=1), "nn", [*ODD_SHAPES, (1, 300, 132, 333)], 2),
+    "split nn, late": ("split", dict(LATE=1, GROUP=4), "nn", [(1, 1170, 140, 72), (1, 1025, 20, 300)], 6),
+    "split nt, late": ("split", dict(LATE=1, GROUP=4, CLUSTER_M=1, CLUSTER_N=2, LAG=1), "nt", [(1, 700, 140, 65)], 6),
     "split nt, split": ("split", dict(CLUSTER_M=1, SPLIT=2), "nt", [(1, 129, 257, 333), (2, 30, 31, 65)], 132),
     "mma nn": ("mma", dict(), "nn", ODD_SHAPES, 132),
     "mma tt": ("mma", dict(LEFT_TURNED=1, RIGHT_TURNED=1, STAGES=4), "tt", ODD_SHAPES, 132),
@@ -138,6 +142,15 @@ def stray_call(turned: bool) -> Call:
     return Call("matmul", {"input": left, "other": right})
 
 
+def far_call() -> Call:
+    """Strays whose largest elements and whose losses are in K of other blocks than the first of a cluster; both operands are
+    contiguous across lines."""
+    sizes = torch.ones(1100)
+    sizes[512:1024], sizes[1024:] = 2.0**20, 2.0**-20
+    left, right = lines(1, 20, 1100, F32, True) * sizes, lines(1, 24, 1100, F32, True) / sizes
+    return Call("matmul", {"input": left, "other": right.transpose(1, 2)})
+
+
 def holds_everywhere(c: Call, got: Tensor) -> None:
     """Each element by itself: within what a chain of K FMAs may lose, of the sum of the products' sizes."""
     left, right = (t.double() for t in c.args.values())
@@ -154,6 +167,30 @@ def test_strays_are_exact(turned: bool) -> None:
     c = stray_call(turned)
     for got in run("split", [c], {}, 6):
         holds_everywhere(c, got)
+
+
+def run_far(text: str) -> None:
+    """By FMAs alone, in one chain, which torch's sums on a CPU are not."""
+    c = far_call()
+    assert c.args["input"].stride(1) == 1 and c.args["other"].stride(2) == 1
+    for backwards in (False, True):
+        holds_everywhere(c, emulate(text, [c], {}, backwards=backwards, sms=6)[0][0])
+
+
+def test_strays_of_a_cluster_are_exact() -> None:
+    torch.manual_seed(2)
+    run_far(source("matmul/split.cu"))
+
+
+def test_strays_that_come_late_are_exact() -> None:
+    torch.manual_seed(2)
+    c = call(1, 600, 30, 130, F32)
+    for line in (100, 540, 599):
+        c.args["input"][0, line] *= torch.logspace(-18, 18, 130)
+    c.args["other"][0, :, 9] *= torch.logspace(17, -17, 130)
+    for got in run("split", [c], dict(LATE=1, GROUP=4, CLUSTER_M=1), 6):
+        holds_everywhere(c, got)
+    run("linear_split", [linear_call(600, 30, 130, F32, True, GELU)], dict(LATE=1, GROUP=4, CLUSTER_M=1), 6)
 
 
 @pytest.mark.slow
@@ -223,21 +260,32 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "columns of the second box": ("hopper nn", "column + box * 64, row, b);", "column, row, b);"),
     "the corrections are forgotten": ("split nn", "fmaf(low[i], 1.0f / LOW_SCALE, sums[i])", "sums[i]"),
     "low planes are swapped": ("split nn", "a_low + 2 * i, b + 2 * i", "a_low + 2 * i, b_low + 2 * i"),
-    "no line is a stray": ("strays", "if (hopeless(top) || *losses > (u64)l.k)", "if (false)"),
+    "no line is a stray": ("strays", "hopeless(top) || lost > (u64)k ?", "false ?"),
     "losses do not count": ("strays", "x == 0 || d < 28 ? 0 :", "true ? 0 :"),
+    "a block takes its own largest for the cluster's": ("far strays", "t / 32 < (int)blocks", "t / 32 < 1"),
+    "losses of other blocks do not count": ("far strays", "m->losses[t % 8 * 4 + c], 0)", "m->losses[t % 8 * 4 + c], rank)"),
+    "rows that come late are not waited for": ("split nn, late", "if (LATE && m * 128 >= EARLY)", "if (false)"),
+    "factors of rows that come late are read early": ("split nn, late", "barrier_wait(full + 8 * r.stage, r.phase); /* then", "; /* then"),
+    "a round backwards begins behind its end": ("hopper nn, behind", "u.first + u.last - 1 - i", "u.first + u.last - i"),
+    "nobody ends the lag": ("split nn, behind", "--lag == 0", "false"),
     "a barrier is missing": ("mma nn", "__syncthreads();\n        /* The buffer", "/* The buffer"),
     "a buffer too early": ("fma nn", "        __syncthreads();\n        if (s + 1", "        if (s + 1"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", [maybe_slow(m in ("nobody takes turns", "losses do not count"), m) for m in MUTANTS])
+QUICK_MUTANTS = ("nobody takes turns", "losses do not count", "losses of other blocks do not count")
+
+
+@pytest.mark.parametrize("mutant", [maybe_slow(m in QUICK_MUTANTS, m) for m in MUTANTS])
 def test_mutants_fail(mutant: str) -> None:
     torch.manual_seed(6)
     way, old, new = MUTANTS[mutant]
-    name, tunables, order, shapes, sms = WAYS["split nn" if way == "strays" else way]
+    name, tunables, order, shapes, sms = WAYS["split nn" if "strays" in way else way]
     text = source(f"matmul/{name}.cu", (old, new))
     with pytest.raises((AssertionError, EmulatorError)) as e:
-        if way == "strays":
+        if way == "far strays":
+            run_far(text)
+        elif way == "strays":
             c = stray_call(False)
             holds_everywhere(c, run(name, [c], tunables, sms, text)[0])
         else:

@@ -27,9 +27,13 @@ BUILDS: dict[str, tuple[str, dict[str, int], tuple[str, ...], str]] = {
     "hopper, narrow in turn": ("hopper", {"PINGPONG": 1, "BLOCK_M": 64, "STAGES": 4}, HALVES, "c"),
     "hopper, alone": ("hopper", {"BLOCK_N": 64, "CLUSTER_M": 1, "STAGES": 8}, HALVES, "c"),
     "hopper, split": ("hopper", {"BLOCK_N": 64, "CLUSTER_M": 1, "STAGES": 8, "SPLIT": 2}, HALVES, "c"),
+    "hopper, behind": ("hopper", {"LAG": 2, "BACK": 1}, HALVES, "c"),
     "hopper, transposed": ("hopper", {"RIGHT_TURNED": 1}, HALVES, "t"),
     "split": ("split", {}, SINGLE, "c"),
     "split, transposed": ("split", {"CLUSTER_M": 1, "CLUSTER_N": 2}, SINGLE, "t"),
+    "split, behind": ("split", {"LAG": 1, "BACK": 1}, SINGLE, "c"),
+    "split, late": ("split", {"LATE": 1, "GROUP": 4}, SINGLE, "c"),
+    "split, late, transposed": ("split", {"LATE": 1, "GROUP": 4, "CLUSTER_M": 1, "LAG": 1}, SINGLE, "t"),
     "split, split": ("split", {"SPLIT": 2}, SINGLE, "c"),
     "mma": ("mma", {}, HALVES, "c"),
     "mma, transposed": ("mma", {"RIGHT_TURNED": 1, "STAGES": 4}, HALVES, "t"),
@@ -44,6 +48,7 @@ EVEN = (Product(1, 8, 8, 8), Product(1, 128, 256, 64), Product(2, 136, 264, 72),
         Product(1, 2, 520, 4096), Product(1, 513, 264, 4096))  # fmt: skip
 ODD = (Product(1, 1, 1, 1), Product(1, 127, 129, 33), Product(2, 130, 67, 45), Product(1, 257, 1, 100), Product(4, 31, 300, 7),
        Product(1, 513, 770, 1001), Product(1, 3, 129, 4097))  # fmt: skip
+TALL = (Product(1, 1025, 129, 33), Product(1, 2000, 520, 1001), Product(1, 4096, 1000, 4097), Product(1, 9000, 64, 300))
 FEW = (Product(1, 1, 1, 1), Product(1, 8, 129, 33), Product(2, 7, 300, 1000), Product(1, 1, 4096, 4096), Product(3, 5, 67, 4097))
 
 
@@ -69,6 +74,8 @@ def judged(op: str, build: str, trials: list[Any]) -> spread.Evidence:
 
 def sizes_of(build: str) -> tuple[Product, ...]:
     name, chosen, _, _ = BUILDS[build]
+    if "LATE" in chosen:
+        return TALL
     sizes = EVEN if name == "hopper" else FEW if name == "skinny" else (*EVEN, *ODD)
     step = 64 if name in ("hopper", "split") else 32
     return tuple(s for s in sizes if s.k > step) if "SPLIT" in chosen else sizes
