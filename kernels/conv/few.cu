@@ -2,7 +2,7 @@
 { "format": 1, "op": "conv2d", "target": "cuda", "min_arch": "sm_90",
   "tunables": {"BLOCK_N": [96, 64], "TAP_W": [1, 2, 3, 4], "TILES": [3, 2, 4, 6, 8, 12], "LEFT": [0, 1], "LAST": [0, 1]},
   "specialize": ["C", "KH", "KW", "SH", "SW"],
-  "require": "input.dtype == float32 && LAST == channels_last && G == 1 && DH == 1 && DW == 1 && C * KH * KW >= 16 && (TAP_W == 1 || (TAP_W - 1) * SW < KW) && C <= 64 && max(KH, KW) <= 256 && max(SH, SW) <= 256 && max(OH, OW) <= 16384 && O <= 65536 && N <= 65535 && N * P < 1073741824 && N * ceil_div((OH - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + OW, 64) < 16777216 && C * H * W < 1073741824 && (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) - TILES < 32 && ceil_div(ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8), 2) * (64 * BLOCK_N + 4) + 16 + 32 * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) * (align_up(64 * TILES + ((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) - 3, 8) + 4) + 16 * (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) + 16 * BLOCK_N + 256 <= MAX_SHARED",
+  "require": "input.dtype == float32 && LAST == channels_last && G == 1 && DH == 1 && DW == 1 && C * KH * KW >= 16 && (TAP_W == 1 || (TAP_W - 1) * SW < KW) && C <= 64 && max(KH, KW) <= 256 && max(SH, SW) <= 256 && max(OH, OW) <= 16384 && O <= 65536 && N <= 65535 && N * P < 1073741824 && N * ceil_div((OH - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + OW, 64) < 16777216 && (C - 1) * input.stride(1) + (H - 1) * input.stride(2) + (W - 1) * input.stride(3) < 1073741824 && (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) - TILES < 32 && ceil_div(ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8), 2) * (64 * BLOCK_N + 4) + 16 + 32 * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) * (align_up(64 * TILES + ((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) - 3, 8) + 4) + 16 * (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) + 16 * BLOCK_N + 256 <= MAX_SHARED",
   "holes": ["EPILOGUE"],
   "workspace": {"weights": {"dtype": "float16", "shape": ["ceil_div(O, BLOCK_N)", "ceil_div(ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8), 2)", "32 * BLOCK_N"]},
                 "scales": {"dtype": "float32", "shape": ["align_up(O, BLOCK_N)", 4]}},
@@ -74,6 +74,7 @@ struct shape {
     int steps;                      /* of 16 terms */
     int pitch, reach, length;       /* places of a row; from a window's first place to its last; of a piece in shared memory */
     int slots, needed, tiles_image; /* slots: of a block's places, and those that a tile reads */
+    u32 of_pitch;                   /* 2^32 over pitch, rounded up */
 };
 DEV int divide_up(int a, int b) { return (a + b - 1) / b; }
 DEV struct shape shape_of(int o, int c, int kh, int kw, int sh, int sw, int oh, int ow) {
@@ -91,7 +92,16 @@ DEV struct shape shape_of(int o, int c, int kh, int kw, int sh, int sw, int oh, 
     s.length = divide_up(64 * TILES + s.reach - 3, 8) * 8 + 4;
     s.needed = 1 + divide_up(s.reach, 64), s.slots = TILES + s.needed - 1;
     s.tiles_image = divide_up((oh - 1) * s.pitch + ow, 64);
+    s.of_pitch = 0xffffffffu / (u32)s.pitch + 1;
     return s;
+}
+/* A place of an image, and the place `on` behind it: exact, since what is divided is less than a row and a share,
+ * and times the pitch less than 2^32. */
+struct place { int row, column; };
+DEV struct place place_at(const struct shape &s, int nth) { return {nth / s.pitch, nth % s.pitch}; }
+DEV struct place place_behind(const struct shape &s, struct place from, int on) {
+    const int column = from.column + on, rows = s.pitch == 1 ? column : (int)__umulhi((u32)column, s.of_pitch);
+    return {from.row + rows, column - rows * s.pitch};
 }
 /* Which piece of eight terms of a window is the nth, of which place of it: by pieces and then by places, so
  * that the second of a step lies behind the first. */
@@ -298,14 +308,16 @@ struct image_source {
 /* ---- the producers ---- */
 /* A column of a place: where its first element would be, and which of its elements there are. */
 struct column { const float *from; int y; bool inside; };
-DEV struct column column_of(const struct shape &s, const struct image_source &g, const float *image, int place, int column) {
-    const int row = place / s.pitch, x = (place - row * s.pitch) * s.sw + column - g.pw, y = row * s.sh - g.ph;
-    return {image + y * g.x2 + x * g.x3, y, (u32)x < (u32)g.w};
+DEV struct column column_of(const struct shape &s, const struct image_source &g, const float *image, struct place place, int column) {
+    const int x = place.column * s.sw + column - g.pw, y = place.row * s.sh - g.ph;
+    const float *from = image + (y * (int)g.x2 + x * (int)g.x3);
+    asm volatile("" : "+l"(from)); /* computed once, not for each element */
+    return {from, y, (u32)x < (u32)g.w};
 }
-DEV void load_run(float (&v)[BATCH], const struct shape &s, const struct image_source &g, const struct column &at, int first) {
+DEV void load_run(float (&v)[BATCH], const struct shape &s, const struct image_source &g, const struct column &of, int first) {
     EACH(e, BATCH) {
         const int row = (first + e) / s.c, channel = (first + e) - row * s.c;
-        v[e] = at.inside && (u32)(at.y + row) < (u32)g.h ? __ldg(at.from + row * g.x2 + channel * g.x1) : 0.0f;
+        v[e] = of.inside && (u32)(of.y + row) < (u32)g.h ? __ldg(of.from + (row * (int)g.x2 + channel * (int)g.x1)) : 0.0f;
     }
 }
 /* The largest element of all producers' and the least that is not zero. */
@@ -361,15 +373,17 @@ DEV void produce(const struct shape &s, const struct layout &l, const struct ima
     for (struct share a; tile < end; tile += a.count, nth++) {
         a = share_at(s, tile, end);
         const float *image = g.input + a.image * g.x0;
+        asm volatile("" : "+l"(image));
         const int first = a.tile * 64, items = min(a.count * 64, (s.oh - 1) * s.pitch + s.ow - first) * s.columns + s.reach * s.columns;
+        const struct place begin = place_at(s, first);
         struct extremes x = {0, 0xffffffffu};
 #pragma unroll 2
         for (int i = thread; i < items; i += PRODUCERS) {
-            const struct column at = column_of(s, g, image, first + i / s.columns, i % s.columns);
+            const struct column of = column_of(s, g, image, place_behind(s, begin, i / s.columns), i % s.columns);
 #pragma unroll 1
             for (int e = 0; e < s.run; e += BATCH) {
                 float v[BATCH];
-                load_run(v, s, g, at, e);
+                load_run(v, s, g, of, e);
                 EACH(k, BATCH) x.top = max(x.top, magnitude(v[k])), x.least = min(x.least, magnitude(v[k]) - 1);
             }
         }
@@ -378,10 +392,10 @@ DEV void produce(const struct shape &s, const struct layout &l, const struct ima
         if (!stray && x.top != 0 && exponent(x.top) - exponent(x.least + 1) >= 28) {
             u64 lost = 0;
             for (int i = thread; i < items; i += PRODUCERS) {
-                const struct column at = column_of(s, g, image, first + i / s.columns, i % s.columns);
+                const struct column of = column_of(s, g, image, place_behind(s, begin, i / s.columns), i % s.columns);
                 for (int e = 0; e < s.run; e += BATCH) {
                     float v[BATCH];
-                    load_run(v, s, g, at, e);
+                    load_run(v, s, g, of, e);
                     EACH(k, BATCH) lost += loss(magnitude(v[k]), x.top);
                 }
             }
@@ -398,7 +412,6 @@ DEV void produce(const struct shape &s, const struct layout &l, const struct ima
         const struct scaling by = scaling_of(x.top);
         if (thread == 0)
             *(float4 *)(memory + l.scales + nth % 4 * 16) = make_float4(by.back.x, by.back.y, stray ? 1.0f : 0.0f, 0.0f);
-        const float scale = stray ? 0.0f : by.by;
 #pragma unroll 1
         for (int slot = 0; slot < s.slots; slot++) {
             const int here = min(64 * s.columns, items - slot * 64 * s.columns);
@@ -407,16 +420,16 @@ DEV void produce(const struct shape &s, const struct layout &l, const struct ima
             for (int i = thread; i < here; i += PRODUCERS) {
                 const u32 in_slot = i / s.columns, place = slot * 64 + in_slot;
                 const int column = i - in_slot * s.columns, at_term = nth_of(s, column) * s.run;
-                const struct column at = column_of(s, g, image, first + place, column);
+                struct column of = column_of(s, g, image, place_behind(s, begin, place), column);
+                of.inside = of.inside && !stray;
 #pragma unroll 1
                 for (int e = 0; e < s.run; e += BATCH) {
                     float v[BATCH];
-                    load_run(v, s, g, at, e);
-                    EACH(k, BATCH) v[k] = stray ? 0.0f : v[k];
+                    load_run(v, s, g, of, e);
                     if (!waited) /* these are on their way meanwhile */
                         barrier_wait(shared + l.empty + 8 * slot, nth & 1 ^ 1);
                     waited = true;
-                    store_run(memory + l.planes, v, scale, low_plane, piece_bytes, place, at_term + e);
+                    store_run(memory + l.planes, v, by.by, low_plane, piece_bytes, place, at_term + e);
                 }
             }
             if (!waited)
@@ -467,7 +480,7 @@ DEV void multiply(float (&sums)[SUMS], float (&low)[SUMS], const struct shape &s
     else
         terms<2, true>(sums, low, table, left, low_plane, right);
 #endif
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT ? 0 : 1) : "memory");
     pin(sums);
 #pragma unroll 1
     for (; k < s.steps; k += GROUP) {
@@ -475,24 +488,24 @@ DEV void multiply(float (&sums)[SUMS], float (&low)[SUMS], const struct shape &s
         asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); /* the corrections run on */
         pin(high);
         EACH(i, SUMS) sums[i] += high[i];
-        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#if LEFT
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); /* the corrections read what the next steps load */
+#endif
     }
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     pin(low);
 }
 /* The pixel of a place of its image, or -1. */
-DEV int pixel_of(const struct shape &s, int place) {
-    const int row = place / s.pitch, column = place - row * s.pitch;
-    return row < s.oh && column < s.ow ? row * s.ow + column : -1;
-}
+DEV int pixel_of(const struct shape &s, struct place p) { return p.row < s.oh && p.column < s.ow ? p.row * s.ow + p.column : -1; }
 
-/* place: this thread's first, 8 before its other; factors: two of each of the tile's channels, the bias, and nothing. */
+/* begin: the tile's first place; line: this thread's first, 8 before its other; factors: two of each of the tile's channels, the bias, and nothing. */
 DEV void finish(const float (&sums)[SUMS], const float (&low)[SUMS], float4 scale, u32 factors, KG_PROGRAMS programs,
-                KG_T_output *output, const struct shape &s, int image, int place, int channel) {
+                KG_T_output *output, const struct shape &s, int image, struct place begin, int line, int channel) {
     const bool pairs = LAST && s.o % 2 == 0;
     const int pixels = s.oh * s.ow;
-    asm volatile("" : "+r"(place), "+r"(channel)); /* what follows from these is not kept in registers from tile to tile */
+    asm volatile("" : "+r"(line), "+r"(channel)); /* what follows from these is not kept in registers from tile to tile */
     EACH(h, 2) {
-        const int p = pixel_of(s, place + 8 * h);
+        const int p = pixel_of(s, place_behind(s, begin, line + 8 * h));
         if (p < 0)
             continue;
         const long long next = LAST ? 1 : pixels; /* from channel to channel */
@@ -522,11 +535,11 @@ DEV void finish(const float (&sums)[SUMS], const float (&low)[SUMS], float4 scal
 
 /* What has a stray's part in a tile, once more: by a warpgroup, an element a thread. */
 DEV void mend(const struct shape &s, const struct image_source &g, const float4 *factors, KG_PROGRAMS programs, KG_T_output *output,
-              int image, int first, int channels, bool all, int tid) {
+              int image, struct place begin, int channels, bool all, int tid) {
     const int pixels = s.oh * s.ow;
 #pragma unroll 1
     for (int e = tid; e < 64 * BLOCK_N; e += 128) {
-        const int p = pixel_of(s, first + e % 64), of_tile = e / 64, o = channels + of_tile;
+        const int p = pixel_of(s, place_behind(s, begin, e % 64)), of_tile = e / 64, o = channels + of_tile;
         if (p < 0 || o >= s.o || !(all || factors[of_tile].w != 0.0f))
             continue;
         const int y0 = p / s.ow * s.sh - g.ph, left = p % s.ow * s.sw - g.pw;
@@ -571,11 +584,11 @@ DEV void consume(const struct shape &s, const struct layout &l, const struct ima
                 barrier_arrive(shared + l.empty + 8 * (i + lane));
             if (i >= a.count)
                 continue;
-            const int first = (a.tile + i) * 64;
-            finish(sums, low, scale, shared + l.factors, programs, output, s, a.image, first + tid / 32 * 16 + lane / 4, channels + lane % 4 * 2);
+            const struct place begin = place_at(s, (a.tile + i) * 64);
+            finish(sums, low, scale, shared + l.factors, programs, output, s, a.image, begin, tid / 32 * 16 + lane / 4, channels + lane % 4 * 2);
             if (strays || scale.z != 0.0f) {
                 sync_some(3 + consumer, 128); /* these are written after the others */
-                mend(s, g, factors, programs, output, a.image, first, channels, scale.z != 0.0f, tid);
+                mend(s, g, factors, programs, output, a.image, begin, channels, scale.z != 0.0f, tid);
             }
         }
     }

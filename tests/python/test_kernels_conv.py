@@ -251,8 +251,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "few: a tile does not wait for its slots": ("few", "barrier_wait(shared + l.full + 8 * (i + s.needed - 1), nth & 1);", ";"),
     "few: a tile that is not there keeps its slots": ("few", "            if (lane < s.needed)", "            if (lane < s.needed && i < a.count)"),
     "few: weights are not waited for": ("few", "barrier_init(shared + l.ready, 1);", "barrier_init(shared + l.ready, 1), barrier_arrive(shared + l.ready);"),
-    "few: rows below the image are read": ("few", "(u32)(at.y + row) < (u32)g.h", "at.y + row >= 0"),
-    "few: what hangs over is a pixel": ("few", "row < s.oh && column < s.ow", "row < s.oh"),
+    "few: rows below the image are read": ("few", "(u32)(of.y + row) < (u32)g.h", "of.y + row >= 0"),
+    "few: what hangs over is a pixel": ("few", "p.row < s.oh && p.column < s.ow", "p.row < s.oh"),
     "few: the short columns are last": ("few", "const int last = s.kw - (s.taps_w - 1) * s.columns, column = nth + last;", "const int last = s.columns, column = nth + last;"),
     "few: pieces that a last place lacks are counted": ("few", "return {s.cut + left / wide", "return {left / wide"),
     "few: the other eight terms are those behind": ("few", "operand_at(at * 16, lead)", "operand_at(at * 16, 1)"),
@@ -277,14 +277,15 @@ def test_mutants_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     way, old, new = MUTANTS[mutant]
     if way.endswith("strays"):
         name = "few" if way == "few strays" else "split"
-        monkeypatch.setitem(globals(), "source", lambda _: source_of(f"conv/{name}.cu", (old, new)))
+        text = source_of(f"conv/{name}.cu", (old, new))
+        monkeypatch.setitem(globals(), "source", lambda _: text)
         with pytest.raises(AssertionError):
             test_strays_are_exact(name)
         return
     name, tunables, layouts = ("depthwise", {}, "c") if way == "depthwise" else WAYS[way]
-    named = {"depthwise": ("odd",), "split": ("odd", "long", "wide"), "few": ("plain", "strided", "flat")}.get(name, ("odd", "groups", "wide"))
+    named = {"depthwise": ("odd",), "split": ("odd", "long", "wide"), "few": ("plain", "strided", "flat", "point")}.get(name, ("odd", "groups", "wide"))
     shapes = {"depthwise": DEPTHWISE, "few": FEW}.get(name, SHAPES)
-    calls = [call(shapes[s], DTYPES[name][0], layouts[0]) for s in named]
+    calls, text = [call(shapes[s], DTYPES[name][0], layouts[0]) for s in named], source_of(f"conv/{name}.cu", (old, new))
     with pytest.raises((AssertionError, EmulatorError)) as e:
-        run(name, calls, tunables, source_of(f"conv/{name}.cu", (old, new)))
+        run(name, calls, tunables, text)
     assert "error:" not in str(e.value), f"the mutant does not compile: {e.value}"
