@@ -1,15 +1,15 @@
 /* kgen
 { "format": 1, "op": "conv2d", "target": "cuda", "min_arch": "sm_90",
-  "tunables": {"BLOCK_N": [96, 64], "TAP_W": [1, 2, 3, 4], "TILES": [3, 2, 4, 6, 8, 12], "LEFT": [0, 1], "LAST": [0, 1]},
+  "tunables": {"BLOCK_N": [96, 64], "TAP_W": [1, 2, 3, 4], "TILES": [4, 3, 2, 6, 8, 12], "LEFT": [0, 1], "LAST": [0, 1]},
   "specialize": ["C", "KH", "KW", "SH", "SW"],
-  "require": "input.dtype == float32 && LAST == channels_last && G == 1 && DH == 1 && DW == 1 && C * KH * KW >= 16 && (TAP_W == 1 || (TAP_W - 1) * SW < KW) && C <= 64 && max(KH, KW) <= 256 && max(SH, SW) <= 256 && max(OH, OW) <= 16384 && O <= 65536 && N <= 65535 && N * P < 1073741824 && N * ceil_div((OH - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + OW, 64) < 16777216 && (C - 1) * input.stride(1) + (H - 1) * input.stride(2) + (W - 1) * input.stride(3) < 1073741824 && (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) - TILES < 32 && ceil_div(ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8), 2) * (64 * BLOCK_N + 4) + 16 + 32 * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) * (align_up(64 * TILES + ((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) - 3, 8) + 4) + 16 * (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) + 16 * BLOCK_N + 256 <= MAX_SHARED",
+  "require": "input.dtype == float32 && LAST == channels_last && G == 1 && DH == 1 && DW == 1 && C * KH * KW >= 16 && (TAP_W == 1 || (TAP_W - 1) * SW < KW) && C <= 64 && max(KH, KW) <= 256 && max(SH, SW) <= 256 && max(OH, OW) <= 16384 && O <= 65536 && N <= 65535 && N * P < 1073741824 && N * ceil_div((OH - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + OW, 64) < 16777216 && (C - 1) * input.stride(1) + (H - 1) * input.stride(2) + (W - 1) * input.stride(3) < 1073741824 && (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) - TILES < 32 && ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8) * (32 * BLOCK_N + 2) + 16 + 32 * (ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) * (align_up(64 * TILES + ((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) - 4, 8) + 4) + ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8) % 2 * 64) + 16 * (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) + 16 * BLOCK_N + 208 <= MAX_SHARED",
   "holes": ["EPILOGUE"],
-  "workspace": {"weights": {"dtype": "float16", "shape": ["ceil_div(O, BLOCK_N)", "ceil_div(ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8), 2)", "32 * BLOCK_N"]},
+  "workspace": {"weights": {"dtype": "float16", "shape": ["ceil_div(O, BLOCK_N)", "ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8)", "16 * BLOCK_N"]},
                 "scales": {"dtype": "float32", "shape": ["align_up(O, BLOCK_N)", 4]}},
   "launches": [
     {"kernel": "split_weights", "grid": ["align_up(O, BLOCK_N)"], "block": [128],
      "args": ["weight", "weights", "scales", {"i32": "O"}, {"i32": "C"}, {"i32": "KH"}, {"i32": "KW"}, {"i32": "SH"}, {"i32": "SW"}, {"i32": "OH"}, {"i32": "OW"}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}, {"i64": "weight.stride(2)"}, {"i64": "weight.stride(3)"}]},
-    {"kernel": "conv_few", "grid": ["ceil_div(O, BLOCK_N) * max(1, min(NUM_SMS / ceil_div(O, BLOCK_N), ceil_div(N * ceil_div((OH - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + OW, 64), 2)))"], "block": [512], "pdl": true, "shared": "ceil_div(ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8), 2) * (64 * BLOCK_N + 4) + 16 + 32 * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) * (align_up(64 * TILES + ((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) - 3, 8) + 4) + 16 * (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) + 16 * BLOCK_N + 256",
+    {"kernel": "conv_few", "grid": ["ceil_div(O, BLOCK_N) * max(1, min(NUM_SMS / ceil_div(O, BLOCK_N), ceil_div(N * ceil_div((OH - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + OW, 64), 2)))"], "block": [512], "pdl": true, "shared": "ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8) * (32 * BLOCK_N + 2) + 16 + 32 * (ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) * (align_up(64 * TILES + ((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) - 4, 8) + 4) + ceil_div(KH, SH) * (ceil_div(KW, TAP_W * SW) * ceil_div(min(SH, KH) * C * min(TAP_W * SW, KW), 8) - (ceil_div(KW, TAP_W * SW) * min(TAP_W * SW, KW) - KW) * min(SH, KH) * C / 8) % 2 * 64) + 16 * (TILES + ceil_div(((ceil_div(KH, SH) - 1) * (OW + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W) + (ceil_div(KW, TAP_W * SW) - 1) * TAP_W), 64)) + 16 * BLOCK_N + 208",
      "args": ["input", "weight", "weights", "scales", "bias", "output", "programs", {"i32": "N"}, {"i32": "O"}, {"i32": "C"}, {"i32": "KH"}, {"i32": "KW"}, {"i32": "SH"}, {"i32": "SW"}, {"i32": "OH"}, {"i32": "OW"}, {"i32": "H"}, {"i32": "W"}, {"i32": "PH"}, {"i32": "PW"}, {"i64": "input.stride(0)"}, {"i64": "input.stride(1)"}, {"i64": "input.stride(2)"}, {"i64": "input.stride(3)"}, {"i64": "weight.stride(0)"}, {"i64": "weight.stride(1)"}, {"i64": "weight.stride(2)"}, {"i64": "weight.stride(3)"}]}] }
 */
 /* Convolutions of float32 with the accuracy of float32, by the tensor cores of Hopper, where all weights of
@@ -43,7 +43,7 @@
 #define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
 #define PRODUCERS 256
 #define SUMS (BLOCK_N / 2)         /* of a thread */
-#define STEP_BYTES (64 * BLOCK_N)  /* of weights: 16 terms in two planes */
+#define PIECE_BYTES (32 * BLOCK_N) /* of weights: 8 terms in two planes */
 #define LOW_SCALE 2048.0f
 #define EXACT (KG_EXACT_C && KG_EXACT_KH && KG_EXACT_KW && KG_EXACT_SH && KG_EXACT_SW)
 
@@ -58,7 +58,8 @@ typedef unsigned long long u64;
 #define COLUMNS (TAP_W * SW < KW ? TAP_W * SW : KW)
 #define TAPS_W ((KW + TAP_W * SW - 1) / (TAP_W * SW))
 #define CUT ((TAPS_W * COLUMNS - KW) * RUN / 8)
-#define STEPS (((KH + SH - 1) / SH * (TAPS_W * ((RUN * COLUMNS + 7) / 8) - CUT) + 1) / 2)
+#define TOTAL ((KH + SH - 1) / SH * (TAPS_W * ((RUN * COLUMNS + 7) / 8) - CUT))
+#define STEPS ((TOTAL + 1) / 2)
 /* Elements that a producer's thread asks for at once. */
 #define BATCH (RUN <= 16 ? RUN : RUN % 12 == 0 ? 12 : RUN % 8 == 0 ? 8 : RUN % 4 == 0 ? 4 : RUN % 2 == 0 ? 2 : 1)
 #else
@@ -71,8 +72,9 @@ struct shape {
     int rows, columns, run;         /* of a place: of the image; run: terms of a column of it, row by row */
     int taps_h, taps_w;             /* places of a window */
     int pieces, cut;                /* of a place; those that the last place of a window's row does without */
-    int steps;                      /* of 16 terms */
+    int total, odd, steps;          /* pieces of a window; whether the first is a step by itself, with zeros; steps of 16 terms */
     int pitch, reach, length;       /* places of a row; from a window's first place to its last; of a piece in shared memory */
+    int plane;                      /* 16 bytes */
     int slots, needed, tiles_image; /* slots: of a block's places, and those that a tile reads */
     u32 of_pitch;                   /* 2^32 over pitch, rounded up */
 };
@@ -86,10 +88,11 @@ DEV struct shape shape_of(int o, int c, int kh, int kw, int sh, int sw, int oh, 
     s.rows = min(sh, kh), s.columns = min(TAP_W * sw, kw), s.run = s.rows * c;
     s.taps_h = divide_up(kh, sh), s.taps_w = divide_up(kw, TAP_W * sw);
     s.pieces = divide_up(s.run * s.columns, 8), s.cut = (s.taps_w * s.columns - kw) * s.run / 8;
-    s.steps = divide_up(s.taps_h * (s.taps_w * s.pieces - s.cut), 2);
+    s.total = s.taps_h * (s.taps_w * s.pieces - s.cut), s.odd = s.total % 2, s.steps = divide_up(s.total, 2);
     s.pitch = ow + (s.taps_w - 1) * TAP_W, s.reach = (s.taps_h - 1) * s.pitch + (s.taps_w - 1) * TAP_W;
     /* 64 bytes beyond a multiple of 128: columns that lie three pieces apart are stored without a conflict. */
-    s.length = divide_up(64 * TILES + s.reach - 3, 8) * 8 + 4;
+    s.length = divide_up(64 * TILES + s.reach - 4, 8) * 8 + 4;
+    s.plane = s.pieces * s.length + s.odd * 64; /* behind it what the first piece meets */
     s.needed = 1 + divide_up(s.reach, 64), s.slots = TILES + s.needed - 1;
     s.tiles_image = divide_up((oh - 1) * s.pitch + ow, 64);
     s.of_pitch = 0xffffffffu / (u32)s.pitch + 1;
@@ -126,7 +129,7 @@ DEV int nth_of(const struct shape &s, int column) {
 struct layout { u32 planes, table, factors, scales, parts, full, empty, ready; };
 DEV struct layout layout_of(const struct shape &s) {
     struct layout l;
-    l.planes = s.steps * STEP_BYTES, l.table = l.planes + 32 * s.pieces * s.length, l.factors = l.table + (s.steps + 3) / 4 * 16;
+    l.planes = s.total * PIECE_BYTES, l.table = l.planes + 32 * s.plane, l.factors = l.table + (s.steps + 3) / 4 * 16;
     l.scales = l.factors + 16 * BLOCK_N, l.parts = l.scales + 64, l.full = l.parts + 128, l.empty = l.full + 8 * s.slots;
     l.ready = l.empty + 8 * s.slots;
     return l;
@@ -195,15 +198,15 @@ extern "C" __global__ void __launch_bounds__(128)
     const struct scaling by = scaling_of(top);
     const bool lost_all = hopeless(top);
     u64 lost = 0;
-    /* A step is two pieces of the high plane, then of the low one; a piece is 16 bytes of each channel. */
-    uint4 *to = (uint4 *)weights + (long long)(line / BLOCK_N) * s.steps * (STEP_BYTES / 16) + line % BLOCK_N;
-    for (int n = t; n < 2 * s.steps; n += 128) {
+    /* A piece is 16 bytes of each channel in the high plane, then in the low one. */
+    uint4 *to = (uint4 *)weights + (long long)(line / BLOCK_N) * s.total * (PIECE_BYTES / 16) + line % BLOCK_N;
+    for (int n = t; n < s.total; n += 128) {
         const struct piece p = piece_of(s, n);
         float v[8];
         EACH(e, 8) {
             const int term = p.piece * 8 + e, nth = term / s.run, of_run = term - nth * s.run, row = of_run / s.c;
             const int y = p.i * s.sh + row, column = column_at(s, nth), x = p.j * s.columns + column;
-            const bool in = line < o && p.piece < s.pieces && nth < s.columns && y < s.kh && x < s.kw;
+            const bool in = line < o && nth < s.columns && y < s.kh && x < s.kw;
             v[e] = in ? __ldg(from + (of_run - row * s.c) * w1 + y * w2 + x * w3) : 0.0f;
             lost += loss(magnitude(v[e]), top);
             v[e] = lost_all ? 0.0f : v[e] * by.by;
@@ -211,8 +214,7 @@ extern "C" __global__ void __launch_bounds__(128)
         uint4 high, low;
         high.x = split2(v[0], v[1], low.x), high.y = split2(v[2], v[3], low.y);
         high.z = split2(v[4], v[5], low.z), high.w = split2(v[6], v[7], low.w);
-        uint4 *at = to + (long long)(n / 2) * (STEP_BYTES / 16) + n % 2 * BLOCK_N;
-        at[0] = high, at[2 * BLOCK_N] = low;
+        to[n * (PIECE_BYTES / 16)] = high, to[n * (PIECE_BYTES / 16) + BLOCK_N] = low;
     }
     if (lost != 0)
         atomicAdd(losses, lost);
@@ -367,7 +369,7 @@ DEV void store_run(u8 *planes, const float (&v)[BATCH], float by, u32 low_plane,
 DEV void produce(const struct shape &s, const struct layout &l, const struct image_source &g, u8 *memory, u32 shared, int tile,
                  int end, int thread) {
     u32 *const parts = (u32 *)(memory + l.parts);
-    const u32 piece_bytes = 16 * s.length, low_plane = s.pieces * piece_bytes;
+    const u32 piece_bytes = 16 * s.length, low_plane = 16 * s.plane;
     u32 nth = 0;
 #pragma unroll 1
     for (struct share a; tile < end; tile += a.count, nth++) {
@@ -443,12 +445,15 @@ DEV void produce(const struct shape &s, const struct layout &l, const struct ima
 }
 
 /* ---- the consumers ---- */
-/* COUNT steps of high high, into `high`, and of the corrections times LOW_SCALE, which are added to low or, FIRST, are it; not
- * waited for. */
+/* Operands in shared memory: lines of a tile and how far its tile is from the first (16 bytes), weights. */
+struct operands { const u32 *table; u32 left, tile, low_plane, right; };
+/* COUNT steps from step k of high high, into `high`, and of the corrections times LOW_SCALE, which are added to low or, FIRST, are
+ * it; not waited for. An odd piece comes first, and meets the same zeros in each tile, and weights that they cancel. */
 template <int COUNT, bool FIRST>
-DEV void terms(float (&high)[SUMS], float (&low)[SUMS], const u32 *table, u32 left, u32 low_plane, u32 right) {
-    u32 a[COUNT];
-    EACH(i, COUNT) a[i] = table[i] + left;
+DEV void terms(float (&high)[SUMS], float (&low)[SUMS], const struct shape &s, const struct operands &o, int k) {
+    u32 a[COUNT], b[COUNT];
+    EACH(i, COUNT) a[i] = o.table[k + i] + o.left - (FIRST && i == 0 && s.odd ? o.tile << 16 : 0);
+    EACH(i, COUNT) b[i] = o.right + (2 * (k + i) - (FIRST && i == 0 ? 0 : s.odd)) * (PIECE_BYTES / 16);
 #if LEFT
     /* Warp w has lines 16 w on; lanes of eight the lines of a matrix: the second eight lines, then the other eight terms. */
     const u32 lane = threadIdx.x % 32, line = threadIdx.x / 32 % 4 * 16 + lane % 16;
@@ -459,32 +464,32 @@ DEV void terms(float (&high)[SUMS], float (&low)[SUMS], const u32 *table, u32 le
     EACH(i, COUNT) words[i] = whole(a[i]);
 #endif
     products_fence();
-    EACH(i, COUNT) product(high, words[i], whole(right + i * (STEP_BYTES / 16)), i);
+    EACH(i, COUNT) product(high, words[i], whole(b[i]), i);
     products_commit();
-    EACH(i, COUNT) product(low, words[i], whole(right + i * (STEP_BYTES / 16) + 2 * BLOCK_N), !FIRST || i);
-    EACH(i, COUNT) product(low, whole(a[i] + low_plane), whole(right + i * (STEP_BYTES / 16)), 1);
+    EACH(i, COUNT) product(low, words[i], whole(b[i] + BLOCK_N), !FIRST || i);
+    EACH(i, COUNT) product(low, whole(a[i] + o.low_plane), whole(b[i]), 1);
     products_commit();
 }
-/* low_plane: 16 bytes. The first steps are what the others leave; their sums are no others'. */
-DEV void multiply(float (&sums)[SUMS], float (&low)[SUMS], const struct shape &s, const u32 *table, u32 left, u32 low_plane, u32 right) {
+/* The first steps are what the others leave; their sums are no others'. */
+DEV void multiply(float (&sums)[SUMS], float (&low)[SUMS], const struct shape &s, const struct operands &o) {
     float high[SUMS];
 #if EXACT
     constexpr int GROUP = 4, HEAD = (STEPS - 1) % GROUP + 1;
     int k = HEAD;
-    terms<HEAD, true>(sums, low, table, left, low_plane, right);
+    terms<HEAD, true>(sums, low, s, o, 0);
 #else
     constexpr int GROUP = 2;
     int k = 2 - s.steps % 2;
     if (k == 1)
-        terms<1, true>(sums, low, table, left, low_plane, right);
+        terms<1, true>(sums, low, s, o, 0);
     else
-        terms<2, true>(sums, low, table, left, low_plane, right);
+        terms<2, true>(sums, low, s, o, 0);
 #endif
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT ? 0 : 1) : "memory");
     pin(sums);
 #pragma unroll 1
     for (; k < s.steps; k += GROUP) {
-        terms<GROUP, false>(high, low, table + k, left, low_plane, right + k * (STEP_BYTES / 16));
+        terms<GROUP, false>(high, low, s, o, k);
         asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); /* the corrections run on */
         pin(high);
         EACH(i, SUMS) sums[i] += high[i];
@@ -566,7 +571,7 @@ DEV void consume(const struct shape &s, const struct layout &l, const struct ima
                  KG_PROGRAMS programs, KG_T_output *output, int tile, int end, int channels, bool strays, int consumer, int tid) {
     const float4 *const factors = (const float4 *)(memory + l.factors);
     const int lane = tid % 32;
-    const u32 right = operand_at(shared, BLOCK_N);
+    const u32 right = operand_at(shared, PIECE_BYTES / 16);
     float sums[SUMS], low[SUMS];
     u32 nth = 0;
 #pragma unroll 1
@@ -579,7 +584,7 @@ DEV void consume(const struct shape &s, const struct layout &l, const struct ima
             barrier_wait(shared + l.full + 8 * (i + s.needed - 1), nth & 1);
             const float4 scale = *(const float4 *)(memory + l.scales + nth % 4 * 16);
             if (i < a.count)
-                multiply(sums, low, s, (const u32 *)(memory + l.table), ((shared + l.planes) >> 4) + i * 64, s.pieces * s.length, right);
+                multiply(sums, low, s, {(const u32 *)(memory + l.table), ((shared + l.planes) >> 4) + i * 64, (u32)i * 64, (u32)s.plane, right});
             if (lane < s.needed)
                 barrier_arrive(shared + l.empty + 8 * (i + lane));
             if (i >= a.count)
@@ -617,13 +622,12 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     for (int i = thread; i < s.steps; i += 512) {
-        const struct piece p = piece_of(s, 2 * i), q = piece_of(s, 2 * i + 1);
+        const struct piece p = piece_of(s, max(2 * i - s.odd, 0)), q = piece_of(s, 2 * i - s.odd + 1);
         const int at = p.piece * s.length + p.i * s.pitch + p.j * TAP_W;
-        /* A last piece that has no fellow meets weights of zero there; what lies behind it is finite. */
-        const int lead = q.piece < s.pieces ? q.piece * s.length + q.i * s.pitch + q.j * TAP_W - at : 1;
-        ((u32 *)(memory + l.table))[i] = operand_at(at * 16, lead);
+        const int next = s.odd && i == 0 ? s.pieces * s.length : q.piece * s.length + q.i * s.pitch + q.j * TAP_W;
+        ((u32 *)(memory + l.table))[i] = operand_at(at * 16, next - at);
     }
-    for (int i = thread; i < 2 * s.pieces * s.length; i += 512) /* terms that no image fills */
+    for (int i = thread; i < 2 * s.plane; i += 512) /* terms that no image fills, and zeros */
         ((uint4 *)(memory + l.planes))[i] = make_uint4(0, 0, 0, 0);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
@@ -636,10 +640,10 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     asm volatile("griddepcontrol.wait;" ::: "memory"); /* for the weights */
     const int tid = thread - 256;
     if (tid == 0) {
-        const u8 *from = (const u8 *)weights + (long long)of_n * s.steps * STEP_BYTES;
-        barrier_expect(shared + l.ready, s.steps * STEP_BYTES);
-        for (int i = 0; i < s.steps; i++)
-            load_bytes(shared + i * STEP_BYTES, from + (long long)i * STEP_BYTES, STEP_BYTES, shared + l.ready);
+        const u8 *from = (const u8 *)weights + (long long)of_n * s.total * PIECE_BYTES;
+        barrier_expect(shared + l.ready, s.total * PIECE_BYTES);
+        for (int i = 0; i < s.total; i++)
+            load_bytes(shared + i * PIECE_BYTES, from + i * PIECE_BYTES, PIECE_BYTES, shared + l.ready);
     }
     u32 *const any = (u32 *)(memory + l.parts + 64);
     if (tid == 0)
