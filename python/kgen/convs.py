@@ -189,6 +189,20 @@ def gpu_sizes() -> list[At]:
     return [at for at in dict.fromkeys(made) if at.sound]
 
 
+def gpu_first_sizes() -> list[At]:
+    """First layers: few input channels and no groups or dilation, sizes around the tiles' edges."""
+    dims, outs = (3, 16, 31, 57, 64, 90), (1, 8, 33, 64, 96, 130)
+    kernels = ((3, 3), (7, 7), (11, 11), (5, 5), (4, 4), (5, 3), (8, 8))
+    made = []
+    for i in range(42):
+        kh, kw = kernels[i % 7]
+        made.append(At(1 + i % 3, 2 + i // 2 % 3, dims[i * 5 % 6] + kh, dims[i * 7 % 6 - i % 2] + kw, outs[i * 5 % 6], kh, kw, 1 + i // 3 % 4,
+                       1 + i // 4 % 4, i % 4, i // 4 % 3))  # fmt: skip
+    made += [At(1, 3, 224, 224, 96, 11, 11, 4, 4, 2, 2), At(4, 3, 224, 224, 64, 7, 7, 2, 2, 3, 3), At(2, 3, 112, 112, 64, ph=1, pw=1)]
+    made += [At(300, 3, 5, 5, 8), At(64, 4, 30, 30, 64, 8, 8, 4, 4)]
+    return [at for at in dict.fromkeys(made) if at.sound]
+
+
 def gpu_depthwise_sizes() -> list[At]:
     """Of one channel a group, and of few or many."""
     dims, outs, kernels = (1, 4, 7, 8, 14, 31, 33, 56, 57), (1, 2, 3, 8, 24, 65), ((3, 3), (5, 5), (7, 7), (3, 1), (2, 4), (11, 11), (1, 1))

@@ -373,6 +373,11 @@ def _gpu_convs() -> list[House]:
         House(f"conv/{file}.cu", "conv2d", convs.gpu_sizes, layer, at, tunables={"LAST": last}, dtypes=dtypes, layouts="l" * last)
         for last in (0, 1) for file, dtypes in (("fma", ("float32",)), ("mma", HALVES), ("split", ("float32",)))
     ]  # fmt: skip
+    first, few = At(100, 3, 224, 224, 96, 11, 11, 4, 4, 2, 2), At(2, 3, 30, 26, 24, 5, 4, 2, 2, 1, 1)
+    made += [
+        House("conv/few.cu", "conv2d", convs.gpu_first_sizes, first, few, tunables={"LAST": last}, dtypes=("float32",), layouts="l" * last)
+        for last in (0, 1)
+    ]  # fmt: skip
     return [*made, House("conv/depthwise.cu", "conv2d", convs.gpu_depthwise_sizes, wise, alone)]
 
 

@@ -565,6 +565,9 @@ template <class T> T atomicOr(T *at, T v) {
     return old;
 }
 inline void __threadfence() {}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+    return static_cast<unsigned>(static_cast<unsigned long long>(a) * b >> 32);
+}
 inline int __clz(int x) {
     return x ? __builtin_clz(static_cast<unsigned>(x)) : 32;
 }

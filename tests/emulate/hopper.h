@@ -181,12 +181,15 @@ inline void wgmma_wait_group_sync_aligned(int left) {
 }
 
 /* An operand in shared memory with a swizzle of 128 bytes. Row r and k of 16: K-major, rows of 128
- * bytes in groups of 8; or MN-major, 64 rows side by side, one line of 128 bytes for each k. */
+ * bytes in groups of 8; or MN-major, 64 rows side by side, one line of 128 bytes for each k. Or K-major
+ * without one: rows of 16 bytes in groups of 8, and `leading` to the other eight k. */
 struct Operand {
     const unsigned char *base; /* of shared address 0 */
     u32 start, leading, stride;
-    bool turned;
+    bool turned, plain;
     u32 at(u32 r, u32 k) const {
+        if (plain)
+            return start + r / 8 * stride + k / 8 * leading + r % 8 * 16 + k % 8 * 2;
         return turned ? start + r / 64 * leading + k / 8 * stride + k % 8 * 128 + r % 64 * 2
                       : start + r / 8 * stride + r % 8 * 128 + k * 2;
     }
@@ -194,11 +197,11 @@ struct Operand {
 inline Operand operand(u64 descriptor, bool turned, u32 rows) {
     Operand o{nullptr, static_cast<u32>(descriptor & 0x3fff) << 4,
               static_cast<u32>(descriptor >> 16 & 0x3fff) << 4,
-              static_cast<u32>(descriptor >> 32 & 0x3fff) << 4, turned};
-    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0)
-        emu::fail("wgmma with a swizzle other than 128 bytes, or a base offset, is not emulated");
+              static_cast<u32>(descriptor >> 32 & 0x3fff) << 4, turned, descriptor >> 62 == 0};
+    if (descriptor >> 62 > 1 || (o.plain && turned) || (descriptor >> 49 & 7) != 0)
+        emu::fail("wgmma with a swizzle of 64 or 32 bytes, MN-major without one, or a base offset, is not emulated");
     /* The swizzle stays within 1024 bytes. */
-    const u32 first = o.at(0, 0) & ~1023u, last = o.at(rows - 1, 15) | 1023u;
+    const u32 within = o.plain ? 0 : 1023, first = o.at(0, 0) & ~within, last = o.at(rows - 1, 15) | (within | 1);
     o.base =
         static_cast<const unsigned char *>(emu::shared_pointer(first, last + 1 - first)) - first;
     return o;
@@ -218,10 +221,7 @@ template <float (*widen)(u16)> const float *widened() {
 #define EMULATE_FAST __attribute__((optimize("O2"), no_sanitize("address", "undefined")))
 EMULATE_FAST inline void read_row(const Operand &o, const float *value, u32 r, double (&to)[16]) {
     for (u32 k = 0; k < 16; k++) {
-        const u32 at =
-            o.turned ? o.start + r / 64 * o.leading + k / 8 * o.stride + k % 8 * 128 + r % 64 * 2
-                     : o.start + r / 8 * o.stride + r % 8 * 128 + k * 2;
-        const u32 where = at ^ (at >> 7 & 7) << 4;
+        const u32 at = o.at(r, k), where = o.plain ? at : at ^ (at >> 7 & 7) << 4;
         to[k] = static_cast<double>(value[o.base[where] | o.base[where + 1] << 8]);
     }
 }

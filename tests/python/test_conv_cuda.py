@@ -29,6 +29,9 @@ BUILDS: dict[str, tuple[str, dict[str, int], tuple[str, ...], str]] = {
     "split, last": ("split", {"LAST": 1}, SINGLE, "l"),
     "split, 128": ("split", {"BLOCK_N": 128}, SINGLE, "c"),
     "split, 64 last": ("split", {"BLOCK_N": 64, "LAST": 1}, SINGLE, "l"),
+    "few": ("few", {}, SINGLE, "cis"),
+    "few, wide": ("few", {"TAP_W": 2, "TILES": 2, "BLOCK_N": 64}, SINGLE, "c"),
+    "few, last": ("few", {"LEFT": 1, "LAST": 1}, SINGLE, "l"),
     "mma": ("mma", {}, HALVES, "cis"),
     "mma, last": ("mma", {"LAST": 1}, HALVES, "l"),
     "mma, large": ("mma", {"BLOCK_O": 128, "WARPS_P": 4}, HALVES, "c"),
@@ -47,7 +50,7 @@ SIZES = (
 
 def judged(build: str, trials: list[Any], **how: Any) -> spread.Evidence:
     name, chosen, _, _ = BUILDS[build]
-    if name == "split" and torch.cuda.get_device_capability(GPU)[0] != 9:
+    if name in ("split", "few") and torch.cuda.get_device_capability(GPU)[0] != 9:
         pytest.skip("for sm_90")
     path, contract = kernels_dir() / "conv" / f"{name}.cu", canonical_contract("conv2d").decode()
     about = _libkgen.candidate_check(contract, path.read_bytes(), path.name)["tunables"]
@@ -63,11 +66,12 @@ def test_values(build: str) -> None:
     aligns = (64, 16, 4)
     trials = [
         convs.trial("conv2d", dtypes[i % len(dtypes)], at, ("bias",) if i % 2 else (), layout=layouts[i % len(layouts)], align=aligns[i % 3])
-        for i, at in enumerate(SIZES)
+        for i, at in enumerate(SIZES if not build.startswith("few") else convs.gpu_first_sizes())
     ]
     found = judged(build, trials)
-    # Those that torch does not take for channels last, and of split.cu those with groups and of a single term.
-    assert len(found.skipped) <= 6, found.skipped
+    # Those that torch does not take for channels last, of split.cu those with groups and of a single term, and of few.cu those
+    # that do not fit or are not as wide as its places.
+    assert len(found.skipped) <= (6 if not build.startswith("few") else len(trials) - 10), found.skipped
 
 
 @pytest.mark.parametrize("rows", [4, 1])
@@ -81,7 +85,7 @@ def test_depthwise(rows: int) -> None:
     assert found.verdict == "pass" and not found.skipped, found.message
 
 
-@pytest.mark.parametrize("build", ["fma", "fma, last", "mma", "mma, last", "split", "split, last"])
+@pytest.mark.parametrize("build", ["fma", "fma, last", "mma", "mma, last", "split", "split, last", "few", "few, last"])
 def test_epilogues(build: str) -> None:
     _, _, dtypes, layouts = BUILDS[build]
     at, layout = At(2, 12, 13, 10, 24, 3, 3, 1, 2, 1, 1), layouts[0]

@@ -86,6 +86,10 @@ def conv2d_calls(dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
                 "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1, "channels_last": last}  # fmt: skip
         yield "plain", Call("conv2d", args)
         yield "gelu", Call("conv2d", args, GELU)
+        first = {"input": torch.empty((8, 3, 112, 112), dtype=dtype).to(memory_format=form),
+                 "weight": torch.empty((96, 3, 11, 11), dtype=dtype).to(memory_format=form), "stride": [4, 4], "padding": [2, 2]}  # fmt: skip
+        yield "plain", Call("conv2d", args | first)
+        yield "gelu", Call("conv2d", args | first, GELU)
     args = {"input": torch.empty((8, 64, 28, 28), dtype=dtype), "weight": torch.empty((64, 1, 3, 3), dtype=dtype), "bias": None,
             "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 64, "channels_last": False}  # fmt: skip
     yield "plain", Call("conv2d", args)

@@ -91,7 +91,7 @@ def run(name: str, calls: list[Call], tunables: dict[str, int], text: str | None
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(outputs[: len(calls)], outputs[len(calls) :], strict=True))
 
 
-DTYPES = {"fma": (F32,), "mma": (BF16, F16), "split": (F32,), "depthwise": (F32, BF16, F16)}
+DTYPES = {"fma": (F32,), "mma": (BF16, F16), "split": (F32,), "few": (F32,), "depthwise": (F32, BF16, F16)}
 # Way: source, tunables, layouts of the operands.
 WAYS: dict[str, tuple[str, dict[str, int], str]] = {
     "fma": ("fma", {}, "cs"),
@@ -105,20 +105,52 @@ WAYS: dict[str, tuple[str, dict[str, int], str]] = {
     "split, last": ("split", {"LAST": 1}, "l"),
     "split, 128": ("split", {"BLOCK_N": 128}, "c"),
     "split, 64": ("split", {"BLOCK_N": 64, "LAST": 1}, "l"),
+    "few": ("few", {}, "cs"),
+    "few, last": ("few", {"LEFT": 1, "LAST": 1}, "l"),
+    "few, wide": ("few", {"TAP_W": 2, "TILES": 2, "BLOCK_N": 64}, "cs"),
+    "few, wider": ("few", {"TAP_W": 3, "TILES": 2, "BLOCK_N": 64, "LAST": 1}, "l"),
     "mma, 16 channels": ("mma", {"BLOCK_O": 16, "WARPS_O": 1, "WARPS_P": 4, "STAGES": 4, "LAST": 1}, "l"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", [maybe_slow(w in ("fma", "mma, last", "split"), w) for w in WAYS])
+# Of few channels, without dilation: columns that a last place does without, a kernel smaller than its stride, rows of one
+# place, many short rows in a slot, several tiles of channels, more tiles than slots.
+FEW: dict[str, Shape] = {
+    "odd": (3, 1, 13, 11, 70, 5, 4, (2, 1), (1, 2), ONE, 1),
+    "strided": (2, 3, 40, 33, 20, 11, 11, (4, 4), (2, 2), ONE, 1),
+    "first": (1, 3, 24, 24, 8, 7, 7, (2, 2), (3, 3), ONE, 1),
+    "flat": (2, 4, 7, 90, 100, 3, 9, (3, 2), (0, 5), ONE, 1),
+    "sparse": (2, 4, 23, 20, 130, 2, 2, (3, 5), (1, 0), ONE, 1),
+    "thin": (7, 2, 50, 3, 5, 3, 3, ONE, ONE, ONE, 1),
+    "patches": (2, 3, 16, 24, 33, 6, 6, (6, 6), NONE, ONE, 1),
+    "plain": (2, 8, 15, 28, 20, 3, 3, ONE, ONE, ONE, 1),
+    "point": (19, 4, 5, 5, 8, 5, 5, ONE, NONE, ONE, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", [maybe_slow(w in ("fma", "mma, last", "split", "few"), w) for w in WAYS])
 def test_values(way: str) -> None:
     torch.manual_seed(0)
     name, tunables, layouts = WAYS[way]
+    shapes = FEW if name == "few" else SHAPES
     for dtype in DTYPES[name]:
-        calls = [call(s, dtype, layout, bias=i % 2 == 0) for layout in layouts for i, s in enumerate(SHAPES.values())]
+        calls = [call(s, dtype, layout, bias=i % 2 == 0) for layout in layouts for i, s in enumerate(shapes.values())]
         calls = [c for c in calls if c.args["channels_last"] == bool(tunables.get("LAST"))]
+        calls = [c for c in calls if name != "few" or tunables.get("TAP_W", 1) * c.args["stride"][1] < c.args["weight"].shape[3] + c.args["stride"][1]]
         calls = [c for c in calls if name != "split" or c.args["groups"] == 1 and c.args["weight"][0].numel() >= 16]
-        assert len(calls) >= len(SHAPES) - 3
+        assert len(calls) >= len(shapes) - 3
         run(name, calls, tunables)
+
+
+@pytest.mark.parametrize("name, tunables", [maybe_slow(n == "odd", n, t) for n, t in (
+    ("odd", {"TILES": 2}), ("strided", {}), ("strided", {"TAP_W": 2, "LEFT": 1, "TILES": 2}), ("first", {"TAP_W": 2, "BLOCK_N": 64}),
+    ("flat", {"LEFT": 1}), ("patches", {"TILES": 2}), ("plain", {"TAP_W": 3}))])  # fmt: skip
+def test_few_of_one_size(name: str, tunables: dict[str, int]) -> None:
+    """Their constants are the compiler's then: other stores, other groups of steps."""
+    torch.manual_seed(6)
+    c = call(FEW[name], F32, "s" if name == "odd" else "c", program=RESIDUAL if name == "odd" else "")
+    for backwards in (False, True):
+        holds(c, emulate(source("conv/few.cu"), [c], tunables, any_size=False, backwards=backwards, sms=2)[0][0])
 
 
 DEPTHWISE: dict[str, Shape] = {
@@ -144,19 +176,20 @@ def test_depthwise(any_size: bool) -> None:
                 holds(c, got)
 
 
-@pytest.mark.parametrize("name, last", [("fma", 0), ("mma", 1), pytest.param("split", 0, marks=pytest.mark.slow), ("split", 1)])
+@pytest.mark.parametrize("name, last", [("fma", 0), ("mma", 1), pytest.param("split", 0, marks=pytest.mark.slow), ("split", 1), ("few", 0)])
 @pytest.mark.parametrize("epilogue", ["gelu", "residual"])
 def test_epilogues(name: str, last: int, epilogue: str) -> None:
     torch.manual_seed(1)
     program = {"gelu": GELU, "residual": RESIDUAL}[epilogue]
-    calls = [call(SHAPES[s], DTYPES[name][0], "l" if last else "c", True, program) for s in ("plain", "odd", "groups" if name != "split" else "first")]
+    shapes, third = (FEW if name == "few" else SHAPES), "first" if name in ("split", "few") else "groups"
+    calls = [call(shapes[s], DTYPES[name][0], "l" if last else "c", True, program) for s in ("plain", "odd", third)]
     run(name, calls, {"LAST": last})
 
 
-@pytest.mark.parametrize("name", ["fma", "mma", "split"])
+@pytest.mark.parametrize("name", ["fma", "mma", "split", "few"])
 def test_not_finite(name: str) -> None:
     torch.manual_seed(2)
-    c = call(SHAPES["odd"], DTYPES[name][0])
+    c = call((2, 5, 13, 11, 70, 3, 2, (2, 1), (1, 2), ONE, 1) if name == "few" else SHAPES["odd"], DTYPES[name][0])
     x = c.args["input"]
     x[0, 1, 2, 3], x[0, 2, 9, 9], x[0, 3, 12, 0] = torch.nan, torch.inf, -torch.inf
     run(name, [c], {})
@@ -165,22 +198,25 @@ def test_not_finite(name: str) -> None:
 def stray_calls() -> list[Call]:
     """Images and weights that two planes cannot hold: sizes that make up for each other, tiny ones, one element far below
     the others, NaN and infinities; each beside plain ones."""
-    wide = call((4, 8, 9, 10, 20, 3, 3, ONE, ONE, ONE, 1), F32)
+    wide = call((4, 8, 9, 10, 20, 3, 3, ONE, ONE, ONE, 1), F32, bias=False)
     x, w = wide.args["input"], wide.args["weight"]
     x[1] *= torch.logspace(-15, 15, 8)[:, None, None]
     w[5] *= torch.logspace(15, -15, 8)[:, None, None]
     w[7, 0, 0, 0] = 1e-14
     x[2] *= 1e-36
+    x[3, 0] *= 1e-12  # all that a channel sees of an image with larger ones
+    w[9, 1:] = 0
     special = call((3, 3, 12, 12, 9, 3, 3, (2, 2), ONE, ONE, 1), F32)
     special.args["input"][1, 0, 3, 3], special.args["weight"][4, 1, 1, 1] = torch.inf, torch.nan
     return [wide, special]
 
 
-def test_strays_are_exact() -> None:
+@pytest.mark.parametrize("name", ["split", "few"])
+def test_strays_are_exact(name: str) -> None:
     """Each image and each channel by itself."""
     torch.manual_seed(4)
     calls = stray_calls()
-    for c, (got,) in zip(calls, emulate(source("conv/split.cu"), calls, {}, sms=2), strict=True):
+    for c, (got,) in zip(calls, emulate(source(f"conv/{name}.cu"), calls, {}, sms=2), strict=True):
         exact, theirs = computed(c.args, torch.float64), computed(c.args, F32).double()
         assert torch.equal(torch.isfinite(got), torch.isfinite(theirs)) and torch.equal(torch.isnan(got), torch.isnan(theirs))
         for n in range(exact.shape[0]):
@@ -208,25 +244,49 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "no image is a stray": ("strays", "return hopeless(s.tops[image]) || s.misfits[image] > (u64)elements;", "return false;"),
     "losses do not count": ("strays", "x == 0 || d < 28 ? 0 :", "true ? 0 :"),
     "no weight is a stray": ("strays", "= hopeless(top) || *losses > (u64)all", "= 0"),
+    "few: the corrections are forgotten": ("few", "fmaf(low[i + e], 1.0f / LOW_SCALE, sums[i + e])", "sums[i + e]"),
+    "few: the low plane of weights is the high one": ("few", "whole(b[i] + BLOCK_N)", "whole(b[i])"),
+    "few: a slot is filled before it is free": ("few", "barrier_wait(shared + l.empty + 8 * slot, nth & 1 ^ 1);", ";"),
+    "few: a slot is let go too early": ("few", "barrier_init(shared + l.empty + 8 * i, 4 *", "barrier_init(shared + l.empty + 8 * i, 1 *"),
+    "few: a tile does not wait for its slots": ("few", "barrier_wait(shared + l.full + 8 * (i + s.needed - 1), nth & 1);", ";"),
+    "few: a tile that is not there keeps its slots": ("few", "            if (lane < s.needed)", "            if (lane < s.needed && i < a.count)"),
+    "few: weights are not waited for": ("few", "barrier_init(shared + l.ready, 1);", "barrier_init(shared + l.ready, 1), barrier_arrive(shared + l.ready);"),
+    "few: rows below the image are read": ("few", "(u32)(of.y + row) < (u32)g.h", "of.y + row >= 0"),
+    "few: what hangs over is a pixel": ("few", "p.row < s.oh && p.column < s.ow", "p.row < s.oh"),
+    "few: the short columns are last": ("few", "const int last = s.kw - (s.taps_w - 1) * s.columns, column = nth + last;", "const int last = s.columns, column = nth + last;"),
+    "few: pieces that a last place lacks are counted": ("few", "return {s.cut + left / wide", "return {left / wide"),
+    "few: the other eight terms are those behind": ("few", "operand_at(at * 16, next - at)", "operand_at(at * 16, 1)"),
+    "few: an odd piece meets no zeros": ("few", "i == 0 && s.odd ? o.tile << 16 : 0", "i < 0 ? 1 : 0"),
+    "few: half of a scale is not undone": ("few", "(scale.y * g.y)", "g.y"),
+    "few: losses do not count": ("few strays", "x == 0 || d < 28 ? 0 :", "true ? 0 :"),
+    "few: no place is a stray": ("few strays", "by.back.y, stray ? 1.0f", "by.back.y, false ? 1.0f"),
+    "few: no weight is a stray": ("few strays", "lost_all || *losses > (u64)all ? 1.0f", "false ? 1.0f"),
+    "few: the least is not looked for": ("few strays", "exponent(x.least + 1) >= 28", "exponent(x.least + 1) >= 280"),
     "rows below the image are read": ("depthwise", "(u32)y < (u32)v.h && ", "y >= 0 && y <= v.h && "),
     "a channel of another group": ("depthwise", "o / fold * x1", "o % (channels / fold) * x1"),
     "a stage is not waited for": ("mma, last", '"n"(STAGES - 2)', '"n"(STAGES - 1)'),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", [maybe_slow(m in ("no dilation", "a barrier is missing", "losses do not count", "a stage is let go too early"), m) for m in MUTANTS])
+QUICK = ("no dilation", "a barrier is missing", "losses do not count", "a stage is let go too early", "few: a slot is filled before it is free",
+         "few: no place is a stray", "few: pieces that a last place lacks are counted", "few: what hangs over is a pixel")  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", [maybe_slow(m in QUICK, m) for m in MUTANTS])
 def test_mutants_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(3)
     way, old, new = MUTANTS[mutant]
-    if way == "strays":
-        monkeypatch.setitem(globals(), "source", lambda _: source_of("conv/split.cu", (old, new)))
+    if way.endswith("strays"):
+        name = "few" if way == "few strays" else "split"
+        text = source_of(f"conv/{name}.cu", (old, new))
+        monkeypatch.setitem(globals(), "source", lambda _: text)
         with pytest.raises(AssertionError):
-            test_strays_are_exact()
+            test_strays_are_exact(name)
         return
     name, tunables, layouts = ("depthwise", {}, "c") if way == "depthwise" else WAYS[way]
-    named = {"depthwise": ("odd",), "split": ("odd", "long", "wide")}.get(name, ("odd", "groups", "wide"))
-    shapes = DEPTHWISE if name == "depthwise" else SHAPES
-    calls = [call(shapes[s], DTYPES[name][0], layouts[0]) for s in named]
+    named = {"depthwise": ("odd",), "split": ("odd", "long", "wide"), "few": ("plain", "strided", "flat", "point")}.get(name, ("odd", "groups", "wide"))
+    shapes = {"depthwise": DEPTHWISE, "few": FEW}.get(name, SHAPES)
+    calls, text = [call(shapes[s], DTYPES[name][0], layouts[0]) for s in named], source_of(f"conv/{name}.cu", (old, new))
     with pytest.raises((AssertionError, EmulatorError)) as e:
-        run(name, calls, tunables, source_of(f"conv/{name}.cu", (old, new)))
+        run(name, calls, tunables, text)
     assert "error:" not in str(e.value), f"the mutant does not compile: {e.value}"
