@@ -174,6 +174,7 @@ def _asked(args: argparse.Namespace, options: Options) -> dict[str, Any]:
         "proposer": whom.proposer if whom else "builtin", "strategy": whom.strategy if whom else None,
         "llm": llm.get("model"), "effort": llm.get("effort"), "temperature": llm.get("temperature"), "budget": args.budget,
         "device": args.device, "precision": options.precision, "note": whom.notes if whom else None,
+        "target_share": whom.target_share if whom else None,
     }  # fmt: skip
 
 

@@ -207,6 +207,20 @@ TEST(loop_refine_learns_from_verdicts) {
     kg_buf_free(&w.prompts);
 }
 
+/* The roofline is at 100: 500 is a fifth of it, which is asked for here. */
+TEST(loop_ends_at_the_share_that_was_asked_for) {
+    world w = {.answer = learns};
+    kg_loop_result r;
+    kg_error err;
+    kg_loop_options o = {.strategy = "refine", .target_share = 0.2};
+    CHECK_OK(run(&w, o, 1, &r, &err), err);
+    CHECK_INT(w.asked, 3);
+    CHECK_NEAR(winner_time(&r), 500, 0);
+    CHECK_HAS(r.ended_by, "as near to the roofline as was asked for");
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
+}
+
 /* Always the same failure, each time in another file. */
 static char *never_learns(world *w, int n, const char *user) {
     char text[1024];
