@@ -1,6 +1,6 @@
 /* Chat completions from an OpenAI-compatible endpoint: several questions in flight on a thread of
  * its own, retries, and a budget that is never exceeded because the worst case of every request is
- * reserved before it is sent.
+ * reserved before it is sent; a stream that goes on past it is cut.
  *
  * The key comes from the environment alone; wherever it turns up in what a server says it is
  * replaced by "[key]" before anybody sees it. What costs and what came is told through hooks before

@@ -210,6 +210,7 @@ static int send(kg_llm *c, question *q, kg_error *err) {
         q->attempt++;
         q->began_ns = kg_now_ns();
         q->sent_with = c->dialect;
+        q->stream.max_tokens = c->dialect.max_tokens;
         rc = kg_http_start(c->http, &r, err);
     }
     kg_buf_free(&body);
@@ -359,6 +360,16 @@ static bool same_dialect(const kg_llm_dialect *a, const kg_llm_dialect *b) {
            a->stream_usage == b->stream_usage && a->max_tokens == b->max_tokens;
 }
 
+/* Of what may have been billed. Who went on past max_tokens bills more than was reserved, and the
+ * budget is to know. */
+static kg_spend cost_of(const kg_llm *c, const question *q) {
+    const kg_llm_stream *s = &q->stream;
+    if (!s->overrun)
+        return s->usage.known ? kg_llm_cost(c->o, &s->usage) : q->worst;
+    int64_t written = kg_llm_stream_tokens(s), most = q->sent_with.max_tokens;
+    return kg_llm_worst(c->o, written > most ? written : most, prompt_bytes(q));
+}
+
 static void handle(kg_llm *c, const kg_http_result *r) {
     question *q = r->ctx;
     kg_llm_outcome o;
@@ -372,7 +383,7 @@ static void handle(kg_llm *c, const kg_http_result *r) {
     if (o.end == KG_LLM_ANSWERED)
         c->proven = true;
     if (o.paid)
-        cost = q->stream.usage.known ? kg_llm_cost(c->o, &q->stream.usage) : q->worst;
+        cost = cost_of(c, q);
     settle(c, q, &cost);
     bool again = may_repeat(c, q, &o, r->retry_after_ms);
     if (o.end != KG_LLM_ANSWERED && c->deadline_ns && kg_now_ns() >= c->deadline_ns)

@@ -232,6 +232,38 @@ def test_200_megabytes_are_not_swallowed() -> None:
     assert reply["charged"]["tokens"] == out["sent"][0]["reserved"]["tokens"]
 
 
+@pytest.mark.parametrize("where", ["content", "reasoning_content"])
+def test_a_stream_that_goes_on_past_max_tokens_is_cut(where: str) -> None:
+    with serve(Step("runaway", text="x" * 500, field_name=where)) as server:
+        out = ask(server, n=2, in_flight=1, tokens=6000)
+        time.sleep(0.1)  # it learns of it by its next write
+    first, second = out["replies"]
+    assert first["end"] == "failed" and len(server.seen) == 1 and out["attempts"] == []
+    assert re.search("ignores max_tokens: it was cut at some 5[0-9]{3} tokens, where 1000 were asked for", first["message"])
+    # It is spent with what was written beyond the reservation, so nothing more fits into the budget.
+    assert first["charged"]["tokens"] >= 5000 > out["sent"][0]["reserved"]["tokens"]
+    assert second["end"] == "no_budget" and second["charged"]["calls"] == 0
+    assert server.streamed < 40 << 20  # what fits into sockets, and no stream without end
+
+
+def test_a_server_that_counts_past_max_tokens_while_it_streams_is_cut() -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 1100}
+    with serve(Step("runaway", text="x", usage=usage)) as server:
+        reply = one(server)
+    assert reply["end"] == "failed" and "cut at some 1100 tokens, where 1000 were asked for" in reply["message"]
+    assert reply["charged"]["tokens"] > 1100 and len(server.seen) == 1
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 9, "completion_tokens": 1200}])
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_whole_is_not_cut(stream: bool, usage: Body | None) -> None:
+    """15 bytes a token are more than any text has; and what came to its end is paid for, whatever it was counted at."""
+    text = "x" * 15000
+    with serve(Step(text=text, usage=usage)) as server:
+        reply = one(server, stream=stream)
+    assert (reply["end"], reply["answer"]) == ("answered", text)
+
+
 @pytest.mark.parametrize(
     ("step", "limit", "words"),
     [
