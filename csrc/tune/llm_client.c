@@ -57,7 +57,8 @@ struct kg_llm {
     int64_t hold_until_ns, deadline_ns;
     uint64_t random;
     bool proven;
-    char fatal[512]; /* empty: none */
+    char fatal[512];  /* empty: none */
+    bool unreachable; /* why it is fatal */
 };
 
 void kg_llm_reply_free(kg_llm_reply *r) {
@@ -127,7 +128,8 @@ static void fill_reply(kg_llm *c, question *q, const kg_llm_outcome *o, const kg
                         .tool_calls = q->stream.tool_calls,
                         .usage = q->stream.usage,
                         .charged = *cost,
-                        .attempt = q->attempt};
+                        .attempt = q->attempt,
+                        .unreachable = o->unreachable};
     if (q->began_ns)
         r->seconds = (double)(kg_now_ns() - q->began_ns) * 1e-9;
     snprintf(r->id, sizeof r->id, "%s", q->id);
@@ -155,11 +157,14 @@ static bool end_attempt(kg_llm *c, question *q, const kg_llm_outcome *o, const k
     fill_reply(c, q, o, cost, &a->reply);
     if (c->hooks.ended && c->hooks.ended(c->hooks.ctx, &a->reply, final, &err)) {
         a->reply.end = KG_LLM_FATAL;
+        a->reply.unreachable = false;
         snprintf(a->reply.message, sizeof a->reply.message, "%s", err.msg);
         final = true;
     }
-    if (a->reply.end == KG_LLM_FATAL && final && !c->fatal[0])
+    if (a->reply.end == KG_LLM_FATAL && final && !c->fatal[0]) {
         snprintf(c->fatal, sizeof c->fatal, "%s", a->reply.message);
+        c->unreachable = a->reply.unreachable;
+    }
     if (!final) {
         kg_llm_reply_free(&a->reply);
         free(a);
@@ -172,7 +177,7 @@ static bool end_attempt(kg_llm *c, question *q, const kg_llm_outcome *o, const k
 
 static void refuse(kg_llm *c, question *q, kg_llm_end end, const char *message) {
     static const kg_spend nothing = {0};
-    kg_llm_outcome o = {.end = end};
+    kg_llm_outcome o = {.end = end, .unreachable = c->fatal[0] && c->unreachable};
     q->attempt = 0; /* nothing was sent: what earlier attempts cost is told already */
     snprintf(o.message, sizeof o.message, "%s", message);
     end_attempt(c, q, &o, &nothing, true);

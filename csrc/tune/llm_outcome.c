@@ -35,17 +35,18 @@ static void judge_failure(const kg_llm_options *o, const kg_http_result *r, bool
     case KG_HTTP_RESOLVE:
     case KG_HTTP_CONNECT:
         out->paid = false;
-        say(out, proven ? KG_LLM_FAILED : KG_LLM_FATAL, "%s cannot be reached: %s", o->host,
-            r->message);
-        return;
+        out->unreachable = true;
+        break;
     case KG_HTTP_STOPPED:
         out->again = false;
         say(out, KG_LLM_FAILED, "%s sent more than %d MB for one answer", o->host,
             KG_LLM_MAX_BODY >> 20);
         return;
     default:
-        say(out, !r->sent && !proven ? KG_LLM_FATAL : KG_LLM_FAILED, "%s: %s", o->host, r->message);
+        out->unreachable = !r->sent;
     }
+    say(out, out->unreachable && !proven ? KG_LLM_FATAL : KG_LLM_FAILED,
+        out->unreachable ? "%s cannot be reached: %s" : "%s: %s", o->host, r->message);
 }
 
 /* One line of what the server said. */

@@ -18,6 +18,7 @@ from typing import Any
 from . import _libkgen
 from ._paths import kernels_dir
 from .errors import BadInput
+from .interrupts import stoppable
 
 PROPOSERS = ("builtin", "llm", "files", "mcp")
 STRATEGIES = ("refine", "branch")
@@ -141,6 +142,14 @@ def from_args(args: argparse.Namespace, budget: Budget) -> Asking | None:
     return Asking(
         proposer, args.strategy or "refine", llm, args.in_flight or 0, args.note, "\n".join(texts) or None, names, target_share
     )
+
+
+def reach(asking: Asking | None) -> None:
+    """EnvironmentLacks when a model is to be asked and its endpoint cannot be reached: before a capture and oracles are
+    paid for with minutes. Asks nothing."""
+    if asking is not None and asking.llm is not None:
+        with stoppable():
+            _libkgen.llm_reach(asking.llm)
 
 
 def _limits(budget: Budget) -> dict[str, Any]:

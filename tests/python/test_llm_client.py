@@ -17,7 +17,7 @@ from llm_server import Body, LlmServer, Seen, Step, self_signed, serve, tokens
 
 from kgen import _libkgen, asking
 from kgen._paths import kernels_dir
-from kgen.errors import BadInput, KgenError
+from kgen.errors import BadInput, EnvironmentLacks, KgenError
 
 KEY = "sk-test-0123456789abcdef"
 PRICES = str(kernels_dir() / "prompts" / "prices.json")
@@ -292,6 +292,28 @@ def test_nobody_there() -> None:
     assert reply["charged"] == {"calls": 0, "tokens": 0, "nano_usd": 0}
 
 
+def test_whether_an_endpoint_is_there_is_seen_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")  # none is sent, and none is needed
+    with serve(GOOD) as server:
+        _libkgen.llm_reach(options(server))  # it knows no GET, and answers 404
+        assert server.seen == []
+        there = server.url
+    for url, said in ((there, "cannot be reached"), ("http://nowhere.invalid/v1", "cannot be reached")):
+        with pytest.raises(EnvironmentLacks, match=f"{url.rpartition('/')[0]} {said}"):
+            _libkgen.llm_reach(options(endpoint=url))
+
+
+@pytest.mark.alone
+def test_a_server_that_is_busy_is_there() -> None:
+    """It takes the connection and says nothing, as one that answers somebody else."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen(4)
+        start = time.monotonic()
+        _libkgen.llm_reach(options(endpoint=f"http://127.0.0.1:{s.getsockname()[1]}/v1"))
+        assert time.monotonic() - start < 4
+
+
 @pytest.mark.alone
 def test_a_connection_that_does_not_come_about() -> None:
     """A host that drops what arrives: a listener whose queue is full."""
@@ -305,6 +327,8 @@ def test_a_connection_that_does_not_come_about() -> None:
         start = time.monotonic()
         reply = ask(None, endpoint=f"http://127.0.0.1:{s.getsockname()[1]}/v1", connect_ms=300, retries=0)["replies"][0]
         took = time.monotonic() - start
+        with pytest.raises(EnvironmentLacks, match="cannot be reached"):
+            _libkgen.llm_reach(options(endpoint=f"http://127.0.0.1:{s.getsockname()[1]}/v1", connect_ms=300))
         for one in waiting:
             one.close()
     assert reply["end"] == "fatal" and re.search("timed? ?out", reply["message"], re.IGNORECASE), reply
@@ -317,6 +341,9 @@ def test_tls(tmp_path: Path) -> None:
     with serve(GOOD, certificate=both) as server:
         reply = one(server)
         assert reply["end"] == "fatal" and "--ca" in reply["message"] and server.seen == []
+        with pytest.raises(BadInput, match="--ca FILE"):
+            _libkgen.llm_reach(options(server))
+        _libkgen.llm_reach(options(server, ca=str(cert)))
         assert one(server, ca=str(cert))["answer"] == GOOD.text
         plain = ask(None, endpoint=server.url.replace("https", "http"), retries=0)["replies"][0]
         assert plain["end"] != "answered"
