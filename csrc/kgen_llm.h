@@ -18,4 +18,8 @@ KGEN_API int kgen_llm_ask(const char *options, const char *questions, char **jso
  * the options as they are understood, without asking anybody. */
 KGEN_API int kgen_llm_check(const char *options, char **json, char *err, size_t nerr);
 
+/* Whether the endpoint of these options can be reached: asks no model, sends no key, costs nothing.
+ * A negative status says why not. */
+KGEN_API int kgen_llm_reach(const char *options, char *err, size_t nerr);
+
 #endif

@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ MOST_BYTES = 200_000
 FOLDERS = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|mnt|data|Users|var)/[\w.-]+")
 
 
+def rounds(prompts: Sequence[trajectories.Entry]) -> int:
+    return max((e["turn"] + 1 if e["prompt_kind"] != "ideas" else e["line"] for e in prompts), default=0)
+
+
+def first_right(
+    entries: Sequence[trajectories.Entry], prompts: Sequence[trajectories.Entry], outcomes: dict[str, trajectories.Entry]
+) -> int | None:
+    """The round of the first Candidate, in the order in which they came, that passed whatever it was judged by, be it not
+    every set of inputs; None: there is none."""
+    asked = [e["id"] for e in prompts]
+    for e in entries:
+        if e["kind"] == "candidate" and outcomes[e["name"]]["verdict"] == "pass":
+            return rounds(prompts[: asked.index(e["prompt"]) + 1])
+    return None
+
+
 def provenance(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     asked = read_json(run / "run.json", runs.KEYS)
     entries = read_journal(run / "journal.jsonl")
@@ -40,17 +57,17 @@ def provenance(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     machine = loops[-1].get("options", {}).get("machine") or next((e["text"] for e in entries if e["kind"] == "machine"), "")
     gates = runs.gates(entries)
     verdicts: dict[str, int] = {}
-    outcomes = list(trajectories.outcomes(entries).values())
-    first = next((i for i, o in enumerate(outcomes, 1) if o["verdict"] == "pass"), None)
+    by_name = trajectories.outcomes(entries)
+    outcomes = list(by_name.values())
     for one in outcomes:
         verdicts[str(one["verdict"])] = verdicts.get(str(one["verdict"]), 0) + 1
     return {
         "format": 1, "task": asked["model"], "sha256": asked["sha256"], "created": asked["created"], "torch": asked["torch"],
         "proposer": asked["proposer"], "strategy": asked["strategy"], "answered_by": args.answered_by, "saw": args.saw,
         "note": args.note, "machine": machine.strip().splitlines(), "prompts": len(prompts),
-        "rounds": max((e["turn"] + 1 if e["prompt_kind"] != "ideas" else e["line"] for e in prompts), default=0),
+        "rounds": rounds(prompts),
         "answers": found.calls, "tokens": found.tokens, "minutes": round(found.minutes, 1), "candidates": found.candidates,
-        "first_right": found.first_right or first, "verdicts": verdicts, "finished": (run / "result.json").is_file(),
+        "first_right": first_right(entries, prompts, by_name), "verdicts": verdicts, "finished": (run / "result.json").is_file(),
         "best_ns": min((sum(o["time_ns"]) for o in outcomes if o["time_ns"]), default=None),
         "gate": [{k: g[k] for k in ("case", "passed", "reason", "baseline", "kgen_ns", "speedup", "noisy")} for g in gates],
     }  # fmt: skip

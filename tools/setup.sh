@@ -2,8 +2,9 @@
 # Sets up what `make demo` and `make test` need on Debian 12 and Ubuntu 24.04: system packages that are
 # really absent (the apt line is shown before it runs; without root it is only shown, exit code 3), and
 # .venv with a torch (for CUDA where there is a GPU), or with the torch that the present Python already has, offline too.
-# Refuses to touch anything outside .venv except through that one apt line.
-#   tools/setup.sh demo|test     test adds pytest, xdist, hypothesis, mcp, matplotlib, clang-format and NVRTC
+# Refuses to touch anything outside .venv except through apt lines that it shows.
+#   tools/setup.sh demo|test     test adds pytest, xdist, hypothesis, mcp, matplotlib, clang-format, NVRTC, and
+#                                Chromium where apt has it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -174,6 +175,31 @@ sys.exit(not any(glob.glob(p + "/nvidia/*/lib/libnvrtc.so.*") for p in sys.path 
         say "going on without NVRTC: tests/python/test_cuda_sources.py will be skipped"
 }
 
+# The report's page is looked at in a browser (tests/python/browser.py has the same names). Nothing else needs it, so
+# nothing is said to be lacking. Ubuntu has it as a snap alone, and apt no candidate.
+install_browser() {
+    local name without="the screenshot test of the report will be skipped"
+    [ -z "${KGEN_CHROMIUM:-}" ] || return 0
+    for name in chromium chromium-browser google-chrome chrome headless_shell; do
+        have "$name" && return 0
+    done
+    if ! have apt-get || ! apt-cache policy chromium 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+        say "no Chromium is here, and apt has none: $without"
+        return 0
+    fi
+    local line="apt-get install -y --no-install-recommends chromium"
+    if [ "$(id -u)" != 0 ]; then
+        say "no Chromium is here: $without; as root: $line"
+        return 0
+    fi
+    say "not here: chromium (120 MB to fetch, 400 MB then). Running: $line"
+    # Only what fetches it is ended after a minute: dpkg would leave a half behind.
+    # shellcheck disable=SC2086
+    if ! { timeout 60 $line -qq --download-only && $line -qq; } >/dev/null 2>&1; then
+        say "going on without Chromium: $without"
+    fi
+}
+
 # A path file, not pip install -e: it needs no network and no build.
 install_kgen() {
     echo "$PWD/python" >"$(site_packages)/kgen.pth"
@@ -192,6 +218,7 @@ case $goal in demo | test) ;; *) echo "usage: tools/setup.sh demo|test" >&2; exi
 install_packages
 install_python_packages
 [ "$goal" = demo ] || install_nvrtc
+[ "$goal" = demo ] || install_browser
 install_kgen
 touch "$venv/.kgen-$goal"
 [ "$goal" = demo ] || touch "$venv/.kgen-demo"

@@ -200,3 +200,16 @@ int kgen_llm_check(const char *options, char **json, char *err, size_t nerr) {
     kg_json_free(given);
     return give(rc, result, json, &e, err, nerr);
 }
+
+int kgen_llm_reach(const char *options, char *err, size_t nerr) {
+    kg_error e = {0};
+    kg_json *given = NULL;
+    kg_llm_options o = {0};
+    int64_t deadline_ms;
+    int rc = read_options(options, &given, &o, &deadline_ms, &e);
+    if (!rc)
+        rc = kg_llm_reach(&o, &e);
+    kg_llm_options_free(&o);
+    kg_json_free(given);
+    return kg_give(rc, &e, err, nerr);
+}

@@ -132,6 +132,9 @@ static int read_loop(const kg_json *json, loop_json *out, kg_error *err) {
     if (!rc && kg_json_get(json, "target_share"))
         rc = kg_json_double(kg_json_get(json, "target_share"), "target_share", &out->target_share,
                             err);
+    if (!rc && !(out->target_share >= 0 && out->target_share <= 1))
+        rc = kg_fail(err, KG_EINVAL, "target_share is %g; give 0 (the default) to 1",
+                     out->target_share);
     out->target = strcmp(target, "cuda") == 0 ? KG_CUDA : KG_CPU;
     if (!rc && out->target == KG_CPU && strcmp(target, "cpu") != 0)
         rc = kg_fail(err, KG_EINVAL, "target %.60s: there are cpu and cuda", target);

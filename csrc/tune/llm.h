@@ -1,6 +1,6 @@
 /* Chat completions from an OpenAI-compatible endpoint: several questions in flight on a thread of
  * its own, retries, and a budget that is never exceeded because the worst case of every request is
- * reserved before it is sent.
+ * reserved before it is sent; a stream that goes on past it is cut.
  *
  * The key comes from the environment alone; wherever it turns up in what a server says it is
  * replaced by "[key]" before anybody sees it. What costs and what came is told through hooks before
@@ -56,6 +56,11 @@ typedef struct kg_llm_options {
 int kg_llm_options_read(const kg_json *json, kg_llm_options *out, kg_error *err);
 void kg_llm_options_free(kg_llm_options *o);
 
+/* Whether something answers HTTP at the endpoint's host: a GET without key, headers of the user or
+ * text, whatever its status; costs nothing. KG_EENV: it cannot be reached, KG_EINVAL: no such URL
+ * or no trusted certificate. Takes up to twice connect_ms. */
+int kg_llm_reach(const kg_llm_options *o, kg_error *err);
+
 /* The price of a model in a price table (docs/formats.md); *out stays when the table lacks it. */
 int kg_llm_price_find(const char *path, const char *model, kg_llm_price *out, kg_error *err);
 
@@ -82,6 +87,7 @@ typedef struct kg_llm_reply {
     kg_llm_usage usage;
     kg_spend charged; /* this attempt */
     int attempt;      /* from 1; 0: it was not sent */
+    bool unreachable; /* of KG_LLM_FATAL: there is no way to the endpoint from here */
     double seconds;
 } kg_llm_reply;
 

@@ -57,7 +57,8 @@ struct kg_llm {
     int64_t hold_until_ns, deadline_ns;
     uint64_t random;
     bool proven;
-    char fatal[512]; /* empty: none */
+    char fatal[512];  /* empty: none */
+    bool unreachable; /* why it is fatal */
 };
 
 void kg_llm_reply_free(kg_llm_reply *r) {
@@ -127,7 +128,8 @@ static void fill_reply(kg_llm *c, question *q, const kg_llm_outcome *o, const kg
                         .tool_calls = q->stream.tool_calls,
                         .usage = q->stream.usage,
                         .charged = *cost,
-                        .attempt = q->attempt};
+                        .attempt = q->attempt,
+                        .unreachable = o->unreachable};
     if (q->began_ns)
         r->seconds = (double)(kg_now_ns() - q->began_ns) * 1e-9;
     snprintf(r->id, sizeof r->id, "%s", q->id);
@@ -155,11 +157,14 @@ static bool end_attempt(kg_llm *c, question *q, const kg_llm_outcome *o, const k
     fill_reply(c, q, o, cost, &a->reply);
     if (c->hooks.ended && c->hooks.ended(c->hooks.ctx, &a->reply, final, &err)) {
         a->reply.end = KG_LLM_FATAL;
+        a->reply.unreachable = false;
         snprintf(a->reply.message, sizeof a->reply.message, "%s", err.msg);
         final = true;
     }
-    if (a->reply.end == KG_LLM_FATAL && final && !c->fatal[0])
+    if (a->reply.end == KG_LLM_FATAL && final && !c->fatal[0]) {
         snprintf(c->fatal, sizeof c->fatal, "%s", a->reply.message);
+        c->unreachable = a->reply.unreachable;
+    }
     if (!final) {
         kg_llm_reply_free(&a->reply);
         free(a);
@@ -172,7 +177,7 @@ static bool end_attempt(kg_llm *c, question *q, const kg_llm_outcome *o, const k
 
 static void refuse(kg_llm *c, question *q, kg_llm_end end, const char *message) {
     static const kg_spend nothing = {0};
-    kg_llm_outcome o = {.end = end};
+    kg_llm_outcome o = {.end = end, .unreachable = c->fatal[0] && c->unreachable};
     q->attempt = 0; /* nothing was sent: what earlier attempts cost is told already */
     snprintf(o.message, sizeof o.message, "%s", message);
     end_attempt(c, q, &o, &nothing, true);
@@ -210,6 +215,7 @@ static int send(kg_llm *c, question *q, kg_error *err) {
         q->attempt++;
         q->began_ns = kg_now_ns();
         q->sent_with = c->dialect;
+        q->stream.max_tokens = c->dialect.max_tokens;
         rc = kg_http_start(c->http, &r, err);
     }
     kg_buf_free(&body);
@@ -359,6 +365,16 @@ static bool same_dialect(const kg_llm_dialect *a, const kg_llm_dialect *b) {
            a->stream_usage == b->stream_usage && a->max_tokens == b->max_tokens;
 }
 
+/* Of what may have been billed. Who went on past max_tokens bills more than was reserved, and the
+ * budget is to know. */
+static kg_spend cost_of(const kg_llm *c, const question *q) {
+    const kg_llm_stream *s = &q->stream;
+    if (!s->overrun)
+        return s->usage.known ? kg_llm_cost(c->o, &s->usage) : q->worst;
+    int64_t written = kg_llm_stream_tokens(s), most = q->sent_with.max_tokens;
+    return kg_llm_worst(c->o, written > most ? written : most, prompt_bytes(q));
+}
+
 static void handle(kg_llm *c, const kg_http_result *r) {
     question *q = r->ctx;
     kg_llm_outcome o;
@@ -372,7 +388,7 @@ static void handle(kg_llm *c, const kg_http_result *r) {
     if (o.end == KG_LLM_ANSWERED)
         c->proven = true;
     if (o.paid)
-        cost = q->stream.usage.known ? kg_llm_cost(c->o, &q->stream.usage) : q->worst;
+        cost = cost_of(c, q);
     settle(c, q, &cost);
     bool again = may_repeat(c, q, &o, r->retry_after_ms);
     if (o.end != KG_LLM_ANSWERED && c->deadline_ns && kg_now_ns() >= c->deadline_ns)

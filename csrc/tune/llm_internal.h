@@ -24,7 +24,14 @@ bool kg_llm_adapt(kg_llm_dialect *d, const char *complaint);
 
 /* --- llm_stream.c: what comes --- */
 
+/* A stream is cut when it wrote more than so many bytes a token that was asked for. Text and code
+ * have 3 to 5 bytes a token, and the longest token of any size of vocabulary is mostly blanks: an
+ * honest server ends at max_tokens long before. */
+#define KG_LLM_OVERRUN_BYTES 16
+
 enum {
+    KG_LLM_OVERRUN_SLACK = 4096,  /* bytes, for small max_tokens */
+    KG_LLM_OVERRUN_TOKENS = 64,   /* by the server's own count, for one that counts its template */
     KG_LLM_MAX_EVENT = 16 << 20,  /* one JSON document */
     KG_LLM_MAX_ANSWER = 50 << 20, /* text of an answer, reasoning included */
     KG_LLM_MAX_BODY = 128 << 20   /* with all that is around it */
@@ -36,14 +43,17 @@ typedef enum kg_llm_state {
     KG_LLM_EMPTY, /* well-formed, without any choice */
     KG_LLM_ERROR, /* an error object; its text is in `error` */
     KG_LLM_TOO_BIG,
-    KG_LLM_STRANGE /* no answer of a chat completion at all */
+    KG_LLM_OVERRUN, /* a stream that went on past max_tokens */
+    KG_LLM_STRANGE  /* no answer of a chat completion at all */
 } kg_llm_state;
 
 typedef struct kg_llm_stream {
-    bool begun, sse, done, choice, garbage, too_big, tool_calls;
+    bool begun, sse, done, choice, garbage, too_big, overrun, tool_calls;
     size_t total;
-    kg_buf line;  /* of SSE, not ended yet; else the whole document */
-    kg_buf event; /* data lines of one event */
+    size_t written;     /* bytes of text that the model wrote, whatever for */
+    int64_t max_tokens; /* what was asked for; 0: no bound */
+    kg_buf line;        /* of SSE, not ended yet; else the whole document */
+    kg_buf event;       /* data lines of one event */
     kg_buf answer, reasoning, error;
     char finish[24];
     kg_llm_usage usage;
@@ -51,10 +61,12 @@ typedef struct kg_llm_stream {
 
 void kg_llm_stream_init(kg_llm_stream *s);
 void kg_llm_stream_free(kg_llm_stream *s);
-/* false: too much came, and no more is wanted. */
+/* false: too much came, or too much was written, and no more is wanted. */
 bool kg_llm_stream_feed(kg_llm_stream *s, const char *bytes, size_t n);
 /* After the last byte: parts <think> from the answer and says what came. */
 kg_llm_state kg_llm_stream_end(kg_llm_stream *s);
+/* Tokens that were written, by kgen's own count of text (4 bytes a token) or the server's. */
+int64_t kg_llm_stream_tokens(const kg_llm_stream *s);
 
 /* --- llm_budget.c --- */
 

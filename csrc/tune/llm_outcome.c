@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "tune/llm_outcome.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -34,17 +35,18 @@ static void judge_failure(const kg_llm_options *o, const kg_http_result *r, bool
     case KG_HTTP_RESOLVE:
     case KG_HTTP_CONNECT:
         out->paid = false;
-        say(out, proven ? KG_LLM_FAILED : KG_LLM_FATAL, "%s cannot be reached: %s", o->host,
-            r->message);
-        return;
+        out->unreachable = true;
+        break;
     case KG_HTTP_STOPPED:
         out->again = false;
         say(out, KG_LLM_FAILED, "%s sent more than %d MB for one answer", o->host,
             KG_LLM_MAX_BODY >> 20);
         return;
     default:
-        say(out, !r->sent && !proven ? KG_LLM_FATAL : KG_LLM_FAILED, "%s: %s", o->host, r->message);
+        out->unreachable = !r->sent;
     }
+    say(out, out->unreachable && !proven ? KG_LLM_FATAL : KG_LLM_FAILED,
+        out->unreachable ? "%s cannot be reached: %s" : "%s: %s", o->host, r->message);
 }
 
 /* One line of what the server said. */
@@ -127,6 +129,13 @@ static void judge_answer(const kg_llm_options *o, const kg_llm_stream *s, kg_llm
         say(out, KG_LLM_FAILED, "%s sent more than %d MB for one answer", o->host,
             KG_LLM_MAX_ANSWER >> 20);
         return;
+    case KG_LLM_OVERRUN:
+        out->again = false;
+        say(out, KG_LLM_FAILED,
+            "%s ignores max_tokens: it was cut at some %" PRId64 " tokens, where %" PRId64
+            " were asked for",
+            o->host, kg_llm_stream_tokens(s), s->max_tokens);
+        return;
     case KG_LLM_ERROR:
         out->paid = s->choice;
         out->adapted = !s->choice && kg_llm_adapt(d, said);
@@ -149,7 +158,9 @@ void kg_llm_judge(const kg_llm_options *o, const kg_http_result *r, kg_llm_strea
     bool ok = r->status >= 200 && r->status < 300;
     bool whole = ok && r->failure == KG_HTTP_CUT && s->sse && s->done && state == KG_LLM_WHOLE;
     excerpt(s, r, said, sizeof said);
-    if (r->failure != KG_HTTP_OK && !whole && (r->failure != KG_HTTP_CUT || r->status < 400))
+    if (state == KG_LLM_OVERRUN && ok)
+        judge_answer(o, s, state, said, proven, d, out);
+    else if (r->failure != KG_HTTP_OK && !whole && (r->failure != KG_HTTP_CUT || r->status < 400))
         judge_failure(o, r, proven, out);
     else if (!ok)
         judge_status(o, r, said, d, out);

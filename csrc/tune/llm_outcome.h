@@ -7,10 +7,11 @@
 
 typedef struct kg_llm_outcome {
     kg_llm_end end;
-    bool again;   /* worth another attempt */
-    bool adapted; /* the dialect changed: again at once, and no failure */
-    bool hold;    /* everybody waits, not this question alone */
-    bool paid;    /* the worst case may have been billed, unless usage says what was */
+    bool again;       /* worth another attempt */
+    bool adapted;     /* the dialect changed: again at once, and no failure */
+    bool hold;        /* everybody waits, not this question alone */
+    bool unreachable; /* no byte of it got there: the network, not the request, is to blame */
+    bool paid;        /* the worst case may have been billed, unless usage says what was */
     char message[512];
 } kg_llm_outcome;
 

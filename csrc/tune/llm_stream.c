@@ -75,6 +75,37 @@ static void take_error(kg_llm_stream *s, const kg_json *e) {
         kg_buf_puts(&s->error, "an error without a message");
 }
 
+static size_t text_bytes(const kg_json *j) {
+    const char *s = text_of(j);
+    return s ? strlen(s) : 0;
+}
+
+/* Whatever a model writes is billed: calls of tools and other choices than the first, too. */
+static size_t written_in(const kg_json *m) {
+    const kg_json *calls = kg_json_get(m, "tool_calls"), *content = kg_json_get(m, "content");
+    size_t r = text_bytes(kg_json_get(m, "reasoning_content"));
+    size_t n = r ? r : text_bytes(kg_json_get(m, "reasoning"));
+    n += text_bytes(content);
+    for (size_t i = 0; kg_json_is_array(content) && i < kg_json_size(content); i++)
+        n += text_bytes(kg_json_get(kg_json_at(content, i), "text"));
+    for (size_t i = 0; i < kg_json_size(calls); i++)
+        n += text_bytes(kg_json_get(kg_json_get(kg_json_at(calls, i), "function"), "arguments"));
+    return n + text_bytes(kg_json_get(kg_json_get(m, "function_call"), "arguments"));
+}
+
+int64_t kg_llm_stream_tokens(const kg_llm_stream *s) {
+    int64_t counted = (int64_t)((s->written + 3) / 4);
+    return counted > s->usage.completion ? counted : s->usage.completion;
+}
+
+/* Only of a stream that goes on: what has ended is paid for, and may be of use. */
+static void look_for_overrun(kg_llm_stream *s) {
+    if (!s->sse || s->finish[0] || s->max_tokens <= 0)
+        return;
+    size_t most = (size_t)s->max_tokens * KG_LLM_OVERRUN_BYTES + KG_LLM_OVERRUN_SLACK;
+    s->overrun = s->written > most || s->usage.completion > s->max_tokens + KG_LLM_OVERRUN_TOKENS;
+}
+
 static void take_message(kg_llm_stream *s, const kg_json *m) {
     /* DeepSeek, vLLM and llama.cpp say reasoning_content; Ollama, newer vLLM and OpenRouter
      * reasoning. A server that says both says the same twice. */
@@ -105,9 +136,10 @@ static void take_document(kg_llm_stream *s, const char *text, size_t n) {
     take_usage(s, kg_json_get(root, "usage"));
     for (size_t i = 0; i < kg_json_size(choices); i++) {
         const kg_json *c = kg_json_at(choices, i);
+        const kg_json *m = kg_json_get(c, s->sse ? "delta" : "message");
+        s->written += written_in(m);
         if (count_of(c, "index") != 0)
             continue; /* one was asked for */
-        const kg_json *m = kg_json_get(c, s->sse ? "delta" : "message");
         const char *finish = text_of(kg_json_get(c, "finish_reason"));
         s->choice = true;
         take_message(s, m);
@@ -116,6 +148,8 @@ static void take_document(kg_llm_stream *s, const char *text, size_t n) {
     }
     if (s->answer.status || s->reasoning.status)
         s->too_big = true;
+    if (kg_json_size(choices))
+        look_for_overrun(s);
     kg_json_free(root);
 }
 
@@ -156,7 +190,7 @@ static void take_line(kg_llm_stream *s) {
 }
 
 static void feed_events(kg_llm_stream *s, const char *bytes, size_t n) {
-    while (n > 0 && !s->too_big) {
+    while (n > 0 && !s->too_big && !s->overrun) {
         const char *end = memchr(bytes, '\n', n);
         size_t part = end ? (size_t)(end - bytes) : n;
         if (kg_buf_add(&s->line, bytes, part))
@@ -195,7 +229,7 @@ bool kg_llm_stream_feed(kg_llm_stream *s, const char *bytes, size_t n) {
     s->total += n;
     if (s->total > KG_LLM_MAX_BODY)
         s->too_big = true;
-    if (s->too_big)
+    if (s->too_big || s->overrun)
         return false;
     if (s->begun && s->sse) {
         feed_events(s, bytes, n);
@@ -209,7 +243,7 @@ bool kg_llm_stream_feed(kg_llm_stream *s, const char *bytes, size_t n) {
         feed_events(s, first.data + skip, first.len - skip);
         kg_buf_free(&first);
     }
-    return !s->too_big;
+    return !s->too_big && !s->overrun;
 }
 
 /* --- the end --- */
@@ -269,6 +303,8 @@ kg_llm_state kg_llm_stream_end(kg_llm_stream *s) {
     part_thinking(s);
     if (s->too_big)
         return KG_LLM_TOO_BIG;
+    if (s->overrun)
+        return KG_LLM_OVERRUN;
     if (s->error.len)
         return KG_LLM_ERROR;
     if (s->garbage || !s->total)

@@ -33,7 +33,7 @@ typedef struct engine {
     const kg_evaluator *evaluator;
     kg_loop_result *out;
     int64_t ask_until_ns;
-    bool broke, fatal, over;
+    bool broke, fatal, unreachable, over;
     bool left; /* nobody answers any more */
     bool more; /* Candidates wait for the judge */
 } engine;
@@ -252,6 +252,7 @@ static int collect(engine *e, kg_error *err) {
     while ((rc = e->proposer->collect(e->proposer->ctx, wait_ms, &p, err)) == KG_OK) {
         wait_ms = 0;
         e->broke = e->broke || p.out_of_budget;
+        e->unreachable = e->fatal ? e->unreachable : p.unreachable;
         e->fatal = e->fatal || p.fatal;
         e->left = e->left || p.done;
         if (p.out_of_budget || p.fatal)
@@ -265,6 +266,11 @@ static int collect(engine *e, kg_error *err) {
     if (!e->more)
         e->out->clock.wait += kg_now_ns() - start;
     return rc == KG_ETIMEOUT ? KG_OK : rc;
+}
+
+/* Nobody can be asked: by what is wrong here, or by what this machine lacks. */
+static int give_up(const engine *e, kg_error *err) {
+    return kg_fail(err, e->unreachable ? KG_EENV : KG_EINVAL, "%s", e->out->ended_by);
 }
 
 /* --- the end --- */
@@ -465,7 +471,7 @@ int kg_loop(const char *op_name, const kg_op *op, const kg_prompt *prompt,
     if (!rc)
         rc = drive(&e, err);
     if (!rc && e.fatal && e.l.nattempts == 0)
-        rc = kg_fail(err, KG_EINVAL, "%s", out->ended_by);
+        rc = give_up(&e, err);
     if (!rc)
         rc = finish(&e, err);
     if (!rc || rc == KG_EINTR) {
@@ -551,7 +557,7 @@ int kg_loop_stage(kg_stage stage, const char *op_name, const kg_op *op, const kg
     if (!rc)
         rc = stages[stage](&e, err);
     if (!rc && e.fatal)
-        rc = kg_fail(err, KG_EINVAL, "%s", out->ended_by);
+        rc = give_up(&e, err);
     if (!rc || rc == KG_EINTR)
         give(&e);
     kg_loop_state_free(&e.l);

@@ -46,6 +46,7 @@ typedef struct kg_proposal {
     bool answered;      /* it is in the journal; else message says why not */
     bool again;         /* unanswered for now: a later life of the Run may ask it again */
     bool fatal;         /* nothing more can be asked */
+    bool unreachable;   /* of fatal: there is no way to whoever answers from this machine */
     bool out_of_budget; /* not even one more */
     bool done;          /* whoever answers will answer nothing more; prompt is empty */
     char message[512];

@@ -67,6 +67,7 @@ static int collect(void *ctx, int wait_ms, kg_proposal *out, kg_error *err) {
                          .again = r.end == KG_LLM_NO_BUDGET || r.end == KG_LLM_STOPPED ||
                                   r.end == KG_LLM_FATAL,
                          .fatal = r.end == KG_LLM_FATAL,
+                         .unreachable = r.end == KG_LLM_FATAL && r.unreachable,
                          .out_of_budget = r.end == KG_LLM_NO_BUDGET || r.end == KG_LLM_STOPPED};
     snprintf(out->prompt, sizeof out->prompt, "%s", r.id);
     snprintf(out->message, sizeof out->message, "%s", r.message);

@@ -94,6 +94,7 @@ def lib() -> ctypes.CDLL:
         "kgen_candidate_check": [text, text, size, text, text, out],
         "kgen_llm_ask": [text, text, out],
         "kgen_llm_check": [text, out],
+        "kgen_llm_reach": [text],
         "kgen_prompt": [text, text, text, out],
         "kgen_loop_stage": [text, text, text, ctypes.c_int64, PROGRESS, ctypes.c_void_p, out],
         "kgen_build_image": [text, text, text, size, text, text, ctypes.c_int, out],
@@ -167,6 +168,12 @@ def llm_ask(options: dict[str, Any], questions: Sequence[dict[str, Any]]) -> dic
 def llm_check(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a model as they are understood: host, url, model, price. BadInput says what is wrong."""
     return call_json(lib().kgen_llm_check, json.dumps(options).encode())
+
+
+def llm_reach(options: dict[str, Any]) -> None:
+    """Nothing when something answers at a model's endpoint; costs no token and sends no key. EnvironmentLacks: it cannot be
+    reached from here; BadInput: no such URL, or a certificate that is not trusted."""
+    call(lib().kgen_llm_reach, json.dumps(options).encode())
 
 
 def prompt(op_json: str, run_dir: str | Path, loop: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from . import _libkgen
 from ._paths import kernels_dir
 from .errors import BadInput
+from .interrupts import stoppable
 
 PROPOSERS = ("builtin", "llm", "files", "mcp")
 STRATEGIES = ("refine", "branch")
@@ -73,6 +74,7 @@ class Asking:
     notes: str | None = None
     knowledge: str | None = None
     files: tuple[str, ...] = ()  # whose text goes out with it
+    target_share: float | None = None  # it ends when floor / best time reaches this; None: 0.95
 
     @property
     def title(self) -> str:
@@ -119,12 +121,15 @@ def from_args(args: argparse.Namespace, budget: Budget) -> Asking | None:
     if (budget.usd or budget.tokens or budget.calls) and proposer not in ("llm", "mcp"):
         raise BadInput(f"--budget {args.budget}: the proposer {proposer} costs time alone; give 15m or the like")
     if proposer == "builtin":
-        for name in ("note", "knowledge", "strategy", "in_flight", "unsafe_cpu"):
+        for name in ("note", "knowledge", "strategy", "in_flight", "target_share", "unsafe_cpu"):
             if getattr(args, name, None) is not None:
                 raise BadInput(f"--{name.replace('_', '-')} goes with --proposer llm or files")
         return None
     if args.in_flight is not None and not 1 <= args.in_flight <= MOST_IN_FLIGHT:
         raise BadInput(f"--in-flight {args.in_flight}: give 1 to {MOST_IN_FLIGHT}")
+    target_share = args.target_share
+    if target_share is not None and not 0 < target_share <= 1:
+        raise BadInput(f"--target-share {target_share:g}: give a share of the roofline, above 0 and at most 1")
     temperature = getattr(args, "temperature", None)
     if temperature is not None and not 0 <= temperature < math.inf:
         raise BadInput(f"--temperature {temperature:g}: give a number, 0 or more")
@@ -135,8 +140,16 @@ def from_args(args: argparse.Namespace, budget: Budget) -> Asking | None:
     names = tuple(args.knowledge or ())
     texts = [f"### {Path(n).name}\n\n{_read(n)}\n" for n in names]
     return Asking(
-        proposer, args.strategy or "refine", llm, args.in_flight or 0, args.note, "\n".join(texts) or None, names
+        proposer, args.strategy or "refine", llm, args.in_flight or 0, args.note, "\n".join(texts) or None, names, target_share
     )
+
+
+def reach(asking: Asking | None) -> None:
+    """EnvironmentLacks when a model is to be asked and its endpoint cannot be reached: before a capture and oracles are
+    paid for with minutes. Asks nothing."""
+    if asking is not None and asking.llm is not None:
+        with stoppable():
+            _libkgen.llm_reach(asking.llm)
 
 
 def _limits(budget: Budget) -> dict[str, Any]:
@@ -166,6 +179,8 @@ def loop_options(
         "task": str(task), "machine": machine, "notes": asking.notes, "knowledge": asking.knowledge, "cases": list(cases),
         "slots": asking.slots, "target": target,
     }  # fmt: skip
+    if asking.target_share is not None:
+        options["target_share"] = asking.target_share
     if asking.llm is not None:
         options["llm"] = {**asking.llm, **_limits(budget)}
     return options

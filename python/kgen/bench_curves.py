@@ -19,6 +19,7 @@ from typing import Any
 from . import runs
 from .errors import EnvironmentLacks
 from .jsonfile import read_journal
+from .trajectories import outcomes
 
 FULL = 2  # the level at which all sets of inputs are judged
 THRESHOLDS = (0.0, 0.5, 0.8, 1.0, 1.5, 2.0)
@@ -104,11 +105,12 @@ def problem_of(name: str, run: Path) -> Problem:
             names.append(e["name"])
         if e["kind"] != "verdict" or (cost := _cost(e)) is None or found.state != "solved":
             continue
-        if found.first_right is None:
-            found.first_right = names.index(e["source"]) + 1 if e["source"] in names else 1
         if cost < least and gains:
             least = cost
             found.steps.append(Step(found.minutes, found.calls, found.tokens, gains[0] * min(passed) / cost))
+    if found.state == "solved":
+        right = outcomes(entries)
+        found.first_right = next((i for i, n in enumerate(names, 1) if right[n]["verdict"] == "pass"), 1)
     found.candidates = len(names) or sum(e["kind"] == "verdict" and e["level"] == 0 for e in entries)
     if gains and found.state == "solved":
         found.eager, found.best, found.baseline = gains

@@ -174,6 +174,7 @@ def _asked(args: argparse.Namespace, options: Options) -> dict[str, Any]:
         "proposer": whom.proposer if whom else "builtin", "strategy": whom.strategy if whom else None,
         "llm": llm.get("model"), "effort": llm.get("effort"), "temperature": llm.get("temperature"), "budget": args.budget,
         "device": args.device, "precision": options.precision, "note": whom.notes if whom else None,
+        "target_share": whom.target_share if whom else None,
     }  # fmt: skip
 
 
@@ -186,6 +187,8 @@ def run_bench(args: argparse.Namespace) -> int:
     bench = Bench(out, folder, _asked(args, options))
     progress = Progress(quiet=args.json)
     bench.begin()
+    if not all((out / name / "run.json").is_file() for name in found):
+        asking.reach(options.asking)
     words = [w for w in args.words if w != f"--run={out}"]
     args.resume_with = (out, "kgen " + shlex.join(words if args.run else [*words, "--run", str(out)]))
     progress.note(f"{len(found)} problems, results in {out}")

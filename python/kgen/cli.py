@@ -116,6 +116,11 @@ def _proposer_options(p: argparse.ArgumentParser, stages: bool = True) -> None:
 def _prompt_options(p: argparse.ArgumentParser, whom: str) -> None:
     p.add_argument("--strategy", choices=["refine", "branch"], help=f"how {whom} asked (default refine)")
     p.add_argument("--in-flight", type=int, metavar="N", help="questions open at once (default 4)")
+    p.add_argument(
+        "--target-share", metavar="SHARE", type=float,
+        help="stop asking when the best Candidate is this near to the roofline: its least time over what it takes, above 0 "
+        "and at most 1 (default 0.95)",
+    )  # fmt: skip
     p.add_argument("--note", metavar="TEXT", help="an instruction of yours for the prompts")
     p.add_argument("--knowledge", action="append", metavar="FILE", help="a text that goes into the prompts")
 

@@ -3,8 +3,9 @@ training. Reads the journal alone.
 
 A conversation is one line of thought: prompts that each mend what came of the one before. The reward of a turn is what its
 best Candidate is worth, 0 when nothing came of it: CORRECT for one that passes, plus the log of how much faster it is than
-the first that passed in this Run. `return` adds the rewards of later turns, discounted, so that a turn that led to a good
-one is worth something itself.
+eager torch was where the Run judged, or than the first that passed where the journal does not know that; slower is worth no
+less, so that what is right is always worth more than what is wrong. `return` adds the rewards of later turns, discounted, so
+that a turn that led to a good one is worth something itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from .errors import BadInput, EnvironmentLacks
 
+FORMAT = 2  # 1: speedups over the first that passed alone, and below 0 where slower
 CORRECT = 0.3
 DISCOUNT = 0.4
 Entry = dict[str, Any]
@@ -53,10 +55,31 @@ def _add_verdict(one: Entry, e: Entry) -> None:
 
 def time_of(one: Entry) -> float | None:
     """The geometric mean of its times; None: it did not pass everywhere."""
-    times = one["time_ns"]
-    if one["verdict"] != "pass" or not times or min(times) <= 0:
+    return _mean(one["time_ns"]) if one["verdict"] == "pass" else None
+
+
+def _mean(times: Sequence[float]) -> float | None:
+    """Geometric; None: one of them is not known."""
+    if not times or min(times) <= 0:
         return None
     return math.exp(sum(map(math.log, times)) / len(times))
+
+
+def _reference(own: Sequence[Entry], found: dict[str, Entry]) -> Entry | None:
+    """What an Op's speedups are over, {"name": "eager" | "first", "time_ns"}; None: nothing passed. A Run that was gone on
+    with, or judged by stages, timed eager torch several times: the least counts, as of Candidates."""
+    right = [o for o in found.values() if time_of(o) is not None]
+    if not right:
+        return None
+    least: list[float] = []
+    for e in own:
+        if e["kind"] in ("loop", "machine"):
+            of = e.get("options", {}) if e["kind"] == "loop" else e
+            times = [float(c.get("torch_ns") or 0.0) for c in of.get("cases", [])]
+            if _mean(times) is not None and len(times) == len(right[0]["time_ns"]):
+                least = [min(pair) for pair in zip(least or times, times, strict=True)]
+    eager = _mean(least)
+    return {"name": "eager", "time_ns": eager} if eager else {"name": "first", "time_ns": time_of(right[0])}
 
 
 def _turns(prompts: dict[str, Entry], answers: dict[str, Entry], of: dict[str, str]) -> Iterator[list[Entry]]:
@@ -79,13 +102,13 @@ def _answer_of(candidate: str) -> str:
 
 
 def trajectories(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """A conversation an entry: op, messages, turns with verdicts, reward and return. Several answers to one prompt are
+    """A conversation an entry: op, messages, turns with verdicts, reward and return, and what rewards are over. Several answers to one prompt are
     conversations of their own, each with what came of it alone."""
     systems = {e["sha256"]: e["text"] for e in entries if e["kind"] == "system"}
     for op in dict.fromkeys(e["op"] for e in entries if e["kind"] == "prompt"):
         own = [e for e in entries if e.get("op") == op]
         found = outcomes(own)
-        first = next((t for o in found.values() if (t := time_of(o)) is not None), None)
+        over = _reference(own, found)
         prompts = {e["id"]: e for e in own if e["kind"] == "prompt"}
         answers = {e["name"]: e for e in own if e["kind"] == "answer"}
         of = {e["name"]: _answer_of(e["name"]) for e in own if e["kind"] == "candidate"}
@@ -93,16 +116,17 @@ def trajectories(entries: Sequence[Entry]) -> Iterator[Entry]:
         for name, answer in of.items():
             came.setdefault(answer, []).append(name)
         for chain in _turns(prompts, answers, of):
-            turns = [_turn(prompts[a["prompt"]], a, [found[n] for n in came.get(a["name"], [])], first) for a in chain]
+            turns = [_turn(prompts[a["prompt"]], a, [found[n] for n in came.get(a["name"], [])], over) for a in chain]
             later = 0.0
             for turn in reversed(turns):
                 later = turn["return"] = turn["reward"] + DISCOUNT * later
-            yield {"format": 1, "op": op, "system": systems.get(prompts[chain[0]["prompt"]]["system"], ""), "turns": turns}
+            system = systems.get(prompts[chain[0]["prompt"]]["system"], "")
+            yield {"format": FORMAT, "op": op, "system": system, "reference": over, "turns": turns}
 
 
-def _turn(prompt: Entry, answer: Entry, candidates: Sequence[Entry], first: float | None) -> Entry:
+def _turn(prompt: Entry, answer: Entry, candidates: Sequence[Entry], over: Entry | None) -> Entry:
     times = [t for c in candidates if (t := time_of(c)) is not None]
-    reward = CORRECT + (math.log(first / min(times)) if first else 0.0) if times else 0.0
+    reward = CORRECT + max(0.0, math.log(over["time_ns"] / min(times))) if times and over else 0.0
     return {
         "prompt": prompt["id"], "kind": prompt["prompt_kind"], "user": prompt["user"], "assistant": answer["text"],
         "reasoning": answer.get("reasoning", ""), "usage": answer.get("usage"),

@@ -736,6 +736,8 @@ def run_tune(args: argparse.Namespace) -> int:
         from . import stages
 
         return stages.run_begin(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
+    if not options.resume:  # which may have nothing left to ask
+        askings.reach(options.asking)
     report = tune_model(model, replace(options, run_dir=run_dir), Progress(quiet=args.json))
     if args.json:
         print(json.dumps(report.json()))

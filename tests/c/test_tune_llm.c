@@ -96,6 +96,32 @@ TEST(llm_stream_stops_at_its_bounds) {
     free(block);
 }
 
+/* Of a tool's arguments and of a choice that nobody asked for, too; no byte after the bound. */
+TEST(llm_stream_ends_where_max_tokens_are_ignored) {
+    static const char *const deltas[] = {
+        "\"index\":0,\"delta\":{\"content\":\"%s\"}",
+        "\"index\":3,\"delta\":{\"content\":[{\"text\":\"%s\"}]}",
+        "\"index\":0,\"delta\":{\"tool_calls\":[{\"function\":{\"arguments\":\"%s\"}}]}",
+    };
+    char text[1001], choice[1200], event[1300];
+    memset(text, 'x', 1000);
+    text[1000] = '\0';
+    for (size_t i = 0; i < 3; i++) {
+        kg_llm_stream s;
+        size_t fed = 0;
+        kg_llm_stream_init(&s);
+        s.max_tokens = 1000;
+        snprintf(choice, sizeof choice, deltas[i], text);
+        snprintf(event, sizeof event, "data: {\"choices\":[{%s}]}\n\n", choice);
+        while (kg_llm_stream_feed(&s, event, strlen(event)))
+            CHECK(++fed < 100);
+        CHECK_UINT(fed, (1000 * KG_LLM_OVERRUN_BYTES + KG_LLM_OVERRUN_SLACK) / 1000);
+        CHECK_INT(kg_llm_stream_end(&s), KG_LLM_OVERRUN);
+        CHECK_INT(kg_llm_stream_tokens(&s), (int64_t)(fed + 1) * 250);
+        kg_llm_stream_free(&s);
+    }
+}
+
 TEST(llm_budget_holds_what_may_come) {
     kg_llm_options o = {.price = {.known = true, .input = 2, .cached = 1, .output = 10}};
     kg_spend worst = kg_llm_worst(&o, 1000, 372);

@@ -38,7 +38,7 @@ typedef struct world {
     char waiting[64][64]; /* ids of what was answered and not collected */
     int nwaiting;
     kg_buf prompts; /* all that was asked in this life */
-    bool fatal;
+    bool fatal, unreachable;
     size_t lanes;   /* devices that judge at once; 0: one */
     int by_lane[4]; /* calls */
 } world;
@@ -103,7 +103,9 @@ static int collect(void *ctx, int wait_ms, kg_proposal *out, kg_error *err) {
     world *w = ctx;
     (void)wait_ms, (void)err;
     if (w->fatal) {
-        *out = (kg_proposal){.fatal = true, .again = true, .message = "no such key"};
+        *out = (kg_proposal){.fatal = true, .again = true, .unreachable = w->unreachable};
+        snprintf(out->message, sizeof out->message, "%s",
+                 w->unreachable ? "no way there" : "no such key");
         snprintf(out->prompt, sizeof out->prompt, "twice-0001");
         w->fatal = false;
         return KG_OK;
@@ -203,6 +205,20 @@ TEST(loop_refine_learns_from_verdicts) {
     CHECK_UINT(r.candidates, 4);
     CHECK_UINT(r.search.verdicts[KG_VERDICT_WRONG_VALUES], 1);
     CHECK_UINT(r.search.verdicts[KG_VERDICT_COMPILE_ERROR], 1);
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
+}
+
+/* The roofline is at 100: 500 is a fifth of it, which is asked for here. */
+TEST(loop_ends_at_the_share_that_was_asked_for) {
+    world w = {.answer = learns};
+    kg_loop_result r;
+    kg_error err;
+    kg_loop_options o = {.strategy = "refine", .target_share = 0.2};
+    CHECK_OK(run(&w, o, 1, &r, &err), err);
+    CHECK_INT(w.asked, 3);
+    CHECK_NEAR(winner_time(&r), 500, 0);
+    CHECK_HAS(r.ended_by, "as near to the roofline as was asked for");
     kg_loop_result_free(&r);
     kg_buf_free(&w.prompts);
 }
@@ -483,6 +499,21 @@ TEST(loop_branch_goes_on_where_it_was) {
 }
 
 /* --- bad input --- */
+
+/* The same code from the whole loop and from its stage. */
+TEST(loop_that_cannot_reach_anybody) {
+    kg_loop_result r;
+    kg_error err;
+    world w = {.fatal = true, .unreachable = true};
+    CHECK_ERR(run(&w, (kg_loop_options){.strategy = "refine"}, 1, &r, &err), err, KG_EENV,
+              "no way there");
+    kg_loop_result_free(&r);
+    w.fatal = true;
+    CHECK_ERR(run_stage(KG_STAGE_PROPOSE, &w, (kg_loop_options){.strategy = "refine"}, 1, &r, &err),
+              err, KG_EENV, "no way there");
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
+}
 
 TEST(loop_without_anybody_to_ask) {
     world w = {.fatal = true};

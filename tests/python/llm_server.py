@@ -201,6 +201,17 @@ class Handler(BaseHTTPRequestHandler):
         self.raw(data[: len(data) // 2], kind, len(data))
         self.server.ended.wait(30)
 
+    def do_runaway(self, step: Step, seen: Seen) -> None:
+        """A stream that no max_tokens ends; step.usage goes with each delta."""
+        del seen
+        choice = {"index": 0, "delta": {step.field_name: step.text}, "finish_reason": None}
+        more = {} if step.usage is None else {"usage": step.usage}
+        data = b"data: " + json.dumps({"id": "x", "choices": [choice], **more}).encode() + b"\n\n"
+        self.raw(b"")
+        while not self.server.ended.is_set():
+            self.wfile.write(data)
+            self.server.streamed += len(step.text)
+
     def do_silent(self, step: Step, seen: Seen) -> None:
         """Not a byte."""
         del step, seen
@@ -249,6 +260,7 @@ class LlmServer(ThreadingHTTPServer):
         self.script, self.seen, self.lock = list(script), [], threading.Lock()
         self.ended = threading.Event()
         self.busy = self.most_busy = 0
+        self.streamed = 0  # characters of streams without end
         self.scheme = "http"
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

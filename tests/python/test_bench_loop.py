@@ -70,6 +70,15 @@ def test_a_solved_problem(tmp_path: Path) -> None:
     assert (found.minutes, found.calls, found.tokens) == (3.0, 4, 2500)
 
 
+def test_the_first_right_one_need_not_have_come_to_every_set(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", [
+        answered("p1", 1), candidate("p1.1.c"), verdict("p1.1.c", 0, "pass", 300, 30), verdict("p1.1.c", 2, "nonfinite", 0, 40),
+        answered("p2", 1), candidate("p2.1.c"), verdict("p2.1.c", 0, "pass", 190, 50),
+        answered("p3", 1), candidate("p3.1.c"), verdict("p3.1.c", 0, "pass", 90, 110), verdict("p3.1.c", 2, "pass", 100, 120), GATE,
+    ])  # fmt: skip
+    assert problem_of("one", run).first_right == 2
+
+
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [

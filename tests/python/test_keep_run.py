@@ -60,6 +60,34 @@ def test_one_that_is_not_finished_is_kept_on_request(keep: Callable[..., Done], 
     assert not about["finished"] and about["best_ns"] and about["first_right"] == 1
 
 
+def test_the_round_of_the_first_right_answer(keep: Callable[..., Done], tmp_path: Path) -> None:
+    """Answers of a first round that passed what they were judged by, and the third alone on every set; then a first round
+    of which one passed quickly and was wrong on another set, and a second that is right."""
+    for name, verdicts, want in (
+        ("bestof", [(0, 0, "pass"), (0, 0, "pass"), (0, 2, "pass")], 1),
+        ("later", [(0, 2, "nonfinite"), (0, 0, "wrong_values"), (1, 0, "pass"), (2, 2, "pass")], 2),
+        ("never", [(0, 0, "wrong_values")], None),
+    ):
+        run = finished(tmp_path / name)
+        made: list[dict[str, Any]] = [{"kind": "loop", "proposer": "files", "strategy": "refine", "model": None, "host": None,
+                                       "options": {}}]  # fmt: skip
+        for i, (turn, level, verdict) in enumerate(verdicts):
+            ident = f"softmax-{i:04}"
+            made += [
+                {"kind": "prompt", "id": ident, "prompt_kind": "refine" if turn else "fresh", "line": i if not turn else 0,
+                 "turn": turn, "parent": None, "idea": -1, "system": "s", "user": "u"},
+                {"kind": "answer", "prompt": ident, "name": f"{ident}.md", "text": "t"},
+                {"kind": "candidate", "prompt": ident, "name": f"{ident}.md.1.c", "id": ident, "parent": None, "text": "x"},
+                *({"kind": "verdict", "id": ident, "source": f"{ident}.md.1.c", "tunables": {}, "level": at, "message": "",
+                   "verdict": verdict if at == level else "pass", "took_s": 1.0, "spent_s": 1.0, "time_ns": [2.0]}
+                  for at in {0, level}),
+            ]  # fmt: skip
+        write_journal(run / "journal.jsonl", [{"format": 1, "n": n, "t": 1.0 + n, "op": "softmax", **e} for n, e in enumerate(made)])
+        done = keep(run, name, "--to", tmp_path / "kept")
+        assert done.code == 0, done.err
+        assert json.loads((tmp_path / "kept" / name / "provenance.json").read_text())["first_right"] == want, name
+
+
 def test_what_is_not_kept(keep: Callable[..., Done], tmp_path: Path) -> None:
     done = keep(finished(tmp_path / "a", "look at /home/somebody/secret.txt"), "x", "--to", tmp_path / "kept")
     assert done.code == 2 and "names a folder of this machine: /home/somebody" in done.err

@@ -17,7 +17,7 @@ from llm_server import Body, LlmServer, Seen, Step, self_signed, serve, tokens
 
 from kgen import _libkgen, asking
 from kgen._paths import kernels_dir
-from kgen.errors import BadInput, KgenError
+from kgen.errors import BadInput, EnvironmentLacks, KgenError
 
 KEY = "sk-test-0123456789abcdef"
 PRICES = str(kernels_dir() / "prompts" / "prices.json")
@@ -232,6 +232,38 @@ def test_200_megabytes_are_not_swallowed() -> None:
     assert reply["charged"]["tokens"] == out["sent"][0]["reserved"]["tokens"]
 
 
+@pytest.mark.parametrize("where", ["content", "reasoning_content"])
+def test_a_stream_that_goes_on_past_max_tokens_is_cut(where: str) -> None:
+    with serve(Step("runaway", text="x" * 500, field_name=where)) as server:
+        out = ask(server, n=2, in_flight=1, tokens=6000)
+        time.sleep(0.1)  # it learns of it by its next write
+    first, second = out["replies"]
+    assert first["end"] == "failed" and len(server.seen) == 1 and out["attempts"] == []
+    assert re.search("ignores max_tokens: it was cut at some 5[0-9]{3} tokens, where 1000 were asked for", first["message"])
+    # It is spent with what was written beyond the reservation, so nothing more fits into the budget.
+    assert first["charged"]["tokens"] >= 5000 > out["sent"][0]["reserved"]["tokens"]
+    assert second["end"] == "no_budget" and second["charged"]["calls"] == 0
+    assert server.streamed < 40 << 20  # what fits into sockets, and no stream without end
+
+
+def test_a_server_that_counts_past_max_tokens_while_it_streams_is_cut() -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 1100}
+    with serve(Step("runaway", text="x", usage=usage)) as server:
+        reply = one(server)
+    assert reply["end"] == "failed" and "cut at some 1100 tokens, where 1000 were asked for" in reply["message"]
+    assert reply["charged"]["tokens"] > 1100 and len(server.seen) == 1
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 9, "completion_tokens": 1200}])
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_whole_is_not_cut(stream: bool, usage: Body | None) -> None:
+    """15 bytes a token are more than any text has; and what came to its end is paid for, whatever it was counted at."""
+    text = "x" * 15000
+    with serve(Step(text=text, usage=usage)) as server:
+        reply = one(server, stream=stream)
+    assert (reply["end"], reply["answer"]) == ("answered", text)
+
+
 @pytest.mark.parametrize(
     ("step", "limit", "words"),
     [
@@ -260,6 +292,28 @@ def test_nobody_there() -> None:
     assert reply["charged"] == {"calls": 0, "tokens": 0, "nano_usd": 0}
 
 
+def test_whether_an_endpoint_is_there_is_seen_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")  # none is sent, and none is needed
+    with serve(GOOD) as server:
+        _libkgen.llm_reach(options(server))  # it knows no GET, and answers 404
+        assert server.seen == []
+        there = server.url
+    for url, said in ((there, "cannot be reached"), ("http://nowhere.invalid/v1", "cannot be reached")):
+        with pytest.raises(EnvironmentLacks, match=f"{url.rpartition('/')[0]} {said}"):
+            _libkgen.llm_reach(options(endpoint=url))
+
+
+@pytest.mark.alone
+def test_a_server_that_is_busy_is_there() -> None:
+    """It takes the connection and says nothing, as one that answers somebody else."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen(4)
+        start = time.monotonic()
+        _libkgen.llm_reach(options(endpoint=f"http://127.0.0.1:{s.getsockname()[1]}/v1"))
+        assert time.monotonic() - start < 4
+
+
 @pytest.mark.alone
 def test_a_connection_that_does_not_come_about() -> None:
     """A host that drops what arrives: a listener whose queue is full."""
@@ -273,6 +327,8 @@ def test_a_connection_that_does_not_come_about() -> None:
         start = time.monotonic()
         reply = ask(None, endpoint=f"http://127.0.0.1:{s.getsockname()[1]}/v1", connect_ms=300, retries=0)["replies"][0]
         took = time.monotonic() - start
+        with pytest.raises(EnvironmentLacks, match="cannot be reached"):
+            _libkgen.llm_reach(options(endpoint=f"http://127.0.0.1:{s.getsockname()[1]}/v1", connect_ms=300))
         for one in waiting:
             one.close()
     assert reply["end"] == "fatal" and re.search("timed? ?out", reply["message"], re.IGNORECASE), reply
@@ -285,6 +341,9 @@ def test_tls(tmp_path: Path) -> None:
     with serve(GOOD, certificate=both) as server:
         reply = one(server)
         assert reply["end"] == "fatal" and "--ca" in reply["message"] and server.seen == []
+        with pytest.raises(BadInput, match="--ca FILE"):
+            _libkgen.llm_reach(options(server))
+        _libkgen.llm_reach(options(server, ca=str(cert)))
         assert one(server, ca=str(cert))["answer"] == GOOD.text
         plain = ask(None, endpoint=server.url.replace("https", "http"), retries=0)["replies"][0]
         assert plain["end"] != "answered"

@@ -401,12 +401,16 @@ def test_a_stage_without_its_device(kgen_server: Server, tmp_path: Path) -> None
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"format": 1, "model": "model.py", "device": "cuda"}))
-    kept = {"format": 1, "asking": asdict(asking.Asking("files")), "limits": asdict(asking.Budget()), "budget": 60.0,
-            "min_speedup": 1.05}  # fmt: skip
+    kept = {"format": 1, "asking": asdict(asking.Asking("files", target_share=0.5)), "limits": asdict(asking.Budget()),
+            "budget": 60.0, "min_speedup": 1.05}  # fmt: skip
     (run / "stages.json").write_text(json.dumps(kept))
     _libkgen.journal_add(run, "survey", {"jobs": [], "left": []})
     staged = stages.Staged(run)
     assert staged.target == "cuda" and staged.loop("softmax", asking.Budget())["target"] == "cuda"
+    assert staged.loop("softmax", asking.Budget())["target_share"] == 0.5
+    del kept["asking"]["target_share"]  # as kgen wrote it before there was the option
+    (run / "stages.json").write_text(json.dumps(kept))
+    assert "target_share" not in stages.Staged(run).loop("softmax", asking.Budget())
     done = kgen_server.run("evaluate", run, "--device", "cpu")
     assert done.code == 2 and f"--device cpu: {run} was captured on cuda" in done.message, done.err
     if not torch.cuda.is_available():
@@ -525,6 +529,10 @@ def test_an_endpoint_that_will_not_do(kgen_server: Server, model: Path, tmp_path
         (("--proposer", "files", "--knowledge", "/dev/zero"), "--knowledge /dev/zero: has more than 1 MiB"),
         (("--proposer", "files", "--in-flight", "0"), "--in-flight 0: give 1 to 64"),
         (("--proposer", "files", "--in-flight", "65"), "--in-flight 65: give 1 to 64"),
+        (("--target-share", "0.8"), "--target-share goes with --proposer llm or files"),
+        (("--proposer", "files", "--target-share", "0"), "--target-share 0: give a share of the roofline, above 0 and at most 1"),
+        (("--proposer", "files", "--target-share", "1.01"), "--target-share 1.01: give a share"),
+        (("--proposer", "files", "--target-share", "nan"), "--target-share nan: give a share"),
         (("--proposer", "llm", "--llm", "m", "--temperature", "nan"), "--temperature nan: give a number, 0 or more"),
     ],
 )

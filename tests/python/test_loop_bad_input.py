@@ -144,6 +144,23 @@ def test_no_endpoint(kgen_server: Server, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_an_endpoint_out_of_reach(kgen_server: Server, begun: Path, tmp_path: Path) -> None:
+    """Said before anything is captured; and what a stage says of it has the same exit code."""
+    (tmp_path / "model.py").write_text(MODEL)
+    with serve(Step(text="never asked")) as server:
+        words = llm(server, "--budget", "20s")
+    for command in ("tune", "bench-loop"):
+        what = (command, tmp_path / "model.py" if command == "tune" else tmp_path, "--run", tmp_path / "run", *words)
+        done = kgen_server.run(*what, env=ENV)
+        wrong(done, 3, "http://127.0.0.1:", "cannot be reached")
+        assert "running" not in done.err and not (tmp_path / "run" / "run.json").exists(), done.err
+    run = Path(shutil.copytree(begun, tmp_path / "staged"))
+    kept = json.loads((run / "stages.json").read_text())
+    kept["asking"] |= {"proposer": "llm", "llm": {"model": "scripted", "endpoint": server.url}}
+    (run / "stages.json").write_text(json.dumps(kept))
+    wrong(kgen_server.run("propose", run, env=ENV), 3, "cannot be reached", "`kgen propose` is for a machine with a network")
+
+
 def test_a_run_directory_that_cannot_be_written(kgen_server: Server, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(MODEL)
     locked = tmp_path / "locked"

@@ -49,5 +49,34 @@ def test_several_answers_to_one_prompt_are_conversations_of_their_own() -> None:
     assert first["return"] == pytest.approx(0.3 + 0.4 * second["reward"]) and second["return"] == second["reward"]
 
 
+@pytest.mark.parametrize(
+    ("known", "over"),
+    [
+        ([], ("first", 400.0)),
+        ([entry("loop", options={"cases": [{"torch_ns": 250.0}]})], ("eager", 250.0)),
+        ([entry("machine", cases=[{"torch_ns": 250.0}]), entry("machine", cases=[{"torch_ns": 240.0}])], ("eager", 240.0)),
+        ([entry("loop"), entry("loop", options={"cases": [{"torch_ns": None}]})], ("first", 400.0)),
+        ([entry("loop", options={"cases": [{"torch_ns": 250.0}] * 2})], ("first", 400.0)),  # of other Cases
+    ],
+)
+def test_what_is_right_is_worth_more_than_what_is_wrong(known: list[dict[str, Any]], over: tuple[str, float]) -> None:
+    told = list(trajectories([
+        *known, prompt("p1"), answer("p1.md", "p1"), *judged("p1.md", "p1", 400.0),
+        answer("p1-2.md", "p1"), *judged("p1-2.md", "p1", 0.0),
+        answer("p1-3.md", "p1"), *judged("p1-3.md", "p1", 4000.0),
+        answer("p1-4.md", "p1"), *judged("p1-4.md", "p1", 100.0),
+    ]))  # fmt: skip
+    name, ns = over
+    for t in told:
+        assert t["format"] == 2 and t["reference"] == {"name": name, "time_ns": pytest.approx(ns)}
+    rewards = {t["turns"][0]["assistant"].removeprefix("text of "): t["turns"][0]["reward"] for t in told}
+    assert rewards == pytest.approx({"p1.md": 0.3, "p1-2.md": 0.0, "p1-3.md": 0.3, "p1-4.md": 0.3 + math.log(ns / 100)})
+
+
+def test_nothing_right_has_no_reference() -> None:
+    told = list(trajectories([prompt("p1"), answer("p1.md", "p1"), *judged("p1.md", "p1", 0.0)]))
+    assert [(t["reference"], t["turns"][0]["reward"]) for t in told] == [(None, 0.0)]
+
+
 def test_nothing_answered_is_nothing_told() -> None:
     assert list(trajectories([prompt("p1")])) == []
