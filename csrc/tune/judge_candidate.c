@@ -96,3 +96,49 @@ int kg_judge_prepare(const kg_judge *j, const kg_judge_request *request, kg_erro
         return KG_ENOTFOUND; /* err has why the last Case was refused */
     return rc;
 }
+
+/* The image for the first Case that the Candidate is for. KG_ENOTFOUND: for none. */
+static int first_image(const kg_judge *j, const kg_judge_request *request, kg_buf *image,
+                       size_t *index, kg_error *err) {
+    kg_candidate c;
+    kg_buf messages;
+    int rc = kg_candidate_read(j, request, &c, err);
+    if (rc != KG_OK)
+        return rc;
+    rc = KG_ENOTFOUND;
+    kg_buf_init(&messages, 1 << 20);
+    for (*index = 0; *index < j->ncases; ++*index) {
+        kg_instance *inst = NULL;
+        rc = kg_candidate_bind(j, &c, &j->cases[*index], &inst, err);
+        if (rc == KG_ENOTFOUND)
+            continue;
+        if (rc == KG_OK)
+            rc = j->device->image(j, &c, &j->cases[*index], inst, image, &messages, err);
+        if (rc != KG_OK && messages.len)
+            kg_fail(err, rc, "%.400s", messages.data);
+        kg_instance_free(inst);
+        break;
+    }
+    kg_buf_free(&messages);
+    kg_candidate_clear(&c);
+    return rc;
+}
+
+int kg_judge_listing(const kg_judge *j, const kg_judge_request *request,
+                     const kg_listing_options *o, kg_buf *out, kg_error *err) {
+    kg_error why = {0};
+    kg_buf image;
+    size_t index = 0;
+    kg_buf_init(&image, 0);
+    int rc = first_image(j, request, &image, &index, &why);
+    if (rc == KG_OK && j->ncases > 1)
+        kg_buf_printf(out, "Case %zu\n", index);
+    if (rc == KG_OK)
+        rc = kg_listing(image.data, image.len, o, out, &why);
+    kg_buf_free(&image);
+    if (rc == KG_ENOMEM || rc == KG_EINTR || rc == KG_EIO)
+        return kg_fail(err, rc, "%s", why.msg);
+    if (rc != KG_OK)
+        kg_buf_printf(out, "there is none: %s\n", why.msg);
+    return kg_buf_check(out, "a listing", err);
+}

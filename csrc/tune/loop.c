@@ -161,6 +161,37 @@ static int judge_pending(engine *e, kg_error *err) {
     return rc ? rc : kg_loop_read(&e->l, err);
 }
 
+/* The machine code that answers ask for, into the journal. */
+static int list_wanted(engine *e, kg_error *err) {
+    int rc = KG_OK;
+    for (size_t i = 0; !rc && i < e->l.nexchanges; i++)
+        for (size_t k = e->l.exchanges[i].nlisted; !rc && k < e->l.exchanges[i].nwants; k++) {
+            const char *id = e->l.exchanges[i].wants[k];
+            const kg_attempt *a = kg_loop_attempt_of(&e->l, id);
+            kg_buf text;
+            kg_tuning t;
+            kg_buf_init(&text, 1 << 20);
+            if (!a || a->source == KG_NONE || !e->evaluator->listing) {
+                kg_buf_printf(&text, "there is none%s\n",
+                              e->evaluator->listing ? ": its plan was refused" : "");
+            } else {
+                const kg_source *src = &e->l.sources.items[a->source];
+                kg_tuning_default(src->plan, &t);
+                rc = e->evaluator->listing(e->evaluator->ctx, src, &t, &text, err);
+            }
+            kg_json *o = kg_json_new_object();
+            kg_json_set_str(o, "prompt", e->l.exchanges[i].id);
+            kg_json_set_str(o, "id", id);
+            kg_json_set_str(o, "text", text.data ? text.data : "");
+            kg_buf_free(&text);
+            if (rc)
+                kg_json_free(o);
+            else
+                rc = kg_loop_note(&e->l, "listing", o, err);
+        }
+    return rc ? rc : kg_loop_read(&e->l, err);
+}
+
 /* For reports: each Candidate with the text that it came to. */
 static int note_candidates(engine *e, kg_error *err) {
     int rc = KG_OK;
@@ -326,6 +357,9 @@ static void tell_outcomes(engine *e) {
         kg_buf_puts(&text, x->complaint.len ? x->complaint.data : "");
         if (x->kind == KG_PROMPT_IDEAS && !x->complaint.len)
             kg_buf_puts(&text, "the ideas were taken\n");
+        for (size_t k = 0; k < x->nwants; k++)
+            kg_buf_printf(&text, "the next prompt has the machine code of Candidate %.12s\n",
+                          x->wants[k]);
         if (!text.status)
             e->proposer->told(e->proposer->ctx, x->id, text.data ? text.data : "");
         kg_buf_free(&text);
@@ -341,6 +375,8 @@ static int drive(engine *e, kg_error *err) {
             rc = note_candidates(e, err);
         if (!rc)
             rc = judge_pending(e, err);
+        if (!rc)
+            rc = list_wanted(e, err);
         if (rc)
             return rc;
         kg_loop_settle(&e->l);
@@ -387,6 +423,8 @@ static void give(engine *e) {
     }
     for (size_t i = 0; i < e->l.nexchanges; i++)
         out->open += e->l.exchanges[i].state == KG_ASKED;
+    for (size_t i = 0; i < e->l.nexchanges; i++)
+        out->unjudged += e->l.exchanges[i].nwants - e->l.exchanges[i].nlisted;
     out->over = e->over;
     out->clock.all = kg_now_ns() - e->l.began_ns;
     memcpy(out->search.verdicts, e->l.verdicts, sizeof out->search.verdicts);
@@ -516,6 +554,8 @@ static int evaluate(engine *e, kg_error *err) {
             rc = judge_pending(e, err);
         e->more = e->more && e->l.read > before;
     } while (!rc && e->more && kg_now_ns() < e->l.deadline_ns);
+    if (!rc)
+        rc = list_wanted(e, err);
     if (rc)
         return rc;
     kg_loop_settle(&e->l);

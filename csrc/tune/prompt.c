@@ -20,6 +20,7 @@ typedef enum keep {
     KEEP_GRAPH,
     KEEP_IDEAS,
     KEEP_BEST,
+    KEEP_LISTINGS,
     KEEP_LAST,
     KEEP_REFERENCE, /* whatever says what is to be computed */
     KEEP_ALWAYS
@@ -410,7 +411,8 @@ static void fit(sections *s, size_t bytes) {
         size_t over = n - bytes, have = one->text.len;
         /* Half a kernel is worth nothing; half a list or a graph is. */
         bool divisible = one->keep == KEEP_KNOWLEDGE || one->keep == KEEP_GRAPH ||
-                         one->keep == KEEP_IDEAS || one->keep == KEEP_REFERENCE;
+                         one->keep == KEEP_IDEAS || one->keep == KEEP_REFERENCE ||
+                         one->keep == KEEP_LISTINGS;
         if (divisible && have > over + LEAST_PART)
             cut(&one->text, have - over);
         else
@@ -449,6 +451,8 @@ int kg_prompt_user(const kg_prompt *p, const kg_prompt_state *state, kg_buf *out
     add_ideas(state, &s);
     if (state->kind != KG_PROMPT_IDEAS)
         add_last(p, state, &s);
+    if (state->listings && *state->listings)
+        kg_buf_puts(add(&s, "## Machine code that was asked for", KEEP_LISTINGS), state->listings);
     add_ask(p, state, &s);
     size_t bytes = p->max_tokens * 3, taken = p->system.len;
     fit(&s, bytes > taken ? bytes - taken : 0);

@@ -50,6 +50,7 @@ typedef struct kg_prompt_state {
     kg_prompt_kind kind;
     const kg_prompt_shown *last; /* KG_PROMPT_REFINE: the attempt to mend; may be NULL */
     const char *complaint;       /* what of the last answer could not be used; or NULL */
+    const char *listings;        /* machine code that was asked for; or NULL */
     const kg_prompt_shown *best; /* best first */
     size_t nbest;
     const kg_prompt_idea *ideas; /* all earlier ones, oldest first */

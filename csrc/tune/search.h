@@ -41,6 +41,9 @@ typedef struct kg_evaluator {
     /* lane < lanes: calls of one lane never overlap. */
     int (*judge)(void *ctx, size_t lane, const kg_source *source, const kg_tuning *tuning,
                  kg_level level, kg_outcome *out, kg_error *err);
+    /* Appends the machine code in words, or why there is none. NULL: this evaluator has none. */
+    int (*listing)(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_buf *out,
+                   kg_error *err);
 } kg_evaluator;
 
 typedef struct kg_search_options {

@@ -17,11 +17,16 @@ import torch
 from torch import Tensor
 
 from . import compare
-from ._libkgen import call, call_json, lib
+from ._libkgen import call, call_json, call_text, lib
 from .devices import CPU, synchronize
 from .errors import BadInput
 
 _FLOATS = {"float32", "float64", "float16", "bfloat16"}
+
+
+def image_listing(image: bytes, *, whole: bool = False, most: int = 0) -> str:
+    """The machine code of a CPU's image (ELF) or a cubin, as Judge.listing gives it. EnvironmentLacks: no disassembler."""
+    return call_text(_judge_lib().kgen_listing, image, len(image), int(whole), most)
 
 
 @functools.cache
@@ -41,6 +46,8 @@ def _judge_lib() -> ctypes.CDLL:
         "kgen_judge_clear_sets": [handle, size],
         "kgen_judge_run": [handle, text, size, text, out],
         "kgen_judge_prepare": [handle, text, size, text],
+        "kgen_judge_listing": [handle, text, size, text, ctypes.c_int, size, out],
+        "kgen_listing": [text, size, ctypes.c_int, size, out],
         "kgen_judge_trivial": [handle, size, out],
         "kgen_errors": [
             text,
@@ -324,6 +331,16 @@ class Judge:
         text = source.encode() if isinstance(source, str) else source
         request = self._request(name, tunables, any_size)
         call(_judge_lib().kgen_judge_prepare, self._handle, text, len(text), request)
+
+    def listing(
+        self, source: str | bytes, *, name: str = "candidate.c", tunables: dict[str, int] | None = None, whole: bool = False,
+        most: int = 0,
+    ) -> str:  # fmt: skip
+        """The machine code that a Candidate comes to for the first Case that it is for: its innermost loops, or all of it; or
+        why there is none. most: bytes; 0: about 3000 tokens."""
+        text = source.encode() if isinstance(source, str) else source
+        request = self._request(name, tunables, False)
+        return call_text(_judge_lib().kgen_judge_listing, self._handle, text, len(text), request, int(whole), most)
 
     def trivial(self, case: int) -> list[dict[str, str]]:
         """Answers that take no work and would pass ("answer", "output"); when there are any, the Task is

@@ -39,6 +39,7 @@ typedef struct world {
     int nwaiting;
     kg_buf prompts; /* all that was asked in this life */
     bool fatal;
+    int listed;
     size_t lanes;   /* devices that judge at once; 0: one */
     int by_lane[4]; /* calls */
 } world;
@@ -76,6 +77,14 @@ static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tunin
         CHECK_OK(kg_json_parse(record, strlen(record), "record", &out->record, err), *err);
     }
     return KG_OK;
+}
+
+static int listing(void *ctx, const kg_source *source, const kg_tuning *t, kg_buf *out,
+                   kg_error *err) {
+    world *w = ctx;
+    (void)t, (void)err;
+    w->listed++;
+    return kg_buf_printf(out, "jne of %s\n", strstr(source->text, "TIME "));
 }
 
 /* --- the proposer: answers at once, as the journal has it --- */
@@ -129,7 +138,12 @@ static int run_stage(int stage, world *w, kg_loop_options o, size_t slots, kg_lo
     static const kg_prompt_case known[] = {{.floor_ns = 100}};
     kg_op *op = NULL;
     kg_prompt *prompt = NULL;
-    kg_evaluator e = {.ctx = w, .ncases = 1, .lanes = w->lanes, .prepare = prepare, .judge = judge};
+    kg_evaluator e = {.ctx = w,
+                      .ncases = 1,
+                      .lanes = w->lanes,
+                      .prepare = prepare,
+                      .judge = judge,
+                      .listing = listing};
     kg_proposer p = {.ctx = w, .slots = slots, .ask = ask, .collect = collect};
     o.budget_ms = o.budget_ms ? o.budget_ms : 60000;
     o.compile_jobs = 2;
@@ -302,6 +316,53 @@ TEST(loop_tells_what_could_not_be_used) {
     CHECK_INT(w.asked, 5);
     kg_loop_result_free(&r);
     kg_buf_free(&w.prompts);
+}
+
+/* --- machine code on demand --- */
+
+/* Passes, asks for what it came to, is shown that once, and passes again. */
+static char *asks_for_code(world *w, int n, const char *user) {
+    char text[64];
+    (void)w;
+    const char *at = strstr(user, "Machine code that was asked for");
+    const char *id = strstr(user, "Candidate ");
+    if (n == 1 || !id)
+        return strdup(FILE_OF("// TIME 500"));
+    if (n == 2) {
+        CHECK(!at);
+        snprintf(text, sizeof text, "```sass %.12s\n```\n", id + 10);
+        return strdup(text);
+    }
+    if (n == 3) {
+        CHECK_HAS(at, "jne of TIME 500");
+        CHECK_HAS(user, "// TIME 500\n```\n"); /* the last attempt is still there to be mended */
+        CHECK(!strstr(user, "could not be used"));
+        return strdup(FILE_OF("// TIME 400"));
+    }
+    CHECK(!at);
+    return strdup(FILE_OF("// TIME 104"));
+}
+
+TEST(loop_shows_machine_code_that_was_asked_for) {
+    static const int turn[] = {KG_STAGE_ADVANCE, KG_STAGE_PROPOSE, KG_STAGE_EVALUATE};
+    for (int stages = 0; stages < 2; stages++) {
+        world w = {.answer = asks_for_code};
+        kg_loop_result r = {0};
+        kg_error err;
+        kg_loop_options o = {.strategy = "refine"};
+        kg_remove_tree(test_path("run"), NULL);
+        if (!stages)
+            CHECK_OK(run(&w, o, 1, &r, &err), err);
+        for (int i = 0; stages && i < 4 * 3; i++) {
+            kg_loop_result_free(&r);
+            CHECK_OK(run_stage(turn[i % 3], &w, o, 1, &r, &err), err);
+            CHECK_UINT(r.unjudged, i % 3 == 1 ? 1 : 0);
+        }
+        kg_loop_result_free(&r);
+        CHECK_INT(w.asked, 4);
+        CHECK_INT(w.listed, 1);
+        kg_buf_free(&w.prompts);
+    }
 }
 
 /* --- stopping and going on --- */
