@@ -321,6 +321,10 @@ int kgen_judge_prepare(const kgen_judge *judge, const char *source, size_t n,
     return kg_give(rc, &e, err, nerr);
 }
 
+void kgen_judge_set_profiler(kgen_judge *judge, kgen_profiler profiler, void *ctx) {
+    kg_judge_set_profiler(judge, profiler, ctx);
+}
+
 static int give_text(int rc, kg_buf *b, char **text, kg_error *e) {
     if (rc == KG_OK && !(*text = kg_buf_take(b)))
         rc = kg_fail(e, KG_ENOMEM, "a listing");

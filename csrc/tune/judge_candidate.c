@@ -1,5 +1,6 @@
 /* From a Candidate's text to images: plan, binding, and (by the device) compiling. Changes nothing
  * of the judge, so that several threads may compile ahead. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "tune/judge_internal.h"
@@ -141,4 +142,26 @@ int kg_judge_listing(const kg_judge *j, const kg_judge_request *request,
     if (rc != KG_OK)
         kg_buf_printf(out, "there is none: %s\n", why.msg);
     return kg_buf_check(out, "a listing", err);
+}
+
+/* --- a profiler --- */
+
+void kg_judge_set_profiler(kg_judge *j, kg_profiler profiler, void *ctx) {
+    j->profiler = profiler;
+    j->profiler_ctx = ctx;
+}
+
+bool kg_judge_has_profiler(const kg_judge *j) {
+    return j->profiler != NULL;
+}
+
+int kg_judge_profile(const kg_judge *j, const char *id, kg_buf *out, kg_error *err) {
+    enum { MOST = 4096 };
+    char *text = calloc(1, MOST);
+    if (!text)
+        return kg_fail(err, KG_ENOMEM, "a profile");
+    if (j->profiler(j->profiler_ctx, id, text, MOST) == 0)
+        kg_buf_add(out, text, strnlen(text, MOST - 1));
+    free(text);
+    return kg_buf_check(out, "a profile", err);
 }

@@ -26,6 +26,8 @@
 #define PAUSE_SOURCES 2
 #define PAUSE_CANDIDATES 12
 #define FINALISTS 6
+/* Of the budget, for a profiler. */
+#define PROFILE_SHARE 0.1
 
 typedef struct engine {
     kg_loop_state l;
@@ -35,6 +37,7 @@ typedef struct engine {
     int64_t ask_until_ns;
     bool broke, fatal, over;
     bool left; /* nobody answers any more */
+    int64_t profile_ns;
     bool more; /* Candidates wait for the judge */
 } engine;
 
@@ -189,6 +192,35 @@ static int list_wanted(engine *e, kg_error *err) {
             else
                 rc = kg_loop_note(&e->l, "listing", o, err);
         }
+    return rc ? rc : kg_loop_read(&e->l, err);
+}
+
+/* What a profiler says of the best, into the journal: at most one Candidate for a batch of
+ * verdicts, and none twice. */
+static int profile_best(engine *e, kg_error *err) {
+    int rank[1];
+    int64_t start = kg_now_ns();
+    if (!e->evaluator->profile || start >= e->ask_until_ns || !kg_loop_rank(&e->l, rank, 1) ||
+        (double)e->profile_ns > (double)e->l.options->budget_ms * 1e6 * PROFILE_SHARE)
+        return KG_OK;
+    kg_attempt *a = &e->l.attempts[rank[0]];
+    if (!a->full || a->profiled || a->counters)
+        return KG_OK;
+    kg_buf text;
+    kg_buf_init(&text, 64 << 10);
+    a->profiled = true;
+    int rc = e->evaluator->profile(e->evaluator->ctx, a->id, &text, err);
+    e->profile_ns += kg_now_ns() - start;
+    e->out->clock.judge += kg_now_ns() - start;
+    if (!rc && text.len) {
+        kg_json *o = kg_json_new_object();
+        kg_json_set_str(o, "name", a->name);
+        kg_json_set_str(o, "id", a->id);
+        kg_json_set_str(o, "text", text.data);
+        kg_json_set_double(o, "took_s", (double)(kg_now_ns() - start) * 1e-9);
+        rc = kg_loop_note(&e->l, "profile", o, err);
+    }
+    kg_buf_free(&text);
     return rc ? rc : kg_loop_read(&e->l, err);
 }
 
@@ -380,6 +412,9 @@ static int drive(engine *e, kg_error *err) {
         if (rc)
             return rc;
         kg_loop_settle(&e->l);
+        rc = profile_best(e, err);
+        if (rc)
+            return rc;
         tell_outcomes(e);
         look_whether_over(e);
         if (!e->over)
@@ -562,6 +597,8 @@ static int evaluate(engine *e, kg_error *err) {
     tell_outcomes(e);
     if (e->l.strategy->pause(&e->l))
         rc = tune_best(e, PAUSE_SOURCES, PAUSE_CANDIDATES, err);
+    if (!rc)
+        rc = profile_best(e, err);
     look_whether_over(e);
     return rc;
 }

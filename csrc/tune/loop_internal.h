@@ -26,8 +26,10 @@ typedef struct kg_attempt {
     char parent[65]; /* that it was edited from, or empty */
     char *text;
     char *message, *profile;
+    char *counters; /* what a profiler says of its kernels; NULL: was not asked, or said nothing */
     bool judged, noted;
-    int verdict; /* kg_verdict */
+    bool profiled; /* a profiler was asked in this life */
+    int verdict;   /* kg_verdict */
     bool full;
     double time_ns[KG_MAX_CASES];  /* as written */
     double tuned_ns[KG_MAX_CASES]; /* the best of its tunings */

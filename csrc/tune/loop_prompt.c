@@ -137,6 +137,7 @@ static kg_prompt_shown shown(const kg_attempt *a) {
                              .verdict = kg_verdict_name(a->verdict),
                              .message = a->message,
                              .profile = a->profile,
+                             .counters = a->counters,
                              .time_ns = tuned ? a->tuned_ns : a->time_ns,
                              .full = a->full};
 }

@@ -265,6 +265,14 @@ static int add_wants(kg_exchange *x, const kg_answer *answer, kg_error *err) {
     return KG_OK;
 }
 
+static void fold_profile(kg_loop_state *l, const kg_json *e) {
+    int at = find_attempt(l, text_in(e, "name"));
+    if (at == KG_NONE)
+        return;
+    free(l->attempts[at].counters);
+    l->attempts[at].counters = strdup(text_in(e, "text"));
+}
+
 /* What another life or machine found, which had the same answers. */
 static void fold_listing(kg_loop_state *l, const kg_json *e) {
     int at = kg_loop_find(l, text_in(e, "prompt"));
@@ -424,6 +432,8 @@ static int fold(kg_loop_state *l, const kg_json *e, kg_error *err) {
         fold_failed(l, e);
     else if (!strcmp(kind, "listing"))
         fold_listing(l, e);
+    else if (!strcmp(kind, "profile"))
+        fold_profile(l, e);
     else if (!strcmp(kind, "dropped"))
         fold_dropped(l, e);
     else if (!strcmp(kind, "candidate"))
@@ -519,6 +529,7 @@ void kg_loop_state_free(kg_loop_state *l) {
         free(l->attempts[i].message);
         free(l->attempts[i].next.message);
         free(l->attempts[i].profile);
+        free(l->attempts[i].counters);
         free(l->attempts[i].next.profile);
     }
     for (size_t i = 0; i < l->nideas; i++)

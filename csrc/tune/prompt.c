@@ -311,6 +311,7 @@ static void put_verdict(const kg_prompt *p, const kg_prompt_shown *c, kg_buf *b)
         kg_buf_putc(b, '\n');
         put_times(p, c, b);
         kg_buf_puts(b, c->profile ? c->profile : "");
+        kg_buf_puts(b, c->counters ? c->counters : "");
     }
 }
 
@@ -333,6 +334,8 @@ static void add_best(const kg_prompt *p, const kg_prompt_state *s, sections *out
     for (size_t i = 0; i < s->nbest && i < 8; i++) {
         kg_buf_printf(b, "Candidate %.12s\n", s->best[i].id);
         put_times(p, &s->best[i], b);
+        if (s->best[i].counters && (!s->last || strcmp(s->last->id, s->best[i].id) != 0))
+            kg_buf_puts(b, s->best[i].counters);
     }
     for (size_t i = 0; i < s->nbest && i < 8; i++)
         if (!s->last || strcmp(s->last->id, s->best[i].id) != 0)

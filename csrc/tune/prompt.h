@@ -31,6 +31,7 @@ typedef struct kg_prompt_task {
 typedef struct kg_prompt_shown {
     const char *id, *text, *verdict, *message;
     const char *profile;   /* lines of a list: what its kernels use; or NULL */
+    const char *counters;  /* lines of a list: what a profiler says of them; or NULL */
     const double *time_ns; /* a Case; NULL or 0: not timed */
     bool full;             /* judged on every input set */
 } kg_prompt_shown;

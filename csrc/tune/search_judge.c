@@ -50,6 +50,11 @@ static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tunin
     return rc;
 }
 
+static int profile(void *ctx, const char *id, kg_buf *out, kg_error *err) {
+    const kg_judges *judges = ctx;
+    return kg_judge_profile(judges->items[0], id, out, err);
+}
+
 static int listing(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_buf *out,
                    kg_error *err) {
     const kg_judges *judges = ctx;
@@ -86,6 +91,7 @@ int kg_judges_evaluator(kg_judges *judges, kg_evaluator *out, kg_error *err) {
                           .fits = fits,
                           .prepare = prepare,
                           .judge = judge,
+                          .profile = kg_judge_has_profiler(judges->items[0]) ? profile : NULL,
                           .listing = listing};
     return KG_OK;
 }

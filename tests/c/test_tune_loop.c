@@ -39,7 +39,7 @@ typedef struct world {
     int nwaiting;
     kg_buf prompts; /* all that was asked in this life */
     bool fatal;
-    int listed;
+    int listed, profiled;
     size_t lanes;   /* devices that judge at once; 0: one */
     int by_lane[4]; /* calls */
 } world;
@@ -85,6 +85,13 @@ static int listing(void *ctx, const kg_source *source, const kg_tuning *t, kg_bu
     (void)t, (void)err;
     w->listed++;
     return kg_buf_printf(out, "jne of %s\n", strstr(source->text, "TIME "));
+}
+
+static int profile(void *ctx, const char *id, kg_buf *out, kg_error *err) {
+    world *w = ctx;
+    (void)err;
+    w->profiled++;
+    return kg_buf_printf(out, "- a profiler on %.12s\n", id);
 }
 
 /* --- the proposer: answers at once, as the journal has it --- */
@@ -143,6 +150,7 @@ static int run_stage(int stage, world *w, kg_loop_options o, size_t slots, kg_lo
                       .lanes = w->lanes,
                       .prepare = prepare,
                       .judge = judge,
+                      .profile = w->profiled >= 0 ? profile : NULL,
                       .listing = listing};
     kg_proposer p = {.ctx = w, .slots = slots, .ask = ask, .collect = collect};
     o.budget_ms = o.budget_ms ? o.budget_ms : 60000;
@@ -363,6 +371,37 @@ TEST(loop_shows_machine_code_that_was_asked_for) {
         CHECK_INT(w.listed, 1);
         kg_buf_free(&w.prompts);
     }
+}
+
+/* --- a profile of the best --- */
+
+/* Better, worse, better: the best of each prompt has its profile, as the last attempt or beside it.
+ */
+static char *goes_up_and_down(world *w, int n, const char *user) {
+    static const char *const files[] = {FILE_OF("// TIME 500"), FILE_OF("// TIME 600"),
+                                        FILE_OF("// TIME 104")};
+    const char *at = strstr(user, "- a profiler on ");
+    CHECK_INT(w->profiled, n > 1 ? 1 : 0);
+    CHECK((at != NULL) == (n > 1));
+    CHECK(!at || !strstr(at + 1, "- a profiler on "));
+    return strdup(files[n < 3 ? n - 1 : 2]);
+}
+
+TEST(loop_profiles_the_best_once) {
+    world w = {.answer = goes_up_and_down};
+    kg_loop_result r;
+    kg_error err;
+    CHECK_OK(run(&w, (kg_loop_options){.strategy = "refine"}, 1, &r, &err), err);
+    CHECK_INT(w.asked, 3);
+    CHECK_INT(w.profiled, 2);
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
+    /* Another life has it from the journal. */
+    w = (world){.answer = goes_up_and_down};
+    CHECK_OK(run(&w, (kg_loop_options){.strategy = "refine"}, 1, &r, &err), err);
+    CHECK_INT(w.profiled, 0);
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
 }
 
 /* --- stopping and going on --- */
