@@ -52,6 +52,19 @@ KGEN_API int kgen_judge_run(kgen_judge *judge, const char *source, size_t n,
 /* Compiles ahead, into the cache. KG_ENOTFOUND: the plan is for none of the Cases. */
 KGEN_API int kgen_judge_prepare(const kgen_judge *judge, const char *source, size_t n,
                                 const char *request_json, char *err, size_t nerr);
+/* A closed loop's search over this judge asks it about its best Candidate, by id, once each: text
+ * (size bytes, empty) gets lines of a list for the next prompts and ends in NUL; not 0: nothing. On
+ * the thread that searches. NULL: nobody is asked. */
+typedef int (*kgen_profiler)(void *ctx, const char *id, char *text, size_t size);
+KGEN_API void kgen_judge_set_profiler(kgen_judge *judge, kgen_profiler profiler, void *ctx);
+/* The machine code of a Candidate in words, or why there is none (docs/formats.md): its innermost
+ * loops, or all of it; at most `bytes`, 0: about 3000 tokens. */
+KGEN_API int kgen_judge_listing(const kgen_judge *judge, const char *source, size_t n,
+                                const char *request_json, int whole, size_t bytes, char **text,
+                                char *err, size_t nerr);
+/* The same of an image: an ELF file of a CPU, or a cubin. KG_EENV: no disassembler is here. */
+KGEN_API int kgen_listing(const void *image, size_t n, int whole, size_t bytes, char **text,
+                          char *err, size_t nerr);
 /* Trivial answers that would pass on every set: a JSON list of {"answer", "output"}; not empty:
  * degenerate. */
 KGEN_API int kgen_judge_trivial(const kgen_judge *judge, size_t index, char **json, char *err,

@@ -160,17 +160,24 @@ static void add_file(reader *r, const char *text, size_t n, const char *parent) 
     a->nfiles++;
 }
 
-static void take_edit(reader *r, const block *b, const char *id, size_t nid) {
-    kg_buf *complaint = &r->out->complaint;
-    char prefix[65] = "", whole[65] = "";
-    size_t n = 0;
+/* The text of the Candidate that a block names; NULL: there is none. */
+static const char *find_base(const reader *r, const char *id, size_t nid, size_t *n,
+                             char whole[65]) {
+    char prefix[65] = "";
     bool hex = nid >= LEAST_PREFIX && nid <= 64;
     for (size_t i = 0; hex && i < nid; i++)
         hex = isxdigit((unsigned char)id[i]);
     if (hex)
         for (size_t i = 0; i < nid; i++)
             prefix[i] = (char)tolower((unsigned char)id[i]);
-    const char *base = hex && r->bases ? r->bases->find(r->bases->ctx, prefix, &n, whole) : NULL;
+    return hex && r->bases ? r->bases->find(r->bases->ctx, prefix, n, whole) : NULL;
+}
+
+static void take_edit(reader *r, const block *b, const char *id, size_t nid) {
+    kg_buf *complaint = &r->out->complaint;
+    char whole[65] = "";
+    size_t n = 0;
+    const char *base = find_base(r, id, nid, &n, whole);
     if (!base) {
         kg_buf_printf(complaint,
                       "- an edit of `%.*s`: there is no such Candidate; name one by its id, as in "
@@ -187,6 +194,30 @@ static void take_edit(reader *r, const block *b, const char *id, size_t nid) {
             kg_buf_puts(complaint, "- after an edit the file does not open with `/* kgen`\n");
     }
     kg_buf_free(&text);
+}
+
+/* The id stands behind the word or in the block. */
+static void take_listing(reader *r, const block *b, const char *id, size_t nid) {
+    kg_answer *a = r->out;
+    char whole[65] = "";
+    size_t n = 0;
+    const char *end = b->text + b->n;
+    if (!nid) {
+        for (id = b->text; id < end && isspace((unsigned char)*id);)
+            id++;
+        while (id + nid < end && !isspace((unsigned char)id[nid]))
+            nid++;
+    }
+    if (!find_base(r, id, nid, &n, whole))
+        kg_buf_printf(&a->complaint,
+                      "- machine code of `%.*s`: there is no such Candidate; name one by its id, "
+                      "as in the prompt\n",
+                      (int)(nid < 64 ? nid : 64), id);
+    else if (a->nlistings == KG_ANSWER_LISTINGS)
+        kg_buf_printf(&a->complaint, "- machine code of more than %d Candidates\n",
+                      KG_ANSWER_LISTINGS);
+    else
+        memcpy(a->listings[a->nlistings++], whole, sizeof whole);
 }
 
 /* --- ideas --- */
@@ -278,6 +309,8 @@ static void take_block(reader *r, const block *b) {
                     "and close every block\n");
     } else if (is_edit) {
         take_edit(r, b, info + skip, rest);
+    } else if (word_is(info, n, "sass") && !is_file) {
+        take_listing(r, b, info + skip, rest);
     } else if (word_is(info, n, "ideas")) {
         take_ideas(r, b->text, b->n);
     } else if (is_file) {
@@ -295,6 +328,8 @@ static void take_block(reader *r, const block *b) {
 /* When nothing could be used, what there was instead. */
 static void complain(reader *r) {
     kg_buf *c = &r->out->complaint;
+    if (r->out->nlistings)
+        return;
     if (r->want == KG_WANT_IDEAS && r->out->nideas == 0)
         kg_buf_puts(c, "- no idea in the answer: give a list, one a line, in a block that opens "
                        "with ```ideas\n");

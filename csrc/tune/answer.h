@@ -16,7 +16,8 @@ enum {
     KG_ANSWER_FILE_MAX = 1 << 20, /* of one file in it */
     KG_ANSWER_FILES = 16,
     KG_ANSWER_IDEAS = 16,
-    KG_ANSWER_IDEA_MAX = 2000
+    KG_ANSWER_IDEA_MAX = 2000,
+    KG_ANSWER_LISTINGS = 2
 };
 
 typedef struct kg_answer_file {
@@ -30,6 +31,9 @@ typedef struct kg_answer {
     size_t nfiles;
     char *ideas[KG_ANSWER_IDEAS];
     size_t nideas;
+    /* Whole ids of Candidates whose machine code is asked for. */
+    char listings[KG_ANSWER_LISTINGS][65];
+    size_t nlistings;
     kg_buf complaint; /* what could not be used and why; one line each; may be empty */
 } kg_answer;
 

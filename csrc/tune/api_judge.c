@@ -321,6 +321,41 @@ int kgen_judge_prepare(const kgen_judge *judge, const char *source, size_t n,
     return kg_give(rc, &e, err, nerr);
 }
 
+void kgen_judge_set_profiler(kgen_judge *judge, kgen_profiler profiler, void *ctx) {
+    kg_judge_set_profiler(judge, profiler, ctx);
+}
+
+static int give_text(int rc, kg_buf *b, char **text, kg_error *e) {
+    if (rc == KG_OK && !(*text = kg_buf_take(b)))
+        rc = kg_fail(e, KG_ENOMEM, "a listing");
+    kg_buf_free(b);
+    return rc;
+}
+
+int kgen_judge_listing(const kgen_judge *judge, const char *source, size_t n,
+                       const char *request_json, int whole, size_t bytes, char **text, char *err,
+                       size_t nerr) {
+    kg_error e = {0};
+    kg_judge_request r = {.text = source, .n = n};
+    request_text held = {0};
+    kg_buf out;
+    kg_buf_init(&out, 0);
+    int rc = read_request(request_json, &r, &held, &e);
+    if (rc == KG_OK)
+        rc = kg_judge_listing(judge, &r, &(kg_listing_options){bytes, whole != 0}, &out, &e);
+    drop_request(&held);
+    return kg_give(give_text(rc, &out, text, &e), &e, err, nerr);
+}
+
+int kgen_listing(const void *image, size_t n, int whole, size_t bytes, char **text, char *err,
+                 size_t nerr) {
+    kg_error e = {0};
+    kg_buf out;
+    kg_buf_init(&out, 0);
+    int rc = kg_listing(image, n, &(kg_listing_options){bytes, whole != 0}, &out, &e);
+    return kg_give(give_text(rc, &out, text, &e), &e, err, nerr);
+}
+
 int kgen_judge_trivial(const kgen_judge *judge, size_t index, char **json, char *err, size_t nerr) {
     kg_error e = {0};
     kg_json *found = NULL;

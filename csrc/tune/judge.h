@@ -10,6 +10,7 @@
 
 #include "tune/compare.h"
 #include "tune/contract.h"
+#include "tune/listing.h"
 #include "tune/timing.h"
 #include "tune/verdict.h"
 
@@ -99,6 +100,19 @@ int kg_judge_record(const kg_judge_report *r, kg_json **out, kg_error *err);
  * no Case is added. A Candidate that fails is KG_OK: it fails again when it is judged.
  * KG_ENOTFOUND: it is for none of the Cases. */
 int kg_judge_prepare(const kg_judge *j, const kg_judge_request *request, kg_error *err);
+
+/* Appends the machine code that a Candidate comes to for the first Case that it is for, or in words
+ * why there is none: it does not compile, or no disassembler is here. As kg_judge_prepare for
+ * threads. */
+int kg_judge_listing(const kg_judge *j, const kg_judge_request *request,
+                     const kg_listing_options *o, kg_buf *out, kg_error *err);
+
+/* What a search asks about its best Candidate: text (size bytes) gets lines of a list, or stays
+ * empty. Called on the thread that searches, between judging. */
+typedef int (*kg_profiler)(void *ctx, const char *id, char *text, size_t size);
+void kg_judge_set_profiler(kg_judge *j, kg_profiler profiler, void *ctx); /* NULL: none */
+bool kg_judge_has_profiler(const kg_judge *j);
+int kg_judge_profile(const kg_judge *j, const char *id, kg_buf *out, kg_error *err);
 
 /* Whether a plan with these values is for some Case: KG_ENOTFOUND when `require` comes out 0 for
  * all, else KG_OK, also where binding fails (judging says how). Compiles nothing. */

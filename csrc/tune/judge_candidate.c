@@ -1,5 +1,6 @@
 /* From a Candidate's text to images: plan, binding, and (by the device) compiling. Changes nothing
  * of the judge, so that several threads may compile ahead. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "tune/judge_internal.h"
@@ -95,4 +96,72 @@ int kg_judge_prepare(const kg_judge *j, const kg_judge_request *request, kg_erro
     if (rc == KG_OK && fitting == 0 && j->ncases > 0)
         return KG_ENOTFOUND; /* err has why the last Case was refused */
     return rc;
+}
+
+/* The image for the first Case that the Candidate is for. KG_ENOTFOUND: for none. */
+static int first_image(const kg_judge *j, const kg_judge_request *request, kg_buf *image,
+                       size_t *index, kg_error *err) {
+    kg_candidate c;
+    kg_buf messages;
+    int rc = kg_candidate_read(j, request, &c, err);
+    if (rc != KG_OK)
+        return rc;
+    rc = KG_ENOTFOUND;
+    kg_buf_init(&messages, 1 << 20);
+    for (*index = 0; *index < j->ncases; ++*index) {
+        kg_instance *inst = NULL;
+        rc = kg_candidate_bind(j, &c, &j->cases[*index], &inst, err);
+        if (rc == KG_ENOTFOUND)
+            continue;
+        if (rc == KG_OK)
+            rc = j->device->image(j, &c, &j->cases[*index], inst, image, &messages, err);
+        if (rc != KG_OK && messages.len)
+            kg_fail(err, rc, "%.400s", messages.data);
+        kg_instance_free(inst);
+        break;
+    }
+    kg_buf_free(&messages);
+    kg_candidate_clear(&c);
+    return rc;
+}
+
+int kg_judge_listing(const kg_judge *j, const kg_judge_request *request,
+                     const kg_listing_options *o, kg_buf *out, kg_error *err) {
+    kg_error why = {0};
+    kg_buf image;
+    size_t index = 0;
+    kg_buf_init(&image, 0);
+    int rc = first_image(j, request, &image, &index, &why);
+    if (rc == KG_OK && j->ncases > 1)
+        kg_buf_printf(out, "Case %zu\n", index);
+    if (rc == KG_OK)
+        rc = kg_listing(image.data, image.len, o, out, &why);
+    kg_buf_free(&image);
+    if (rc == KG_ENOMEM || rc == KG_EINTR || rc == KG_EIO)
+        return kg_fail(err, rc, "%s", why.msg);
+    if (rc != KG_OK)
+        kg_buf_printf(out, "there is none: %s\n", why.msg);
+    return kg_buf_check(out, "a listing", err);
+}
+
+/* --- a profiler --- */
+
+void kg_judge_set_profiler(kg_judge *j, kg_profiler profiler, void *ctx) {
+    j->profiler = profiler;
+    j->profiler_ctx = ctx;
+}
+
+bool kg_judge_has_profiler(const kg_judge *j) {
+    return j->profiler != NULL;
+}
+
+int kg_judge_profile(const kg_judge *j, const char *id, kg_buf *out, kg_error *err) {
+    enum { MOST = 4096 };
+    char *text = calloc(1, MOST);
+    if (!text)
+        return kg_fail(err, KG_ENOMEM, "a profile");
+    if (j->profiler(j->profiler_ctx, id, text, MOST) == 0)
+        kg_buf_add(out, text, strnlen(text, MOST - 1));
+    free(text);
+    return kg_buf_check(out, "a profile", err);
 }

@@ -51,7 +51,9 @@ typedef struct kg_judged_case {
 
 struct kg_judge {
     const kg_judge_device *device;
-    void *state; /* the device's own */
+    void *state;          /* the device's own */
+    kg_profiler profiler; /* or NULL */
+    void *profiler_ctx;
     kg_op *op;
     kg_judge_options options;
     kg_constants constants;

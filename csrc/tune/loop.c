@@ -26,6 +26,8 @@
 #define PAUSE_SOURCES 2
 #define PAUSE_CANDIDATES 12
 #define FINALISTS 6
+/* Of the budget, for a profiler. */
+#define PROFILE_SHARE 0.1
 
 typedef struct engine {
     kg_loop_state l;
@@ -35,6 +37,7 @@ typedef struct engine {
     int64_t ask_until_ns;
     bool broke, fatal, unreachable, over;
     bool left; /* nobody answers any more */
+    int64_t profile_ns;
     bool more; /* Candidates wait for the judge */
 } engine;
 
@@ -158,6 +161,66 @@ static int judge_pending(engine *e, kg_error *err) {
     if (!rc && n)
         rc = kg_loop_note(&e->l, "judged", kg_json_new_object(), err);
     free(which);
+    return rc ? rc : kg_loop_read(&e->l, err);
+}
+
+/* The machine code that answers ask for, into the journal. */
+static int list_wanted(engine *e, kg_error *err) {
+    int rc = KG_OK;
+    for (size_t i = 0; !rc && i < e->l.nexchanges; i++)
+        for (size_t k = e->l.exchanges[i].nlisted; !rc && k < e->l.exchanges[i].nwants; k++) {
+            const char *id = e->l.exchanges[i].wants[k];
+            const kg_attempt *a = kg_loop_attempt_of(&e->l, id);
+            kg_buf text;
+            kg_tuning t;
+            kg_buf_init(&text, 1 << 20);
+            if (!a || a->source == KG_NONE || !e->evaluator->listing) {
+                kg_buf_printf(&text, "there is none%s\n",
+                              e->evaluator->listing ? ": its plan was refused" : "");
+            } else {
+                const kg_source *src = &e->l.sources.items[a->source];
+                kg_tuning_default(src->plan, &t);
+                rc = e->evaluator->listing(e->evaluator->ctx, src, &t, &text, err);
+            }
+            kg_json *o = kg_json_new_object();
+            kg_json_set_str(o, "prompt", e->l.exchanges[i].id);
+            kg_json_set_str(o, "id", id);
+            kg_json_set_str(o, "text", text.data ? text.data : "");
+            kg_buf_free(&text);
+            if (rc)
+                kg_json_free(o);
+            else
+                rc = kg_loop_note(&e->l, "listing", o, err);
+        }
+    return rc ? rc : kg_loop_read(&e->l, err);
+}
+
+/* What a profiler says of the best, into the journal: at most one Candidate for a batch of
+ * verdicts, and none twice. */
+static int profile_best(engine *e, kg_error *err) {
+    int rank[1];
+    int64_t start = kg_now_ns();
+    if (!e->evaluator->profile || start >= e->ask_until_ns || !kg_loop_rank(&e->l, rank, 1) ||
+        (double)e->profile_ns > (double)e->l.options->budget_ms * 1e6 * PROFILE_SHARE)
+        return KG_OK;
+    kg_attempt *a = &e->l.attempts[rank[0]];
+    if (!a->full || a->profiled || a->counters)
+        return KG_OK;
+    kg_buf text;
+    kg_buf_init(&text, 64 << 10);
+    a->profiled = true;
+    int rc = e->evaluator->profile(e->evaluator->ctx, a->id, &text, err);
+    e->profile_ns += kg_now_ns() - start;
+    e->out->clock.judge += kg_now_ns() - start;
+    if (!rc && text.len) {
+        kg_json *o = kg_json_new_object();
+        kg_json_set_str(o, "name", a->name);
+        kg_json_set_str(o, "id", a->id);
+        kg_json_set_str(o, "text", text.data);
+        kg_json_set_double(o, "took_s", (double)(kg_now_ns() - start) * 1e-9);
+        rc = kg_loop_note(&e->l, "profile", o, err);
+    }
+    kg_buf_free(&text);
     return rc ? rc : kg_loop_read(&e->l, err);
 }
 
@@ -332,6 +395,9 @@ static void tell_outcomes(engine *e) {
         kg_buf_puts(&text, x->complaint.len ? x->complaint.data : "");
         if (x->kind == KG_PROMPT_IDEAS && !x->complaint.len)
             kg_buf_puts(&text, "the ideas were taken\n");
+        for (size_t k = 0; k < x->nwants; k++)
+            kg_buf_printf(&text, "the next prompt has the machine code of Candidate %.12s\n",
+                          x->wants[k]);
         if (!text.status)
             e->proposer->told(e->proposer->ctx, x->id, text.data ? text.data : "");
         kg_buf_free(&text);
@@ -347,9 +413,14 @@ static int drive(engine *e, kg_error *err) {
             rc = note_candidates(e, err);
         if (!rc)
             rc = judge_pending(e, err);
+        if (!rc)
+            rc = list_wanted(e, err);
         if (rc)
             return rc;
         kg_loop_settle(&e->l);
+        rc = profile_best(e, err);
+        if (rc)
+            return rc;
         tell_outcomes(e);
         look_whether_over(e);
         if (!e->over)
@@ -393,6 +464,8 @@ static void give(engine *e) {
     }
     for (size_t i = 0; i < e->l.nexchanges; i++)
         out->open += e->l.exchanges[i].state == KG_ASKED;
+    for (size_t i = 0; i < e->l.nexchanges; i++)
+        out->unjudged += e->l.exchanges[i].nwants - e->l.exchanges[i].nlisted;
     out->over = e->over;
     out->clock.all = kg_now_ns() - e->l.began_ns;
     memcpy(out->search.verdicts, e->l.verdicts, sizeof out->search.verdicts);
@@ -522,12 +595,16 @@ static int evaluate(engine *e, kg_error *err) {
             rc = judge_pending(e, err);
         e->more = e->more && e->l.read > before;
     } while (!rc && e->more && kg_now_ns() < e->l.deadline_ns);
+    if (!rc)
+        rc = list_wanted(e, err);
     if (rc)
         return rc;
     kg_loop_settle(&e->l);
     tell_outcomes(e);
     if (e->l.strategy->pause(&e->l))
         rc = tune_best(e, PAUSE_SOURCES, PAUSE_CANDIDATES, err);
+    if (!rc)
+        rc = profile_best(e, err);
     look_whether_over(e);
     return rc;
 }

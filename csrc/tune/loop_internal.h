@@ -26,8 +26,10 @@ typedef struct kg_attempt {
     char parent[65]; /* that it was edited from, or empty */
     char *text;
     char *message, *profile;
+    char *counters; /* what a profiler says of its kernels; NULL: was not asked, or said nothing */
     bool judged, noted;
-    int verdict; /* kg_verdict */
+    bool profiled; /* a profiler was asked in this life */
+    int verdict;   /* kg_verdict */
     bool full;
     double time_ns[KG_MAX_CASES];  /* as written */
     double tuned_ns[KG_MAX_CASES]; /* the best of its tunings */
@@ -51,6 +53,11 @@ typedef struct kg_exchange {
     bool settled, followed; /* followed: a later exchange mends it */
     bool sent, told;        /* in this life */
     kg_buf complaint;
+    /* Candidates whose machine code the answers ask for; what came of the first nlisted. */
+    char (*wants)[65];
+    size_t nwants, nlisted;
+    kg_buf listings;
+    bool listings_shown; /* in a later prompt */
 } kg_exchange;
 
 typedef struct kg_idea {
@@ -136,6 +143,10 @@ int kg_loop_find(const kg_loop_state *l, const char *prompt); /* or KG_NONE */
 double kg_loop_spent(const kg_loop_state *l);
 int kg_loop_note(kg_loop_state *l, const char *kind, kg_json *fields, kg_error *err);
 void kg_loop_tell(const kg_loop_state *l, const kg_json *entry);
+
+/* Whether the listings of an exchange are for the prompts of a line that is asked next. */
+bool kg_loop_lists(const kg_loop_state *l, const kg_exchange *x, int line);
+const kg_attempt *kg_loop_attempt_of(const kg_loop_state *l, const char *id); /* or NULL */
 
 /* --- loop_prompt.c --- */
 int kg_loop_text(const kg_loop_state *l, const kg_request *r, kg_buf *out, kg_error *err);

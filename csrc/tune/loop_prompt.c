@@ -137,6 +137,7 @@ static kg_prompt_shown shown(const kg_attempt *a) {
                              .verdict = kg_verdict_name(a->verdict),
                              .message = a->message,
                              .profile = a->profile,
+                             .counters = a->counters,
                              .time_ns = tuned ? a->tuned_ns : a->time_ns,
                              .full = a->full};
 }
@@ -195,15 +196,21 @@ int kg_loop_text(const kg_loop_state *l, const kg_request *r, kg_buf *out, kg_er
     size_t n = kg_loop_rank(l, rank, SHOWN);
     for (size_t i = 0; i < n; i++)
         best[i] = shown(&l->attempts[rank[i]]);
+    kg_buf listings;
+    kg_buf_init(&listings, 4 << 20);
     int rc = list_ideas(l, &ideas, err);
     if (rc)
         return rc;
+    for (size_t i = 0; i < l->nexchanges; i++)
+        if (kg_loop_lists(l, &l->exchanges[i], r->line))
+            kg_buf_puts(&listings, l->exchanges[i].listings.data);
     kg_prompt_state s = {.kind = r->kind,
                          .best = best,
                          .nbest = n,
                          .ideas = ideas,
                          .nideas = l->nideas,
                          .complaint = complaint_of(l, r),
+                         .listings = listings.data,
                          .idea = r->idea != KG_NONE ? l->ideas[r->idea].text : NULL,
                          .count = l->options->ideas > 0 ? l->options->ideas : 4};
     if (r->parent != KG_NONE) {
@@ -213,7 +220,10 @@ int kg_loop_text(const kg_loop_state *l, const kg_request *r, kg_buf *out, kg_er
     /* An answer of which nothing could be used leaves nothing to mend. */
     if (r->kind == KG_PROMPT_REFINE && r->parent == KG_NONE)
         s.kind = KG_PROMPT_FRESH;
-    rc = kg_prompt_user(l->prompt, &s, out, err);
+    rc = kg_buf_check(&listings, "listings", err);
+    if (!rc)
+        rc = kg_prompt_user(l->prompt, &s, out, err);
+    kg_buf_free(&listings);
     free_ideas(ideas, l->nideas);
     return rc;
 }

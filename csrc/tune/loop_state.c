@@ -77,7 +77,20 @@ static int grow(void **list, size_t n, size_t *cap, size_t size, kg_error *err) 
     return KG_OK;
 }
 
+const kg_attempt *kg_loop_attempt_of(const kg_loop_state *l, const char *id) {
+    for (size_t i = 0; i < l->nattempts; i++)
+        if (!strcmp(l->attempts[i].id, id))
+            return &l->attempts[i];
+    return NULL;
+}
+
 /* --- prompts --- */
+
+/* Refine's threads know their own; a round of branch builds on all that came. */
+bool kg_loop_lists(const kg_loop_state *l, const kg_exchange *x, int line) {
+    return x->listings.len && !x->listings_shown &&
+           (l->strategy != &kg_strategy_refine || x->line == line);
+}
 
 static int fold_prompt(kg_loop_state *l, const kg_json *e, kg_error *err) {
     const char *id = text_in(e, "id"), *parent = text_in(e, "parent");
@@ -105,6 +118,10 @@ static int fold_prompt(kg_loop_state *l, const kg_json *e, kg_error *err) {
         return kg_fail(err, KG_ENOMEM, "a prompt");
     snprintf(x->id, sizeof x->id, "%s", id);
     kg_buf_init(&x->complaint, 64 << 10);
+    kg_buf_init(&x->listings, 1 << 20);
+    for (size_t i = 0; i < l->nexchanges; i++)
+        if (kg_loop_lists(l, &l->exchanges[i], x->line))
+            l->exchanges[i].listings_shown = true;
     l->nexchanges++;
     l->strategy->asked(l, (int)l->nexchanges - 1);
     return KG_OK;
@@ -238,6 +255,35 @@ static int add_idea(kg_loop_state *l, int round, const char *text, kg_error *err
     return KG_OK;
 }
 
+static int add_wants(kg_exchange *x, const kg_answer *answer, kg_error *err) {
+    void *grown = realloc(x->wants, (x->nwants + answer->nlistings) * sizeof *x->wants);
+    if (!grown)
+        return kg_fail(err, KG_ENOMEM, "what is asked for");
+    x->wants = grown;
+    for (size_t i = 0; i < answer->nlistings; i++)
+        memcpy(x->wants[x->nwants++], answer->listings[i], sizeof *x->wants);
+    return KG_OK;
+}
+
+static void fold_profile(kg_loop_state *l, const kg_json *e) {
+    int at = find_attempt(l, text_in(e, "name"));
+    if (at == KG_NONE)
+        return;
+    free(l->attempts[at].counters);
+    l->attempts[at].counters = strdup(text_in(e, "text"));
+}
+
+/* What another life or machine found, which had the same answers. */
+static void fold_listing(kg_loop_state *l, const kg_json *e) {
+    int at = kg_loop_find(l, text_in(e, "prompt"));
+    kg_exchange *x = at != KG_NONE ? &l->exchanges[at] : NULL;
+    if (!x || x->nlisted == x->nwants)
+        return;
+    kg_buf_printf(&x->listings, "Candidate %.12s:\n\n```\n%s```\n\n", x->wants[x->nlisted++],
+                  text_in(e, "text"));
+    x->listings_shown = false;
+}
+
 static int fold_answer(kg_loop_state *l, const kg_json *e, kg_error *err) {
     kg_answer answer;
     const char *text = text_in(e, "text");
@@ -258,6 +304,8 @@ static int fold_answer(kg_loop_state *l, const kg_json *e, kg_error *err) {
     for (size_t i = 0; !rc && i < answer.nfiles; i++)
         rc = add_attempt(l, at, text_in(e, "name"), i, &answer.files[i], err);
     size_t most = (size_t)(l->options->ideas > 0 ? l->options->ideas : 4);
+    if (!rc && answer.nlistings)
+        rc = add_wants(x, &answer, err);
     for (size_t i = 0; !rc && i < answer.nideas && i < most; i++)
         rc = add_idea(l, x->line, answer.ideas[i], err);
     kg_answer_free(&answer);
@@ -382,6 +430,10 @@ static int fold(kg_loop_state *l, const kg_json *e, kg_error *err) {
         return fold_verdict(l, e, err);
     if (!strcmp(kind, "failed"))
         fold_failed(l, e);
+    else if (!strcmp(kind, "listing"))
+        fold_listing(l, e);
+    else if (!strcmp(kind, "profile"))
+        fold_profile(l, e);
     else if (!strcmp(kind, "dropped"))
         fold_dropped(l, e);
     else if (!strcmp(kind, "candidate"))
@@ -436,6 +488,8 @@ static void copy_verdict(kg_loop_state *l, kg_attempt *a) {
 }
 
 bool kg_loop_all_judged(const kg_loop_state *l, int exchange) {
+    if (l->exchanges[exchange].nlisted < l->exchanges[exchange].nwants)
+        return false;
     for (size_t i = 0; i < l->nattempts; i++)
         if (l->attempts[i].exchange == exchange && !l->attempts[i].judged)
             return false;
@@ -467,12 +521,15 @@ void kg_loop_state_free(kg_loop_state *l) {
     for (size_t i = 0; i < l->nexchanges; i++) {
         free(l->exchanges[i].user);
         kg_buf_free(&l->exchanges[i].complaint);
+        kg_buf_free(&l->exchanges[i].listings);
+        free(l->exchanges[i].wants);
     }
     for (size_t i = 0; i < l->nattempts; i++) {
         free(l->attempts[i].text);
         free(l->attempts[i].message);
         free(l->attempts[i].next.message);
         free(l->attempts[i].profile);
+        free(l->attempts[i].counters);
         free(l->attempts[i].next.profile);
     }
     for (size_t i = 0; i < l->nideas; i++)

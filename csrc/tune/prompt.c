@@ -20,6 +20,7 @@ typedef enum keep {
     KEEP_GRAPH,
     KEEP_IDEAS,
     KEEP_BEST,
+    KEEP_LISTINGS,
     KEEP_LAST,
     KEEP_REFERENCE, /* whatever says what is to be computed */
     KEEP_ALWAYS
@@ -310,6 +311,7 @@ static void put_verdict(const kg_prompt *p, const kg_prompt_shown *c, kg_buf *b)
         kg_buf_putc(b, '\n');
         put_times(p, c, b);
         kg_buf_puts(b, c->profile ? c->profile : "");
+        kg_buf_puts(b, c->counters ? c->counters : "");
     }
 }
 
@@ -332,6 +334,8 @@ static void add_best(const kg_prompt *p, const kg_prompt_state *s, sections *out
     for (size_t i = 0; i < s->nbest && i < 8; i++) {
         kg_buf_printf(b, "Candidate %.12s\n", s->best[i].id);
         put_times(p, &s->best[i], b);
+        if (s->best[i].counters && (!s->last || strcmp(s->last->id, s->best[i].id) != 0))
+            kg_buf_puts(b, s->best[i].counters);
     }
     for (size_t i = 0; i < s->nbest && i < 8; i++)
         if (!s->last || strcmp(s->last->id, s->best[i].id) != 0)
@@ -410,7 +414,8 @@ static void fit(sections *s, size_t bytes) {
         size_t over = n - bytes, have = one->text.len;
         /* Half a kernel is worth nothing; half a list or a graph is. */
         bool divisible = one->keep == KEEP_KNOWLEDGE || one->keep == KEEP_GRAPH ||
-                         one->keep == KEEP_IDEAS || one->keep == KEEP_REFERENCE;
+                         one->keep == KEEP_IDEAS || one->keep == KEEP_REFERENCE ||
+                         one->keep == KEEP_LISTINGS;
         if (divisible && have > over + LEAST_PART)
             cut(&one->text, have - over);
         else
@@ -449,6 +454,8 @@ int kg_prompt_user(const kg_prompt *p, const kg_prompt_state *state, kg_buf *out
     add_ideas(state, &s);
     if (state->kind != KG_PROMPT_IDEAS)
         add_last(p, state, &s);
+    if (state->listings && *state->listings)
+        kg_buf_puts(add(&s, "## Machine code that was asked for", KEEP_LISTINGS), state->listings);
     add_ask(p, state, &s);
     size_t bytes = p->max_tokens * 3, taken = p->system.len;
     fit(&s, bytes > taken ? bytes - taken : 0);

@@ -31,6 +31,7 @@ typedef struct kg_prompt_task {
 typedef struct kg_prompt_shown {
     const char *id, *text, *verdict, *message;
     const char *profile;   /* lines of a list: what its kernels use; or NULL */
+    const char *counters;  /* lines of a list: what a profiler says of them; or NULL */
     const double *time_ns; /* a Case; NULL or 0: not timed */
     bool full;             /* judged on every input set */
 } kg_prompt_shown;
@@ -50,6 +51,7 @@ typedef struct kg_prompt_state {
     kg_prompt_kind kind;
     const kg_prompt_shown *last; /* KG_PROMPT_REFINE: the attempt to mend; may be NULL */
     const char *complaint;       /* what of the last answer could not be used; or NULL */
+    const char *listings;        /* machine code that was asked for; or NULL */
     const kg_prompt_shown *best; /* best first */
     size_t nbest;
     const kg_prompt_idea *ideas; /* all earlier ones, oldest first */

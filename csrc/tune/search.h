@@ -41,6 +41,12 @@ typedef struct kg_evaluator {
     /* lane < lanes: calls of one lane never overlap. */
     int (*judge)(void *ctx, size_t lane, const kg_source *source, const kg_tuning *tuning,
                  kg_level level, kg_outcome *out, kg_error *err);
+    /* Appends lines of a list: what a profiler says of the Candidate with this id, which passed at
+     * KG_LEVEL_FULL; nothing: it says nothing. NULL: there is no profiler. */
+    int (*profile)(void *ctx, const char *id, kg_buf *out, kg_error *err);
+    /* Appends the machine code in words, or why there is none. NULL: this evaluator has none. */
+    int (*listing)(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_buf *out,
+                   kg_error *err);
 } kg_evaluator;
 
 typedef struct kg_search_options {

@@ -50,6 +50,18 @@ static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tunin
     return rc;
 }
 
+static int profile(void *ctx, const char *id, kg_buf *out, kg_error *err) {
+    const kg_judges *judges = ctx;
+    return kg_judge_profile(judges->items[0], id, out, err);
+}
+
+static int listing(void *ctx, const kg_source *source, const kg_tuning *tuning, kg_buf *out,
+                   kg_error *err) {
+    const kg_judges *judges = ctx;
+    kg_judge_request request = request_of(source, tuning, KG_LEVEL_QUICK);
+    return kg_judge_listing(judges->items[0], &request, NULL, out, err);
+}
+
 static int check_same(const kg_judge *a, const kg_judge *b, size_t at, kg_error *err) {
     bool same = a != b && strcmp(kg_judge_op(a)->name, kg_judge_op(b)->name) == 0 &&
                 strcmp(kg_judge_arch(a), kg_judge_arch(b)) == 0 &&
@@ -78,6 +90,8 @@ int kg_judges_evaluator(kg_judges *judges, kg_evaluator *out, kg_error *err) {
                           .lanes = judges->n,
                           .fits = fits,
                           .prepare = prepare,
-                          .judge = judge};
+                          .judge = judge,
+                          .profile = kg_judge_has_profiler(judges->items[0]) ? profile : NULL,
+                          .listing = listing};
     return KG_OK;
 }

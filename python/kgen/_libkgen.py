@@ -156,6 +156,16 @@ def call_json(function: Callable[..., int], *args: Any) -> Any:
         lib().kgen_free(out)
 
 
+def call_text(function: Callable[..., int], *args: Any) -> str:
+    """The same for one that gives back a text."""
+    out = ctypes.c_void_p()
+    call(function, *args, ctypes.byref(out))
+    try:
+        return ctypes.string_at(out).decode()
+    finally:
+        lib().kgen_free(out)
+
+
 def _path(path: str | Path) -> bytes:
     return str(Path(path).absolute()).encode()
 
@@ -178,12 +188,7 @@ def llm_reach(options: dict[str, Any]) -> None:
 
 def prompt(op_json: str, run_dir: str | Path, loop: dict[str, Any]) -> str:
     """What a Run would ask next about an Op. BadInput: nothing."""
-    out = ctypes.c_void_p()
-    call(lib().kgen_prompt, op_json.encode(), _path(run_dir), json.dumps(loop).encode(), ctypes.byref(out))
-    try:
-        return ctypes.string_at(out).decode()
-    finally:
-        lib().kgen_free(out)
+    return call_text(lib().kgen_prompt, op_json.encode(), _path(run_dir), json.dumps(loop).encode())
 
 
 def registry_list(registry: str | Path) -> list[dict[str, Any]]:

@@ -169,6 +169,7 @@ def _add_judge(sub: argparse._SubParsersAction) -> None:
     p.add_argument("--tunables", metavar="JSON", help='values, such as {"BLOCK_M": 64}; default: the first of each')
     p.add_argument("--device", metavar="DEVICE", help="which GPU, as cuda:1, for a Task that was captured on one")
     p.add_argument("--no-timing", action="store_true", help="correctness alone")
+    p.add_argument("--sass", action="store_true", help="and the machine code of the innermost loops, by a disassembler that is here")
     p.add_argument("--json", action="store_true", help="one Record a line")
     p.set_defaults(run_command=_lazy("judge_command", "run_judge"))
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from . import cuda_packages, sanitizer
+from . import cuda_packages, profiler, sanitizer
 from .cuda_packages import Driver, Gpu, Nvrtc
 from .doctor import Finding
 from .errors import KgenError
@@ -135,6 +135,14 @@ def _sanitizer() -> Finding:
     return Finding("compute-sanitizer", True, str(found), needed=False)
 
 
+def _profiler() -> Finding:
+    found = profiler.find()
+    if found is None:
+        todo = "Nsight Compute has it, or name one with KGEN_NCU; without it a closed loop's prompts have no counters of a GPU"
+        return Finding("ncu", False, "not found, or switched off", todo, False)
+    return Finding("ncu", True, str(found), needed=False)
+
+
 def findings() -> Iterator[Finding]:
     """One line each, in the order in which one stands on the other."""
     driver = cuda_packages.driver()
@@ -149,6 +157,7 @@ def findings() -> Iterator[Finding]:
         return
     yield _headers(nvrtc)
     yield _sanitizer()
+    yield _profiler()
     usable = [g for g in driver.gpus if int(g.arch.removeprefix("sm_")) >= OLDEST]
     if usable and nvrtc.version[0] <= driver.cuda[0]:
         yield _compile(usable[0].arch)

@@ -6,10 +6,11 @@ memory order that the contract states, and keeps the tensors alive.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,11 +18,18 @@ import torch
 from torch import Tensor
 
 from . import compare
-from ._libkgen import call, call_json, lib
+from ._libkgen import call, call_json, call_text, lib
 from .devices import CPU, synchronize
 from .errors import BadInput
 
+# ctx, id, text, bytes of it
+_PROFILER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 _FLOATS = {"float32", "float64", "float16", "bfloat16"}
+
+
+def image_listing(image: bytes, *, whole: bool = False, most: int = 0) -> str:
+    """The machine code of a CPU's image (ELF) or a cubin, as Judge.listing gives it. EnvironmentLacks: no disassembler."""
+    return call_text(_judge_lib().kgen_listing, image, len(image), int(whole), most)
 
 
 @functools.cache
@@ -31,7 +39,8 @@ def _judge_lib() -> ctypes.CDLL:
     handle, double = ctypes.c_void_p, ctypes.c_double
     err = [text, size]
     so.kgen_judge_close.argtypes = [handle]
-    so.kgen_judge_close.restype = None
+    so.kgen_judge_set_profiler.argtypes = [handle, _PROFILER, handle]
+    so.kgen_judge_close.restype = so.kgen_judge_set_profiler.restype = None
     for name, args in {
         "kgen_judge_open": [text, text, out],
         "kgen_judge_add_case": [handle, text, ctypes.POINTER(size)],
@@ -41,6 +50,8 @@ def _judge_lib() -> ctypes.CDLL:
         "kgen_judge_clear_sets": [handle, size],
         "kgen_judge_run": [handle, text, size, text, out],
         "kgen_judge_prepare": [handle, text, size, text],
+        "kgen_judge_listing": [handle, text, size, text, ctypes.c_int, size, out],
+        "kgen_listing": [text, size, ctypes.c_int, size, out],
         "kgen_judge_trivial": [handle, size, out],
         "kgen_errors": [
             text,
@@ -324,6 +335,41 @@ class Judge:
         text = source.encode() if isinstance(source, str) else source
         request = self._request(name, tunables, any_size)
         call(_judge_lib().kgen_judge_prepare, self._handle, text, len(text), request)
+
+    def listing(
+        self, source: str | bytes, *, name: str = "candidate.c", tunables: dict[str, int] | None = None, whole: bool = False,
+        most: int = 0,
+    ) -> str:  # fmt: skip
+        """The machine code that a Candidate comes to for the first Case that it is for: its innermost loops, or all of it; or
+        why there is none. most: bytes; 0: about 3000 tokens."""
+        text = source.encode() if isinstance(source, str) else source
+        request = self._request(name, tunables, False)
+        return call_text(_judge_lib().kgen_judge_listing, self._handle, text, len(text), request, int(whole), most)
+
+    @contextlib.contextmanager
+    def profiled(self, profile: Callable[[str], str]) -> Iterator[None]:
+        """Within it a closed loop asks profile about its best Candidate, by id, for lines of a list. What profile raises is
+        raised at the end."""
+        failed: list[Exception] = []
+
+        def tell(_: Any, id_: bytes, text: int, size: int) -> int:
+            try:
+                # Cut where a character ends.
+                said = profile(id_.decode()).encode()[: size - 1].decode(errors="ignore").encode()
+            except Exception as e:  # noqa: BLE001 - it may not leave a callback of C; it is raised below
+                failed.append(e)
+                return 1
+            ctypes.memmove(text, said + b"\0", len(said) + 1)
+            return 0
+
+        callback = _PROFILER(tell)
+        _judge_lib().kgen_judge_set_profiler(self._handle, callback, None)
+        try:
+            yield
+        finally:
+            _judge_lib().kgen_judge_set_profiler(self._handle, _PROFILER(), None)
+        if failed:
+            raise failed[0]
 
     def trivial(self, case: int) -> list[dict[str, str]]:
         """Answers that take no work and would pass ("answer", "output"); when there are any, the Task is

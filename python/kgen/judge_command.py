@@ -25,11 +25,13 @@ from .ui import Progress, milliseconds
 
 def judge_files(
     task: tasks.Task, files: list[Path], tunables: dict[str, int] | None, timing: bool, progress: Progress,
-    device: torch.device = devices.CPU, *, ahead: int = 0, any_size: bool = False, **limits: Any,
+    device: torch.device = devices.CPU, *, ahead: int = 0, any_size: bool = False, sass: bool = False,
+    **limits: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The Records of Candidates judged on every Case of a Task, one as soon as it is there.
 
-    ahead: threads that compile while others are judged. any_size: builds as a dynamic pin serves them. limits: of the Judge.
+    ahead: threads that compile while others are judged. any_size: builds as a dynamic pin serves them. sass: with
+    `listing`, the machine code. limits: of the Judge.
     """
     reference = Reference.open(task, device.index or 0)
     contract = (task.folder / "op.json").read_text()
@@ -63,6 +65,8 @@ def judge_files(
                 record.setdefault("environment", {})["torch"] = torch.__version__
                 record["source"], record["created"] = path.name, now()
                 record["details"] = {**record.get("details", {}), **about}
+                if sass:
+                    record["listing"] = judge.listing(source, name=path.name, tunables=values)
                 yield record
         finally:
             compilers.shutdown(wait=True, cancel_futures=True)
@@ -119,6 +123,7 @@ def _record_lines(path: Path, record: dict[str, Any]) -> list[str]:
             floor = milliseconds(case.get("floor_ns", 0))
             text = f"{milliseconds(case['time_ns']['median'])} (floor {floor}), {text}"
         lines.append(f"  case {case['case'][:12]}: {text}")
+    lines += [f"  {line}".rstrip() for line in record.get("listing", "").splitlines()]
     return lines
 
 
@@ -133,7 +138,7 @@ def run_judge(args: argparse.Namespace) -> int:
     device = task_device(task, args.device)
     failed = 0
     with stoppable():
-        records = judge_files(task, files, tunables, not args.no_timing, Progress(quiet=args.json), device)
+        records = judge_files(task, files, tunables, not args.no_timing, Progress(quiet=args.json), device, sass=args.sass)
         for path, record in zip(files, records, strict=True):
             failed += record["verdict"] != "pass"
             print(json.dumps(record) if args.json else "\n".join(_record_lines(path, record)), flush=True)

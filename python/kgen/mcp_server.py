@@ -112,6 +112,12 @@ def _server(session: Session, one: ThreadPoolExecutor) -> Any:
         return await call(session.history, op)
 
     @server.tool()
+    async def sass(id: str, whole: bool = False) -> str:
+        """The machine code that a Candidate was compiled to (SASS on a GPU): its innermost loops, or all of it. Costs no
+        answer. id: at least six digits of its id."""
+        return await call(session.sass, id, whole)
+
+    @server.tool()
     async def finish() -> str:
         """Ends the Run: tunes the numbers of the best Candidates, holds the winner against torch in a fresh process and
         promotes it if it is faster. Takes a minute or two; nothing can be submitted afterwards."""

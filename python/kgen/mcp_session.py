@@ -177,6 +177,16 @@ class Session:
             "roofline_microseconds": [round(c["floor_ns"] / 1e3, 3) for c in machine["cases"]], "source": text[:SHOWN_BYTES],
         }  # fmt: skip
 
+    def sass(self, ident: str, whole: bool) -> str:
+        """The machine code of a Candidate, by at least six digits of its id, for its Op's first Case that it is for."""
+        self._begin()
+        found = [e for e in self.journal() if e["kind"] == "candidate" and "text" in e]
+        one = next((e for e in reversed(found) if len(ident) >= 6 and e["id"].startswith(ident.lower())), None)
+        if one is None:
+            raise BadInput(f"Candidate {ident}: there is none; `history` has their ids, of which six digits are enough")
+        judge = self.benches[one["op"]].judges[0]
+        return judge.listing(one["text"], name=one["name"], whole=whole, most=SHOWN_BYTES if whole else 0)
+
     # --- writing ---
 
     def submit(self, answer: str, ident: str | None) -> Entry:

@@ -39,15 +39,20 @@ MOST, LONGEST = 8, 300
 OFF = "off"
 
 
-def find() -> Path | None:
-    """The program: $KGEN_SANITIZER (a path, or `off`), else on the path, else in a CUDA toolkit."""
-    asked = os.environ.get("KGEN_SANITIZER")
+def tool(name: str, variable: str) -> Path | None:
+    """A program of CUDA's toolkit: what the variable names (a path, or `off`), else on the path, else in a toolkit."""
+    asked = os.environ.get(variable)
     if asked:
         return None if asked == OFF else Path(asked)
-    on_path = shutil.which("compute-sanitizer")
+    on_path = shutil.which(name)
     toolkits = filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"))
-    places = [Path(t) / "bin" / "compute-sanitizer" for t in toolkits]
+    places = [Path(t) / "bin" / name for t in toolkits]
     return Path(on_path) if on_path else next((p for p in places if os.access(p, os.X_OK)), None)
+
+
+def find() -> Path | None:
+    """The program; None where it is not installed, or KGEN_SANITIZER is `off`."""
+    return tool("compute-sanitizer", "KGEN_SANITIZER")
 
 
 def stored(t: torch.Tensor) -> dict[str, Any]:
@@ -89,26 +94,44 @@ def read(text: str, code: int) -> dict[str, Any]:
     return {"errors": sum(counts), "findings": found[:MOST] if code == FOUND else []}
 
 
-def _run_tool(program: Path, tool: str, job: Path, env: dict[str, str], limit_s: float) -> dict[str, Any]:
-    argv = [str(program), "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"]
-    argv += ["--report-api-errors", "no"] if tool == "memcheck" else []
-    began = time.monotonic()
+def watched(argv: list[str], env: dict[str, str], limit_s: float) -> tuple[str, int] | str:
+    """Runs a program to its end: what it and its children said, and its exit code; or why there is none."""
     try:
         process = subprocess.Popen(
-            [*argv, sys.executable, "-m", "kgen.sanitizer_child", str(job)], env=env, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            argv, env=env, text=True, errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     except OSError as e:
-        return {"left_out": f"{program}: {e.strerror or e}"}
+        return f"{argv[0]}: {e.strerror or e}"
     try:
         text, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return {"left_out": f"it did not end within {limit_s:.0f} s"}
+        return f"it did not end within {limit_s:.0f} s"
     finally:  # with what it started
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-    return {**read(text, process.returncode), "seconds": round(time.monotonic() - began, 1)}
+    return text, process.returncode
+
+
+def _run_tool(program: Path, tool: str, job: Path, env: dict[str, str], limit_s: float) -> dict[str, Any]:
+    argv = [str(program), "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"]
+    argv += ["--report-api-errors", "no"] if tool == "memcheck" else []
+    began = time.monotonic()
+    said = watched([*argv, sys.executable, "-m", "kgen.sanitizer_child", str(job)], env, limit_s)
+    if isinstance(said, str):
+        return {"left_out": said}
+    return {**read(*said), "seconds": round(time.monotonic() - began, 1)}
+
+
+def write_job(
+    job: Path, case: dict[str, Any], names: list[str], args: Mapping[str, torch.Tensor | None],
+    captured: tuple[torch.Tensor, ...], id_: str, index: int,
+) -> None:  # fmt: skip
+    """What a child calls (sanitizer_child.Call), as a file."""
+    told = {"case": case, "names": names, "id": id_, "index": index}
+    tensors = {"args": {n: None if t is None else stored(t) for n, t in args.items()}, "captured": [stored(t) for t in captured]}
+    torch.save({"told": json.dumps(told), **tensors}, job)
 
 
 def examine(
@@ -119,9 +142,7 @@ def examine(
     or `left_out` with the reason. names: tensor arguments that are there, in order. index: of the GPU."""
     with tempfile.TemporaryDirectory(prefix="kgen-sanitize-") as work:
         job = Path(work) / "job.pt"
-        told = {"case": case, "names": names, "id": id_, "index": index}
-        tensors = {"args": {n: None if t is None else stored(t) for n, t in args.items()}, "captured": [stored(t) for t in captured]}
-        torch.save({"told": json.dumps(told), **tensors}, job)
+        write_job(job, case, names, args, captured, id_, index)
         env = environment(registry, None, True, 1)
         env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
         with ThreadPoolExecutor(len(TOOLS)) as pool:

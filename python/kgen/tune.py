@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from . import _libkgen, asking as askings, capture, devices, floors, gate, gate_build, protections, registries, sanitizer, sets, targets
+from . import _libkgen, asking as askings, capture, devices, floors, gate, gate_build, profiler, protections, registries, sanitizer, sets, targets
 from . import task as tasks
 from ._paths import kernels_dir
 from .commands import dtypes_text, key_text
@@ -286,7 +286,9 @@ class OpTuner:
             options["kernels"] = str(kernels_dir())
         else:
             options["loop"] = self.loop(judges[0])
-        with self.progress.search(self.task.op, budget) as tell:
+        program = profiler.find() if self.options.asking is not None and self.device.type == "cuda" else None
+        profiled = judges[0].profiled(profiler.Profiler(self, program)) if program else contextlib.nullcontext()
+        with self.progress.search(self.task.op, budget) as tell, profiled:
             found = _libkgen.search([j.handle for j in judges], self.run.path, options, tell)
             self.stop.check()
         self.searched = found["spent_s"]
@@ -355,7 +357,7 @@ class OpTuner:
     def _measure(
         self, judge: Judge, i: int, id_: str, record: dict[str, Any], source: bytes, key: dict[str, Any]
     ) -> gate.GateResult:
-        staging, reference = self._stage(record, source, key)
+        staging, reference = self.stage_kernel(record, source, key)
         with self.progress.step(f"{self.task.op}: gate in a fresh process") as say:
             say("inputs of new seeds")
             fresh = sets.for_gate(judge, self.task, self.reference, i)
@@ -368,7 +370,7 @@ class OpTuner:
                 devices.release(self.device)
                 return gate.run(g, id_, self.options.min_speedup)
 
-    def _stage(self, record: dict[str, Any], source: bytes, key: dict[str, Any]) -> tuple[Path, Path | None]:
+    def stage_kernel(self, record: dict[str, Any], source: bytes, key: dict[str, Any]) -> tuple[Path, Path | None]:
         """A registry of this Kernel alone, and where its reference is."""
         staging = self.run.path / "staging"
         shutil.rmtree(staging, ignore_errors=True)
@@ -381,7 +383,7 @@ class OpTuner:
         if program is None:
             return
         if id_ not in self._sanitized:
-            staging, _ = self._stage(record, source, key)
+            staging, _ = self.stage_kernel(record, source, key)
             with self.progress.step(f"{self.task.op}: compute-sanitizer"), devices.alone(self.device):
                 drawn = self.reference.draw(self.task.cases[i], sets.secret_seed())
                 args = sets.tensors(self.task, drawn)

@@ -191,3 +191,22 @@ TEST(answer_ideas) {
     kg_answer_free(&a);
     kg_buf_free(&many);
 }
+
+TEST(answer_asks_for_machine_code) {
+    kg_answer a = read_as("Show me.\n```sass 3FA2B1C0\n```\n", KG_WANT_FILES);
+    CHECK_UINT(a.nlistings, 1);
+    CHECK_STR(a.listings[0], base_id);
+    CHECK_UINT(a.complaint.len, 0);
+    kg_answer_free(&a);
+    a = read_as("```sass\n3fa2b1\n```\n```c\n" FILE_A "```\n", KG_WANT_FILES);
+    CHECK_UINT(a.nlistings, 1);
+    CHECK_UINT(a.nfiles, 1);
+    kg_answer_free(&a);
+    a = read_as("```sass 3fa2b1\n```\n```sass 3fa2b1\n```\n```sass 3fa2b1\n```\n", KG_WANT_IDEAS);
+    CHECK_UINT(a.nlistings, KG_ANSWER_LISTINGS);
+    CHECK_HAS(a.complaint.data, "machine code of more than 2");
+    kg_answer_free(&a);
+    refused("```sass 3fa2\n```\n", "machine code of `3fa2`: there is no such Candidate");
+    refused("```sass ffffffff\n```\n", "there is no such Candidate");
+    refused("```sass\n", "machine code of ``");
+}

@@ -39,6 +39,7 @@ typedef struct world {
     int nwaiting;
     kg_buf prompts; /* all that was asked in this life */
     bool fatal, unreachable;
+    int listed, profiled;
     size_t lanes;   /* devices that judge at once; 0: one */
     int by_lane[4]; /* calls */
 } world;
@@ -76,6 +77,21 @@ static int judge(void *ctx, size_t lane, const kg_source *source, const kg_tunin
         CHECK_OK(kg_json_parse(record, strlen(record), "record", &out->record, err), *err);
     }
     return KG_OK;
+}
+
+static int listing(void *ctx, const kg_source *source, const kg_tuning *t, kg_buf *out,
+                   kg_error *err) {
+    world *w = ctx;
+    (void)t, (void)err;
+    w->listed++;
+    return kg_buf_printf(out, "jne of %s\n", strstr(source->text, "TIME "));
+}
+
+static int profile(void *ctx, const char *id, kg_buf *out, kg_error *err) {
+    world *w = ctx;
+    (void)err;
+    w->profiled++;
+    return kg_buf_printf(out, "- a profiler on %.12s\n", id);
 }
 
 /* --- the proposer: answers at once, as the journal has it --- */
@@ -131,7 +147,13 @@ static int run_stage(int stage, world *w, kg_loop_options o, size_t slots, kg_lo
     static const kg_prompt_case known[] = {{.floor_ns = 100}};
     kg_op *op = NULL;
     kg_prompt *prompt = NULL;
-    kg_evaluator e = {.ctx = w, .ncases = 1, .lanes = w->lanes, .prepare = prepare, .judge = judge};
+    kg_evaluator e = {.ctx = w,
+                      .ncases = 1,
+                      .lanes = w->lanes,
+                      .prepare = prepare,
+                      .judge = judge,
+                      .profile = w->profiled >= 0 ? profile : NULL,
+                      .listing = listing};
     kg_proposer p = {.ctx = w, .slots = slots, .ask = ask, .collect = collect};
     o.budget_ms = o.budget_ms ? o.budget_ms : 60000;
     o.compile_jobs = 2;
@@ -316,6 +338,84 @@ TEST(loop_tells_what_could_not_be_used) {
     CHECK_OK(run(&w, (kg_loop_options){.strategy = "refine", .patience = 9}, 1, &r, &err), err);
     CHECK_NEAR(winner_time(&r), 101, 0);
     CHECK_INT(w.asked, 5);
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
+}
+
+/* --- machine code on demand --- */
+
+/* Passes, asks for what it came to, is shown that once, and passes again. */
+static char *asks_for_code(world *w, int n, const char *user) {
+    char text[64];
+    (void)w;
+    const char *at = strstr(user, "Machine code that was asked for");
+    const char *id = strstr(user, "Candidate ");
+    if (n == 1 || !id)
+        return strdup(FILE_OF("// TIME 500"));
+    if (n == 2) {
+        CHECK(!at);
+        snprintf(text, sizeof text, "```sass %.12s\n```\n", id + 10);
+        return strdup(text);
+    }
+    if (n == 3) {
+        CHECK_HAS(at, "jne of TIME 500");
+        CHECK_HAS(user, "// TIME 500\n```\n"); /* the last attempt is still there to be mended */
+        CHECK(!strstr(user, "could not be used"));
+        return strdup(FILE_OF("// TIME 400"));
+    }
+    CHECK(!at);
+    return strdup(FILE_OF("// TIME 104"));
+}
+
+TEST(loop_shows_machine_code_that_was_asked_for) {
+    static const int turn[] = {KG_STAGE_ADVANCE, KG_STAGE_PROPOSE, KG_STAGE_EVALUATE};
+    for (int stages = 0; stages < 2; stages++) {
+        world w = {.answer = asks_for_code};
+        kg_loop_result r = {0};
+        kg_error err;
+        kg_loop_options o = {.strategy = "refine"};
+        kg_remove_tree(test_path("run"), NULL);
+        if (!stages)
+            CHECK_OK(run(&w, o, 1, &r, &err), err);
+        for (int i = 0; stages && i < 4 * 3; i++) {
+            kg_loop_result_free(&r);
+            CHECK_OK(run_stage(turn[i % 3], &w, o, 1, &r, &err), err);
+            CHECK_UINT(r.unjudged, i % 3 == 1 ? 1 : 0);
+        }
+        kg_loop_result_free(&r);
+        CHECK_INT(w.asked, 4);
+        CHECK_INT(w.listed, 1);
+        kg_buf_free(&w.prompts);
+    }
+}
+
+/* --- a profile of the best --- */
+
+/* Better, worse, better: the best of each prompt has its profile, as the last attempt or beside it.
+ */
+static char *goes_up_and_down(world *w, int n, const char *user) {
+    static const char *const files[] = {FILE_OF("// TIME 500"), FILE_OF("// TIME 600"),
+                                        FILE_OF("// TIME 104")};
+    const char *at = strstr(user, "- a profiler on ");
+    CHECK_INT(w->profiled, n > 1 ? 1 : 0);
+    CHECK((at != NULL) == (n > 1));
+    CHECK(!at || !strstr(at + 1, "- a profiler on "));
+    return strdup(files[n < 3 ? n - 1 : 2]);
+}
+
+TEST(loop_profiles_the_best_once) {
+    world w = {.answer = goes_up_and_down};
+    kg_loop_result r;
+    kg_error err;
+    CHECK_OK(run(&w, (kg_loop_options){.strategy = "refine"}, 1, &r, &err), err);
+    CHECK_INT(w.asked, 3);
+    CHECK_INT(w.profiled, 2);
+    kg_loop_result_free(&r);
+    kg_buf_free(&w.prompts);
+    /* Another life has it from the journal. */
+    w = (world){.answer = goes_up_and_down};
+    CHECK_OK(run(&w, (kg_loop_options){.strategy = "refine"}, 1, &r, &err), err);
+    CHECK_INT(w.profiled, 0);
     kg_loop_result_free(&r);
     kg_buf_free(&w.prompts);
 }

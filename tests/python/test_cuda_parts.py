@@ -588,12 +588,13 @@ def doctor(monkeypatch: pytest.MonkeyPatch, driver: Any, nvrtc: Any) -> dict[str
     monkeypatch.setattr(doctor_cuda, "_free", lambda gpu: "140.0 GiB of 141.0 GiB free")
     monkeypatch.setattr(doctor_cuda, "compile_times", lambda arch: (0.052, 0.0001))
     monkeypatch.setenv("KGEN_SANITIZER", "/x/bin/compute-sanitizer")
+    monkeypatch.setenv("KGEN_NCU", "/x/bin/ncu")
     return {f.name: f for f in doctor_cuda.findings()}
 
 
 def test_doctor_on_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor(monkeypatch, DRIVER, NVRTC)
-    assert list(found) == ["CUDA driver", "cuda:0", "torch's CUDA", "NVRTC", "CUDA headers", "compute-sanitizer", "CUDA compile"]
+    assert list(found) == ["CUDA driver", "cuda:0", "torch's CUDA", "NVRTC", "CUDA headers", "compute-sanitizer", "ncu", "CUDA compile"]
     assert found["CUDA driver"].found == "580.65, runs CUDA 13.0" and found["CUDA driver"].ok
     assert found["cuda:0"].found == "NVIDIA H200, sm_90, 140.0 GiB of 141.0 GiB free"
     assert found["NVRTC"].found == "13.0, /x/libnvrtc.so.13" and found["CUDA headers"].found == "/x/include"

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import nvrtc
 import pytest
 import torch
 from emulator import Call, unit_of
-from kgen import _libkgen, spread
+from kgen import _libkgen, judge, spread
 from kgen.errors import BadInput
 from test_kernels_cpu import MODS, Shape, slow
 from torch import Tensor
@@ -225,3 +226,27 @@ def test_spills_are_seen() -> None:
         for (int i = 0; i < 128; i++) x[i * 1024 + threadIdx.x] = v[i]; }"""
     got = nvrtc.compile(text, "sm_80")
     assert got.ok and re.search(r"[1-9]\d* bytes spill stores", got.log), got.log
+
+
+@pytest.mark.parametrize("tool", ["nvdisasm", "cuobjdump"])
+def test_machine_code_of_a_cubin(tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop whose loads and products are known is found in what the real disassembler says."""
+    program = shutil.which(tool) or shutil.which(tool, path="/usr/local/cuda/bin")
+    if program is None:
+        pytest.skip(f"no {tool}: it comes with CUDA's toolkit")
+    text = """extern "C" __global__ void dot(const float *x, float *y, int n) {
+        float s = 0;
+        #pragma unroll 1
+        for (int i = threadIdx.x; i < n; i += 256)
+            s += x[i] * x[i];
+        y[threadIdx.x] = s;
+    }"""
+    done = nvrtc.compile(text, "sm_90a")
+    assert done.ok, done.log
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / tool).symlink_to(program)
+    found = judge.image_listing(done.cubin)
+    assert re.match(r"dot: \d+ instructions; innermost loops [0-9a-f]+\.\.[0-9a-f]+ \(\d+\)\n\nloop of dot:\n", found), found
+    loop = found.partition("loop of dot:\n")[2]
+    assert loop.count(" LDG") == 1 and loop.count(" FFMA") == 1 and " STG" not in loop and "BRA" in loop.splitlines()[-1]
+    assert " STG" in judge.image_listing(done.cubin, whole=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from kgen import judge as judging
-from kgen.errors import BadInput
+from kgen.errors import BadInput, EnvironmentLacks, KgenError
 from kgen.judge import Judge
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -533,3 +534,42 @@ def test_older_architectures(arch: str) -> None:
         newest = candidate("pass_plain").replace('"require"', '"min_arch": "x86-64-v4", "require"')
         refused = judge.run(newest)
         assert refused["verdict"] == "launch_error" and "x86-64-v4" in refused["message"]
+
+
+def test_machine_code_of_a_candidate(tiny: Judge) -> None:
+    if shutil.which("objdump") is None:
+        pytest.skip("no objdump: it comes with binutils")
+    text = tiny.listing(candidate("pass_plain"), name="pass_plain.c")
+    summary, _, loops = text.partition("\n\n")
+    sizes = [int(n) for n in re.findall(r"\.\.[0-9a-f]+ \((\d+)\)", summary)]
+    assert "kg_entry_0: " in summary and sizes and len(text) <= 9000
+    assert loops.startswith("loop of ")
+    # A loop ends with the jump to its beginning.
+    lines = loops.partition("\n\n")[0].splitlines()[1:]
+    first, last = lines[0].split()[0], lines[-1].split()
+    assert last[1].startswith("j") and last[2] == first and len(lines) == max(sizes[: summary.count("\n") + 1])
+    whole = tiny.listing(candidate("pass_plain"), whole=True, most=1 << 20)
+    assert "kg_entry_0:\n" in whole and " ret" in whole and len(whole) > len(text)
+    assert tiny.listing(candidate("compile_error_type")).startswith("there is none: ")
+    assert tiny.listing("no plan").startswith("there is none: ")
+
+
+def test_machine_code_without_a_disassembler(tiny: Judge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = candidate("pass_plain")
+    tiny.prepare(source)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tiny.listing(source) == "there is none: no disassembler: objdump (binutils) is not on PATH\n"
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    if Path("/usr/local/cuda/bin/nvdisasm").exists() or Path("/usr/local/cuda/bin/cuobjdump").exists():
+        pytest.skip("a CUDA toolkit is here")
+    cubin = b"\x7fELF" + bytes(14) + (190).to_bytes(2, "little") + bytes(44)
+    with pytest.raises(EnvironmentLacks, match="neither nvdisasm nor cuobjdump"):
+        judging.image_listing(cubin)
+    tool = tmp_path / "bin" / "cuobjdump"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho '\tFunction : k'\necho '        /*0000*/     EXIT ;      /* 0x00 */'\n")
+    tool.chmod(0o755)
+    assert judging.image_listing(cubin).startswith("k: 1 instructions\n\nk:\n     0  EXIT\n")
+    tool.write_text("#!/bin/sh\necho bad magic\nexit 3\n")
+    with pytest.raises(KgenError, match="cuobjdump failed: bad magic"):
+        judging.image_listing(cubin)

@@ -217,6 +217,27 @@ def test_killed_anywhere_it_pays_for_nothing_twice(kgen_server: Server, model: P
 
 
 @pytest.mark.slow
+def test_machine_code_on_demand(kgen_server: Server, model: Path, tmp_path: Path) -> None:
+    """A model that asks gets what its kernel came to in the next prompt, once."""
+    run, shown = tmp_path / "run", []
+
+    def curious(body: Body) -> Step:
+        user = user_of(body)
+        shown.append(user.partition("## Machine code that was asked for")[2])
+        if len(shown) == 2:
+            return Step(text=f"```sass {re.search(r'Candidate ([0-9a-f]{12})', user)[1]}\n```\n")  # type: ignore[index]
+        return Step(text=block(kernel(note=str(len(shown)))))
+
+    with serve(curious) as server:
+        done = tune(kgen_server, model, run, *llm(server, "--in-flight", 1, "--budget", "40s,4calls"))
+    assert done.code == 0, done.err
+    assert [bool(s) for s in shown] == [False, False, True, False]
+    assert "kg_entry_0: " in shown[2] or "no disassembler" in shown[2]
+    (listing,) = [e for e in journal(run) if e["kind"] == "listing"]
+    assert listing["prompt"] == "softmax-0002" and listing["text"] in shown[2]
+
+
+@pytest.mark.slow
 def test_ctrl_c_while_a_model_thinks(kgen_server: Server, model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with serve(Step("silent")) as server:

@@ -40,7 +40,7 @@ class Agent:
         found = await self.session.call_tool(tool, args)
         text = found.content[0].text
         assert not getattr(found, "is_error", getattr(found, "isError", False)), text
-        return text if tool in ("task", "prompt") else json.loads(text)
+        return text if tool in ("task", "prompt", "sass") else json.loads(text)
 
     async def refused(self, tool: str, **args: Any) -> str:
         found = await self.session.call_tool(tool, args)
@@ -76,7 +76,7 @@ def test_an_agent_over_stdio(kgen_server: Server, model: Path, tmp_path: Path) -
     async def first() -> None:
         async with server(*words) as agent:
             tools = {t.name for t in (await agent.session.list_tools()).tools}
-            assert tools == {"task", "prompts", "prompt", "submit", "best", "history", "finish"}
+            assert tools == {"task", "prompts", "prompt", "submit", "best", "history", "sass", "finish"}
             asked = await agent.call("prompts")
             assert asked["ops"] == ["softmax"] and len(asked["open"]) == 4 and asked["budget"]["answers_left"] == 5
             text = await agent.call("prompt")
@@ -112,6 +112,10 @@ def test_an_agent_over_stdio(kgen_server: Server, model: Path, tmp_path: Path) -
             best = await agent.call("best")
             assert best["best"] == right["candidates"][0]["name"] and "expf" in best["source"]
             assert best["roofline_microseconds"][0] > 0
+            listing = await agent.call("sass", id=best["id"])
+            assert "kg_entry_0: " in listing and "loop of sm:" in listing or "no disassembler" in listing
+            assert "six digits" in await agent.refused("sass", id="abcde")
+            assert "there is none" in await agent.refused("sass", id="0123456789ab")
             for note in "ab":
                 await agent.call("submit", answer=block(kernel(note=note)), prompt=asked["open"][0]["id"])
             assert "budget of answers is spent" in await agent.refused("submit", answer=block(kernel(note="c")))

@@ -237,7 +237,7 @@ def test_the_record_of_a_winner_has_it_once(tmp_path: Path, monkeypatch: pytest.
         made._sanitized = {}
         made.task = SimpleNamespace(op="softmax", cases=[softmax_case()])
         made.reference = SimpleNamespace(draw=lambda case, seed: SimpleNamespace(args={"input": torch.ones(2)}, captured=()))
-        made._stage = lambda *a: (tmp_path, None)
+        made.stage_kernel = lambda *a: (tmp_path, None)
         return made
 
     one = tuner("cuda:0")
