@@ -326,6 +326,29 @@ def test_text_rules_let_kernels_through() -> None:
     judging.inspect_text(b"#define PRAGMA(x) _Pragma(#x)\nPRAGMA(GCC unroll 4)\n_Pragma ( \"omp simd reduction(+:s)\" )\n")
 
 
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "P(GCC CAT(depend, ency) \"{file}\")\n",
+        "#if CAT(__has_, include)(\"{file}\")\n#error there\n#endif\n",
+        "#define H CAT(__has_, include_next)\n#if H(<{file}>)\n#error there\n#endif\n",
+        "CAT(a, sm)(\".incbin \\\"{file}\\\"\");\n",
+    ],
+)  # fmt: skip
+def test_words_made_by_macros_do_not_tell_which_files_are_there(tmp_path: Path, trick: str) -> None:
+    (tmp_path / "here").write_text("int inside;\n")
+    made = "\n#define CAT_(a, b) a##b\n#define CAT(a, b) CAT_(a, b)\n#define P_(x) _Pragma(#x)\n#define P(x) P_(x)\n"
+    said = []
+    with Judge(SOFTMAX) as judge:
+        add_softmax(judge, torch.randn(TINY))
+        for name in ("here", "gone"):
+            text = ROWS.replace("*/", "*/" + made + trick.format(file=tmp_path / name), 1)
+            record = judge.run(text)
+            said.append((record["verdict"], record["message"].replace(name, "FILE")))
+    assert said[0] == said[1] and said[0][0] == "policy", said
+    assert "poisoned" in said[0][1] and "#error" not in said[0][1]
+
+
 def test_bad_sets_are_refused() -> None:
     x = torch.randn(4, 4)
     with Judge(SOFTMAX) as judge:
