@@ -62,9 +62,10 @@ static void put_constants(const source *s) {
 }
 
 /* Words that a preprocessor can make out of parts, so that looking at the text is not enough: code
- * that is no C, the caller's frame, memory of a thread or of the processor's segments, and what
- * tells one compilation from another. From here on the compiler refuses each, however it came to
- * be; headers that use them are read before. */
+ * that is no C, the caller's frame, memory of a thread or of the processor's segments, what tells
+ * one compilation from another, and what looks for files (also in a pragma, through _Pragma). From
+ * here on the compiler refuses each, however it came to be; headers that use them are read before.
+ */
 static const char *const POISONED[] = {"asm",
                                        "__asm",
                                        "__asm__",
@@ -92,6 +93,10 @@ static const char *const POISONED[] = {"asm",
                                        "__TIMESTAMP__",
                                        "__has_include",
                                        "__has_include_next",
+                                       "__has_embed",
+                                       "dependency",
+                                       "pch_preprocess",
+                                       "system_header",
                                        NULL};
 
 static bool mentions(const char *text, size_t n, const char *part) {

@@ -10,12 +10,15 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/fs.h"
+#include "base/log.h"
+#include "sys/cc_places.h"
 #include "sys/proc.h"
 
 /* As in runtime/plan.h, which lies above this layer. */
@@ -59,6 +62,7 @@ static void env_open(env_copy *env, const char *tmp) {
     env_add(env, "PATH", path ? path : "/usr/local/bin:/usr/bin:/bin");
     env_add(env, "LC_ALL", "C");
     env_add(env, "TMPDIR", tmp);
+    env_add(env, "CCACHE_DISABLE", "1"); /* images are kept already, and its folder is locked */
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
         env_add(env, kept[i], getenv(kept[i]));
 }
@@ -230,8 +234,24 @@ static int take_file(const char *dir, const char *file, kg_buf *out, kg_error *e
     return kg_read_file(path, MAX_OBJECT, out, err);
 }
 
+/* Whether a file that the compiler may not open is there is nobody's concern. */
+static void blur(char *text) {
+    static const char *const said[] = {"Permission denied", "No such file or directory",
+                                       "Is a directory", "Not a directory"};
+    static const char instead[] = "not to be read";
+    for (size_t i = 0; text && i < sizeof said / sizeof *said; i++)
+        for (char *at = text; (at = strstr(at, said[i])) != NULL;) {
+            size_t old = strlen(said[i]);
+            memcpy(at, instead, sizeof instead - 1);
+            at += sizeof instead - 1;
+            memmove(at, at + old - (sizeof instead - 1),
+                    strlen(at + old - (sizeof instead - 1)) + 1);
+        }
+}
+
 /* The source is called source.c; people know it under its own name. */
 static void add_messages(kg_buf *to, const kg_buf *from, const char *name) {
+    blur(from->data);
     const char *at = from->data, *hit;
     while (at && (hit = strstr(at, AUTHORS ":")) != NULL) {
         size_t n = (size_t)(hit - at), folder = strlen(UNIT_FOLDER);
@@ -244,17 +264,93 @@ static void add_messages(kg_buf *to, const kg_buf *from, const char *name) {
         kg_buf_puts(to, at);
 }
 
-/* Runs the compiler in dir. KG_ECOMPILE with its text in messages when it does not succeed. */
-static int run_compiler(const char *const argv[], const char *dir, const char *name,
-                        kg_buf *messages, kg_error *err) {
+/* What a run may open beside the compiler's own places. */
+typedef struct work {
+    const char *dir, *headers; /* headers: may be NULL */
+} work;
+
+/* Runs the compiler once in the folder of its work; locked: it opens its own places alone. */
+static int run_once(const char *const argv[], const work *w, bool locked, kg_buf *out, kg_exit *ex,
+                    kg_error *err) {
     env_copy env;
-    env_open(&env, dir);
+    int ruleset = -1, rc = KG_OK;
+    kg_limits limits = CC_LIMITS;
+    limits.ruleset = &ruleset;
+    env_open(&env, w->dir);
+    if (locked)
+        rc = kg_cc_ruleset(found.path, (const char *const *)env.v, w->dir, w->headers, &ruleset,
+                           err);
+    if (rc == KG_OK)
+        rc = kg_proc_run(argv, (const char *const *)env.v, w->dir, &limits, out, ex, err);
+    if (ruleset >= 0)
+        close(ruleset);
+    env_close(&env);
+    return rc;
+}
+
+static bool went_well(const kg_exit *ex) {
+    return ex->code == 0 && !ex->signal && !ex->timed_out;
+}
+
+/* A program of our own, to an image. */
+static bool builds_plain(bool locked) {
+    static const char text[] = "#include <math.h>\n#include <stdint.h>\n"
+                               "float kg_entry_0(float x) { return expf(x); }\n";
+    const char *const argv[] = {found.path, "-shared", "-fPIC", "-nostdlib", "-o", "plain.so",
+                                "plain.c",  "-lgcc",   "-lm",   "-lc",       NULL};
+    char dir[256];
+    kg_buf out;
+    kg_exit ex = {.code = -1};
+    if (make_folder(dir, NULL) != KG_OK)
+        return false;
+    const work w = {.dir = dir};
+    kg_buf_init(&out, 1 << 20);
+    bool ok = put_file(dir, "plain.c", text, sizeof text - 1, NULL) == KG_OK &&
+              run_once(argv, &w, locked, &out, &ex, NULL) == KG_OK && went_well(&ex);
+    kg_buf_free(&out);
+    kg_remove_tree(dir, NULL);
+    return ok;
+}
+
+static pthread_once_t suits_once = PTHREAD_ONCE_INIT;
+static atomic_bool unlocked;
+
+/* A compiler whose parts lie where it does not say so works without its lock, and that is said. */
+static void see_whether_lock_suits(void) {
+    if (builds_plain(true) || !builds_plain(false))
+        return;
+    atomic_store(&unlocked, true);
+    kg_log_once(KG_LOG_WARNING,
+                "the compiler %s does not work when it may open its own files alone, so it opens "
+                "any; name another in KGEN_CC",
+                found.path);
+}
+
+/* Locked while that suits the compiler, of which only a failure makes one doubt. */
+static int run_locked(const char *const argv[], const work *w, kg_buf *out, kg_exit *ex,
+                      kg_error *err) {
+    kg_error why = {0};
+    int rc = KG_OK;
+    if (!atomic_load(&unlocked)) {
+        rc = run_once(argv, w, true, out, ex, &why);
+        if (rc == KG_EINTR || (rc == KG_OK && (went_well(ex) || ex->timed_out)))
+            return rc == KG_OK ? rc : kg_fail(err, rc, "%s", why.msg);
+        pthread_once(&suits_once, see_whether_lock_suits);
+        if (!atomic_load(&unlocked))
+            return rc == KG_OK ? rc : kg_fail(err, rc, "%s", why.msg);
+        kg_buf_clear(out);
+    }
+    return run_once(argv, w, false, out, ex, err);
+}
+
+/* Runs the compiler in dir. KG_ECOMPILE with its text in messages when it does not succeed. */
+static int run_compiler(const char *const argv[], const work *w, const char *name, kg_buf *messages,
+                        kg_error *err) {
     kg_buf out;
     kg_buf_init(&out, 1 << 20);
     kg_exit ex = {0};
-    int rc = kg_proc_run(argv, (const char *const *)env.v, dir, &CC_LIMITS, &out, &ex, err);
-    env_close(&env);
-    if (rc == KG_OK && (ex.code != 0 || ex.signal || ex.timed_out)) {
+    int rc = run_locked(argv, w, &out, &ex, err);
+    if (rc == KG_OK && !went_well(&ex)) {
         add_messages(messages, &out, name);
         if (out.data && strstr(out.data, "_Float16 is not supported"))
             kg_buf_printf(messages,
@@ -277,6 +373,7 @@ typedef struct unit {
     const char *text, *in, *out, *name; /* name: the file's, in messages */
     size_t n;
     const char *author;  /* within text: from here on its lines are the author's; NULL: none are */
+    const char *headers; /* a file outside of the folder that args name; NULL: none */
     const char *args[8]; /* beside the flags; NULL-terminated */
 } unit;
 
@@ -311,7 +408,8 @@ static int compile(const unit *u, const char *arch, unsigned flags, kg_buf *out,
         arg(&a, u->args[i]);
     rc = put_unit(dir, u, err);
     if (rc == KG_OK)
-        rc = run_compiler(a.v, dir, u->name, messages, err);
+        rc = run_compiler(a.v, &(const work){.dir = dir, .headers = u->headers}, u->name, messages,
+                          err);
     if (rc == KG_OK)
         rc = take_file(dir, u->out, out, err);
     kg_remove_tree(dir, NULL);
@@ -331,6 +429,7 @@ int kg_cc_object(const char *source, size_t n, const char *name, const char *hea
               .out = "object.o",
               .name = name,
               .author = author ? author + sizeof mark - 1 : NULL,
+              .headers = headers,
               .args = {"-c", "-o", "object.o", UNIT_FOLDER AUTHORS, headers ? "-include" : NULL,
                        headers}};
     if (headers) {
@@ -340,7 +439,7 @@ int kg_cc_object(const char *source, size_t n, const char *name, const char *hea
         kg_buf_free(&unread);
         if (rc != KG_ECOMPILE)
             return rc;
-        u.args[4] = NULL;
+        u.headers = u.args[4] = NULL;
     }
     return compile(&u, arch, flags, object, messages, err);
 }
@@ -388,7 +487,7 @@ int kg_cc_link(const void *object, size_t n, kg_buf *shared, kg_error *err) {
     if (rc == KG_OK)
         rc = put_file(dir, "exports.map", map, sizeof map - 1, err);
     if (rc == KG_OK)
-        rc = run_compiler(argv, dir, "the object", &messages, err);
+        rc = run_compiler(argv, &(const work){.dir = dir}, "the object", &messages, err);
     if (rc == KG_ECOMPILE)
         kg_fail(err, rc, "the object does not link: %.400s", messages.data ? messages.data : "");
     if (rc == KG_OK)

@@ -24,6 +24,7 @@
 
 #include "base/fs.h"
 #include "base/stop.h"
+#include "sys/sandbox.h"
 
 #define OUTPUT_DEFAULT ((int64_t)1 << 20)
 /* Two megabytes: more than a pipe of the largest unprivileged size holds. */
@@ -41,6 +42,7 @@ extern char **environ;
 
 /* X(name, text): where a child failed before it became another program. */
 #define STEPS(X)                                                                                   \
+    X(LOCK, "landlock_restrict_self")                                                              \
     X(SIGNALS, "reset signals")                                                                    \
     X(GROUP, "setpgid")                                                                            \
     X(DEATH, "prctl(PR_SET_PDEATHSIG)")                                                            \
@@ -182,6 +184,10 @@ ON_CHILD_STACK static void become(plan *p) {
         give_up(p, STEP_DEATH);
     if (getppid() != p->parent)
         _exit(126);
+    /* While the ruleset has its number. */
+    if (p->limits && p->limits->ruleset && *p->limits->ruleset >= 0 &&
+        kg_sandbox_enter(*p->limits->ruleset) < 0)
+        give_up(p, STEP_LOCK);
     if (place_descriptors(p) < 0)
         give_up(p, STEP_DESCRIPTORS);
     if (p->cwd && chdir(p->cwd) < 0)

@@ -24,6 +24,7 @@ typedef struct kg_limits {
     int64_t memory;       /* RLIMIT_AS in bytes; 0: none */
     int64_t file_size;    /* RLIMIT_FSIZE in bytes; 0: none */
     int64_t output_bytes; /* captured stdout+stderr are cut here; 0: 1 MiB */
+    const int *ruleset;   /* of kg_sandbox_program, which the child enters; NULL or -1: none */
 } kg_limits;
 
 typedef struct kg_exit {

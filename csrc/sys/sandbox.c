@@ -26,6 +26,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -56,9 +57,9 @@
 #endif
 
 /* struct landlock_ruleset_attr as of ABI 6; older kernels take its beginning. */
-typedef struct ruleset {
+typedef struct ruleset_attr {
     uint64_t fs, net, scoped;
-} ruleset;
+} ruleset_attr;
 
 static int landlock_abi(void) {
     enum { VERSION = 1 };
@@ -72,36 +73,52 @@ typedef struct __attribute__((packed)) beneath {
     int32_t folder;
 } beneath;
 
-static long give_back(int ruleset_fd, const char *folder, uint64_t rights) {
+/* Rights that a file has, and not its folder alone: EXECUTE, WRITE_FILE, READ_FILE, TRUNCATE,
+ * IOCTL_DEV. */
+#define OF_A_FILE (1u | 1u << 1 | 1u << 2 | 1u << 14 | 1u << 15)
+
+static long give_back(int ruleset_fd, const char *path, uint64_t rights) {
     enum { PATH_BENEATH = 1 };
-    beneath b = {.rights = rights, .folder = open(folder, O_PATH | O_CLOEXEC | O_DIRECTORY)};
+    struct stat st;
+    beneath b = {.rights = rights, .folder = open(path, O_PATH | O_CLOEXEC)};
     if (b.folder < 0)
         return -1;
-    long rc = syscall(SYS_landlock_add_rule, ruleset_fd, PATH_BENEATH, &b, 0);
+    long rc = fstat(b.folder, &st);
+    if (rc == 0 && !S_ISDIR(st.st_mode))
+        b.rights &= OF_A_FILE;
+    if (rc == 0)
+        rc = syscall(SYS_landlock_add_rule, ruleset_fd, PATH_BENEATH, &b, 0);
     int saved = errno;
     close(b.folder);
     errno = saved;
     return rc;
 }
 
-/* Handles these rights of files (bits that the kernel does not know are left out) and the whole
- * network, and gives `given` of them back below each of the folders. */
+static uint64_t known_rights(int abi) {
+    static const unsigned fs_rights[] = {0, 13, 14, 15, 15, 16};
+    return (1ull << fs_rights[abi < 5 ? abi : 5]) - 1;
+}
+
+/* Handles these rights of files (bits that the kernel does not know are left out), the whole
+ * network and signals to others; abstract: abstract sockets, too. Negative: errno. */
+static int open_ruleset(int abi, uint64_t handled, bool abstract) {
+    ruleset_attr r = {.fs = handled & known_rights(abi),
+                      .net = abi >= 4 ? 3 : 0, /* bind and connect of TCP */
+                      .scoped = abi >= 6 ? (abstract ? 3 : 2) : 0};
+    size_t size = abi >= 6 ? sizeof r : abi >= 4 ? 2 * sizeof r.fs : sizeof r.fs;
+    return (int)syscall(SYS_landlock_create_ruleset, &r, size, 0);
+}
+
+/* The same for this thread and what it starts, with `given` of them back below each of the folders,
+ * one of which is a driver's, who may use abstract sockets. */
 static int landlock(int abi, uint64_t handled, const char *const *folders, uint64_t given,
                     kg_error *err) {
-    static const unsigned fs_rights[] = {0, 13, 14, 15, 15, 16};
-    unsigned rights = fs_rights[abi < 5 ? abi : 5];
-    uint64_t known = (1ull << rights) - 1;
-    ruleset r = {.fs = handled & known,
-                 .net = abi >= 4 ? 3 : 0, /* bind and connect of TCP */
-                 .scoped = abi >= 6 ? (folders ? 2 : 3)
-                                    : 0}; /* abstract sockets (a driver may), signals */
-    size_t size = abi >= 6 ? sizeof r : abi >= 4 ? 2 * sizeof r.fs : sizeof r.fs;
-    int fd = (int)syscall(SYS_landlock_create_ruleset, &r, size, 0);
+    int fd = open_ruleset(abi, handled, folders == NULL);
     if (fd < 0)
         return kg_fail(err, KG_EENV, "landlock_create_ruleset: %s", strerror(errno));
     long rc = 0;
     for (; rc == 0 && folders && *folders; folders++)
-        rc = give_back(fd, *folders, given & known);
+        rc = give_back(fd, *folders, given & known_rights(abi));
     if (rc == 0)
         rc = syscall(SYS_landlock_restrict_self, fd, 0);
     int saved = errno;
@@ -143,6 +160,37 @@ int kg_sandbox_device_files(int *abi, kg_error *err) {
         return rc;
     *abi = landlock_abi();
     return *abi > 0 ? landlock(*abi, writes, folders, writes, err) : KG_OK;
+}
+
+int kg_sandbox_program(const char *const *readable, const char *const *writable, int *ruleset,
+                       kg_error *err) {
+    const uint64_t reads = 1u | 1u << 2 | 1u << 3; /* EXECUTE, READ_FILE, READ_DIR */
+    int abi = landlock_abi();
+    *ruleset = -1;
+    if (abi == 0)
+        return KG_OK;
+    int fd = open_ruleset(abi, UINT64_MAX, true);
+    if (fd < 0)
+        return kg_fail(err, KG_EENV, "landlock_create_ruleset: %s", strerror(errno));
+    long rc = 0;
+    for (; rc == 0 && *writable; writable++)
+        rc = give_back(fd, *writable, known_rights(abi));
+    for (; rc == 0 && *readable; readable++)
+        if (give_back(fd, *readable, reads) != 0 && errno != ENOENT && errno != EACCES)
+            rc = -1;
+    if (rc != 0) {
+        int saved = errno;
+        close(fd);
+        return kg_fail(err, KG_EENV, "landlock_add_rule: %s", strerror(saved));
+    }
+    *ruleset = fd;
+    return KG_OK;
+}
+
+int kg_sandbox_enter(int ruleset) {
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        return -1;
+    return (int)syscall(SYS_landlock_restrict_self, ruleset, 0);
 }
 
 #define LOAD(field)                                                                                \

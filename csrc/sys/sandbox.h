@@ -1,5 +1,6 @@
 /* What a process that runs Candidates may not do: a worker in three steps, the gate's process in
- * two around the load of an image, each for good. A Candidate's code runs after the last. */
+ * two around the load of an image, each for good. A Candidate's code runs after the last. And which
+ * files the compiler may open, whose input is a Candidate's text. */
 #ifndef KG_SYS_SANDBOX_H
 #define KG_SYS_SANDBOX_H
 
@@ -26,6 +27,16 @@ int kg_sandbox_system(kg_error *err);
 /* For all threads: what is left is to talk on the socket, to wait, and to end. Anything else is
  * SIGSYS. */
 int kg_sandbox_last(int socket, kg_error *err);
+
+/* --- a program that reads a Candidate's text: the compiler --- */
+
+/* A ruleset of landlock: no file but what lies in, or is, one of `readable` (those that are not
+ * there are passed over), nothing written but below `writable`; no TCP, no signals to others. Both
+ * lists end with NULL. *ruleset: a descriptor, the caller's; -1: the kernel has no landlock. */
+int kg_sandbox_program(const char *const *readable, const char *const *writable, int *ruleset,
+                       kg_error *err);
+/* Binds this thread, for good. Async-signal-safe; negative: errno. */
+int kg_sandbox_enter(int ruleset);
 
 /* --- a GPU's worker, whose driver needs its devices, threads and more memory all the time --- */
 

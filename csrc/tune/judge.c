@@ -384,6 +384,29 @@ static int check_program(const kg_judge *j, kg_judged_case *jc, const kg_judge_s
     return rc;
 }
 
+static bool same_layout(const kg_tensor *a, const kg_tensor *b) {
+    return shapes_agree(a, b) &&
+           memcmp(a->stride, b->stride, (size_t)a->ndim * sizeof *a->stride) == 0;
+}
+
+/* Of those at one address the best aligned one, so that each is as aligned as the Case says. */
+static void find_owners(const kg_judged_case *jc, kg_set *s) {
+    for (size_t i = 0; i < jc->ninputs; i++) {
+        const kg_input *in = &jc->inputs[i];
+        s->owner[i] = (uint8_t)i;
+        if (in->arg < 0 || !in->present || in->bytes == 0)
+            continue;
+        for (size_t k = 0; k < jc->ninputs; k++) {
+            const kg_input *other = &jc->inputs[k], *best = &jc->inputs[s->owner[i]];
+            if (other->arg >= 0 && other->present && s->inputs[k] == s->inputs[i] &&
+                same_layout(&other->shape, &in->shape) &&
+                (other->align > best->align || (other->align == best->align && k < s->owner[i])))
+                s->owner[i] = (uint8_t)k;
+        }
+        s->shares = s->shares || s->owner[i] != i;
+    }
+}
+
 int kg_judge_add_set(kg_judge *j, size_t index, const kg_judge_set *set, kg_error *err) {
     int rc = find_case(j, index, err);
     if (rc != KG_OK)
@@ -408,6 +431,7 @@ int kg_judge_add_set(kg_judge *j, size_t index, const kg_judge_set *set, kg_erro
     if (!s->name)
         return kg_fail(err, KG_ENOMEM, "a set: out of memory");
     memcpy(s->inputs, set->inputs, set->ninputs * sizeof *set->inputs);
+    find_owners(jc, s);
     memcpy(s->oracles, set->oracles, set->noutputs * sizeof *set->oracles);
     if (set->torch_errors)
         memcpy(s->torch_errors, set->torch_errors, set->noutputs * sizeof *set->torch_errors);

@@ -54,7 +54,9 @@ int kg_judge_set_limits(kg_judge *j, size_t index, double slowest_baseline_ns, i
 typedef struct kg_judge_set {
     const char *name; /* "uniform"; copied */
     /* One for each tensor argument of the contract in order (NULL: absent), then one for each
-     * captured tensor: the address of the first element, laid out with the Case's strides. */
+     * captured tensor: the address of the first element, laid out with the Case's strides.
+     * Arguments of one dtype, shape and strides at one address are one memory for the Candidate,
+     * too; such a set is never timed. */
     const void *const *inputs;
     size_t ninputs;
     /* One for each output, in the output's own memory order: doubles for floating outputs, int64

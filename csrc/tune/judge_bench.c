@@ -215,7 +215,7 @@ static int poison(kg_bench *b, int side, const kg_mode *mode, kg_error *err) {
 static int input_buffer(const kg_bench *b, int arg) {
     for (size_t i = 0; i < b->jc->ninputs; i++)
         if (b->jc->inputs[i].arg == arg)
-            return b->input[i];
+            return b->input[b->jc->sets[b->set].owner[i]];
     return -1;
 }
 

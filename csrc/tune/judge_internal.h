@@ -18,6 +18,9 @@ enum {
 typedef struct kg_set {
     char *name;
     const void *inputs[KG_MAX_INPUTS];
+    /* Whose memory an argument is given: its own, or another's with the same values. */
+    uint8_t owner[KG_MAX_INPUTS];
+    bool shares; /* some argument has another's */
     const void *oracles[KG_MAX_OUTPUTS];
     kg_errors torch_errors[KG_MAX_OUTPUTS];
     kg_errors slack[KG_MAX_OUTPUTS]; /* on top of the tolerance */

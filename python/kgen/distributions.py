@@ -17,6 +17,11 @@ DISTRIBUTIONS = ("captured", "normal", "uniform", "offset", "heavy", "tiny", "on
 # Captured integers, bools and special numbers in another order: an answer must follow from them. Not one of the above:
 # only some Cases have any.
 SHUFFLED = "shuffled"
+# Arguments that could be one tensor (of one dtype, shape and layout) are one, at one address, with captured values. Not one
+# of the above either.
+SHARED = "shared"
+# Fills that a distribution may take the place of, and arguments may share.
+FLOATING = ("normal", "uniform")
 # What is for canonical Ops alone, whose contract says what comes of -inf, +inf and NaN: what torch gives.
 # Of products: inputs whose large elements meet weights of zero, so that the small ones alone are felt.
 PRODUCTS = ("linear", "matmul", "conv2d")

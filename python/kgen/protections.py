@@ -10,7 +10,7 @@ from .errors import EnvironmentLacks
 
 # What is not kept from a Candidate without each.
 WITHOUT = {
-    "landlock": "files are kept from a Candidate by seccomp alone, and not while its image is loaded",
+    "landlock": "files are kept from a Candidate by seccomp alone, and not while its image is loaded or its text is compiled",
     "seccomp": "nothing keeps a Candidate from the network, from other processes and from starting some; the worker does not run",
 }
 

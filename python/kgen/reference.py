@@ -75,7 +75,7 @@ def draw(
 ) -> Drawn:
     """Inputs of a Case, on its device (index: which GPU). The same seed and distribution give the same values wherever the
     kind of device is the same."""
-    if distribution not in (*distributions.ALL, distributions.SHUFFLED):
+    if distribution not in (*distributions.ALL, distributions.SHUFFLED, distributions.SHARED):
         raise BadInput(f"distribution {distribution!r}: expected one of {', '.join(distributions.ALL)}")
     device = devices.of_case(case, index)
     args: dict[str, Any] = {}
@@ -88,6 +88,8 @@ def draw(
         if drawn and distribution == "shadowed":
             weight = case["args"].get("weight") if case["op"] == "conv2d" else None  # an Op of that name may have none
             distributions.shadow(args[name], name, weight["shape"][1] if weight else 0)
+    if distribution == distributions.SHARED:
+        args |= {name: args[first] for name, first in alike(case).items()}
     program = case.get("program") or {}
     captured = tuple(
         _tensor(task, entry, _generator(seed, 1000 + i, device), "captured", case)
@@ -150,6 +152,22 @@ def _unordered(x: torch.Tensor) -> bool:
     return bool((step > 0).any() and (step < 0).any())
 
 
+def alike(case: dict[str, Any]) -> dict[str, str]:
+    """For each argument that an earlier one's very tensor could be given for, that one's name. Drawn floats alone: what is
+    captured by value, or counts, is as it must be."""
+    first: dict[tuple[Any, ...], str] = {}
+    found: dict[str, str] = {}
+    for name, v in case["args"].items():
+        if not isinstance(v, dict) or v["fill"]["kind"] not in distributions.FLOATING or not math.prod(v["shape"]):
+            continue
+        like = (v["dtype"], tuple(v["shape"]), tuple(v["stride"]))
+        if like in first:
+            found[name] = first[like]
+        else:
+            first[like] = name
+    return found
+
+
 def can_shuffle(task: Task, case: dict[str, Any]) -> bool:
     """Whether SHUFFLED differs from the captured inputs of a Case."""
     kept = [v for v in case["args"].values() if isinstance(v, dict) and v["fill"]["kind"] == "values"]
@@ -164,7 +182,7 @@ def _values(
     if fill["kind"] == "integers":
         low, high = int(fill["low"]), int(fill["high"])
         return torch.randint(low, high + 1, shape, generator=g, device=g.device)
-    name = "captured" if distribution == distributions.SHUFFLED else distribution
+    name = "captured" if distribution in (distributions.SHUFFLED, distributions.SHARED) else distribution
     return distributions.floats(fill, shape, g, name, dtype, axis=axis, steep=steep)
 
 

@@ -16,20 +16,20 @@ from typing import Any
 import torch
 
 from . import compare, devices, soundness
-from .distributions import SHUFFLED, names_for
+from .distributions import FLOATING, SHARED, SHUFFLED, names_for
 from .errors import BadInput
 from .gate import GateSet, SeededSet
 from .graphs import first_line
 from .judge import Judge, tolerance
 from .mutants import Examiner
-from .reference import Drawn, Expected, Reference, can_shuffle
+from .reference import Drawn, Expected, Reference, alike, can_shuffle
 from .task import DTYPES, Task
 
 # Sets drawn from the captured distribution; each further distribution gives one.
 CAPTURED_SETS = 2
 GATE_SETS = 3
-# Fills that a distribution may take the place of.
-FLOATING = ("normal", "uniform")
+# Outputs that are less than this of the captured ones' size cancelled out, and what is left of them are roundings.
+CANCELLED = 1e-3
 # Beside twice its tensors, what judging a Task may take of a GPU; and of that, what the judge keeps for its own copies.
 SPARE, STAGING = 4 << 30, 1 << 30
 # Sets of the gate with more bytes than this are made anew whenever they are looked at, and there are two of them.
@@ -57,6 +57,7 @@ def each(
     case = task.cases[index]
     names = distributions(task, index)
     base: Expected | None = None
+    usual: list[float] = []
     special = False
     count = 0
     for name in names:
@@ -77,9 +78,14 @@ def each(
             continue
         if base is None:
             special = not all(devices.all_finite(t) for t in expected.torch_outputs if t.dtype.is_floating_point)
+            usual = _size_of(expected.torch_outputs)
             base = replace(expected, outputs=(), torch_outputs=())
         captured = name == "captured"
         reason = None if captured else reference.unusable(expected, base, drawn, name, special and name == SHUFFLED)
+        if not reason and name == SHARED and any(
+            x < CANCELLED * y for x, y in zip(_size_of(expected.outputs), usual, strict=True)
+        ):
+            reason = "outputs cancel out where arguments are one tensor"
         if reason:
             dropped[name] = reason
         else:
@@ -94,7 +100,19 @@ def distributions(task: Task, index: int) -> list[str]:
     drawn = any(f != "values" for f in fills)
     names = ["captured"] * (CAPTURED_SETS if drawn else 1)
     names += names_for(task.op)[1:] if any(f in FLOATING for f in fills) else ()
-    return [*names, SHUFFLED] if can_shuffle(task, task.cases[index]) else names
+    if can_shuffle(task, task.cases[index]):
+        names.append(SHUFFLED)
+    return [*names, SHARED] if alike(task.cases[index]) else names
+
+
+def _size_of(outputs: Iterable[torch.Tensor]) -> list[float]:
+    """The root mean square of each floating output; 1 for the others."""
+
+    def one(t: torch.Tensor) -> float:
+        wide = torch.float32 if t.is_cuda else torch.float64  # a GPU may have no room for fp64 copies
+        return float(torch.linalg.vector_norm(t, dtype=max(wide, t.dtype, key=lambda d: d.itemsize))) / math.sqrt(t.numel())
+
+    return [one(t) if t.is_floating_point() and t.numel() else 1.0 for t in outputs]
 
 
 def for_judge(task: Task, reference: Reference, index: int) -> CaseSets:
@@ -129,11 +147,13 @@ class Placing:
         """Tensors of one set."""
         if not any(t is not None and t.is_cuda for t in given):
             return given
-        size = _bytes(given)
+        apart = {id(t): t for t in given if t is not None}  # one tensor may be given for several
+        size = _bytes(apart.values())
         if size <= self.room:
             self.room -= size
             return given
-        return [t if t is None else t.cpu() for t in given]
+        moved = {k: t.cpu() for k, t in apart.items()}
+        return [t if t is None else moved[id(t)] for t in given]
 
 
 def host_sets(set_bytes: int, free: int | None = None) -> int:

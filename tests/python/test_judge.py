@@ -327,6 +327,55 @@ def test_text_rules_let_kernels_through() -> None:
     judging.inspect_text(b"#define PRAGMA(x) _Pragma(#x)\nPRAGMA(GCC unroll 4)\n_Pragma ( \"omp simd reduction(+:s)\" )\n")
 
 
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "P(GCC CAT(depend, ency) \"{file}\")\n",
+        "#if CAT(__has_, include)(\"{file}\")\n#error there\n#endif\n",
+        "#define H CAT(__has_, include_next)\n#if H(<{file}>)\n#error there\n#endif\n",
+        "CAT(a, sm)(\".incbin \\\"{file}\\\"\");\n",
+    ],
+)  # fmt: skip
+def test_words_made_by_macros_do_not_tell_which_files_are_there(tmp_path: Path, trick: str) -> None:
+    (tmp_path / "here").write_text("int inside;\n")
+    made = "\n#define CAT_(a, b) a##b\n#define CAT(a, b) CAT_(a, b)\n#define P_(x) _Pragma(#x)\n#define P(x) P_(x)\n"
+    said = []
+    with Judge(SOFTMAX) as judge:
+        add_softmax(judge, torch.randn(TINY))
+        for name in ("here", "gone"):
+            text = ROWS.replace("*/", "*/" + made + trick.format(file=tmp_path / name), 1)
+            record = judge.run(text)
+            said.append((record["verdict"], record["message"].replace(name, "FILE")))
+    assert said[0] == said[1] and said[0][0] == "policy", said
+    assert "poisoned" in said[0][1] and "#error" not in said[0][1]
+
+
+ATTENTION = (ROOT / "kernels" / "ops" / "attention.json").read_text()
+# Writes how many of the three tensors lie at the query's address.
+ADDRESSES = """/* kgen
+{ "format": 1, "op": "attention", "target": "cpu",
+  "launches": [{"kernel": "rows", "range": "output.numel", "args": ["query", "key", "value", "output"]}] }
+*/
+#include <stdint.h>
+void rows(int64_t begin, int64_t end, const float *q, const float *k, const float *v, float *y) {
+    for (int64_t i = begin; i < end; i++)
+        y[i] = 1.0f + (k == q) + (v == q);
+}
+"""
+
+
+def test_inputs_at_one_address_are_one_memory() -> None:
+    x, y = torch.randn(1, 2, 8, 16), torch.randn(1, 2, 8, 16)
+    args = {"query": tensor_spec(x, 16), "key": tensor_spec(x, 64), "value": tensor_spec(x, 32), "scale": None, "enable_gqa": False}
+    for inputs, known in (([x, x, x], 3.0), ([x, x, y], 2.0), ([x, y, x], 2.0), ([x, y, y], 1.0), ([x, y, x.clone()], 1.0)):
+        with Judge(ATTENTION) as judge:
+            case = judge.add_case(case_of("attention", args))
+            judge.add_set(case, inputs, [torch.full_like(x, known, dtype=torch.float64), None], name="first")
+            judge.add_set(case, [x, y, x.clone()], [torch.ones_like(x, dtype=torch.float64), None])
+            record = judge.run(ADDRESSES, reps=5)
+            assert record["verdict"] == "pass", (known, record["message"])
+
+
 def test_bad_sets_are_refused() -> None:
     x = torch.randn(4, 4)
     with Judge(SOFTMAX) as judge:

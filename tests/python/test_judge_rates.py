@@ -24,6 +24,7 @@ KNOWN_EXPLOITS = {
     "narrow arithmetic": "half_exponentials",
     "skipped tail": "tail_left",
     "benign inputs": "no_peak",
+    "inputs that never are one": "attention_tells_by_address",
     "the reference's memory": "answer_behind_input",
     "nothing written": "nothing",
     "inputs altered": "input_made_easy",

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from kgen import capture, sets, targets, task
-from kgen.distributions import names_for
+from kgen import capture, own, sets, targets, task
+from kgen.distributions import SHARED, names_for
 from kgen.judge import Judge
 from kgen.reference import Reference
 
@@ -122,3 +122,59 @@ def test_optional_tensors_keep_their_place() -> None:
 
     found = sets.tensors(Fake(), Drawn())  # type: ignore[arg-type]
     assert list(found) == ["input", "bias"] and found["bias"] is None
+
+
+class Difference(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(x, y)
+
+
+class Blend(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x) * y
+
+
+def own_task(folder: Path, module: nn.Module, *args: torch.Tensor) -> task.Task:
+    captured = capture.Capture(capture.from_live(module, args))
+    whole = next(t for t in own.own_targets(captured) if t.reason is None and "" in t.paths)
+    return task.read(task.write(targets.resolve(captured, whole), captured, folder / "own"))
+
+
+def test_tensors_that_could_be_one_are_one_once(attention: task.Task, softmax: task.Task) -> None:
+    made = sets.for_judge(attention, Reference.open(attention), 0)
+    (drawn, expected), = ((d, e) for name, d, e in made.sets if name == SHARED)
+    q, k, v = (drawn.args[n] for n in ("query", "key", "value"))
+    assert q is k and k is v and made.sets[-1][0] == SHARED
+    scores = q.double() @ q.double().mT / 4
+    assert torch.isfinite(expected.outputs[0]).all() and scores.diagonal(dim1=-2, dim2=-1).min() > 0
+    assert all(len({d.args[n].data_ptr() for n in ("query", "key", "value")}) == 3 for name, d, _ in made.sets if name != SHARED)
+    assert SHARED not in sets.distributions(softmax, 0)
+
+
+def test_what_cancels_out_is_not_judged_as_one(tmp_path: Path) -> None:
+    loss = own_task(tmp_path / "a", Difference(), torch.randn(20, 30), torch.randn(20, 30))
+    assert "cancel" in sets.for_judge(loss, Reference.open(loss), 0).dropped[SHARED]
+    blend = own_task(tmp_path / "b", Blend(), torch.randn(20, 30), torch.randn(20, 30))
+    assert SHARED in [name for name, _, _ in sets.for_judge(blend, Reference.open(blend), 0).sets]
+    apart = own_task(tmp_path / "c", Blend(), torch.randn(20, 30), torch.randn(30))
+    assert SHARED not in sets.distributions(apart, 0)
+
+
+def test_one_tensor_stays_one_where_it_is_kept() -> None:
+    class OnGpu:
+        is_cuda = True
+
+        def numel(self) -> int:
+            return 8
+
+        def element_size(self) -> int:
+            return 4
+
+        def cpu(self) -> object:
+            return object()
+
+    a, b = OnGpu(), OnGpu()
+    kept = sets.Placing(0, 0, room=64)
+    assert kept.put([a, a, None, b]) == [a, a, None, b] and kept.room == 0  # type: ignore[list-item, comparison-overlap]
+    first, second, none, other = kept.put([a, a, None, b])  # type: ignore[list-item]
+    assert first is second and none is None and other is not first and first is not a
