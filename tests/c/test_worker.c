@@ -329,11 +329,17 @@ TEST(worker_times_are_not_moved_from_the_stack) {
     r.run.launches[0].range = 1;
     r.run.launches[0].args[2].i = kg_now_ns();
     r.run.timed = 1;
-    int64_t before = kg_now_ns();
-    CHECK_OK(kg_worker_run(r.worker, &r.run, 20000, r.times, &err), err);
-    int64_t whole = kg_now_ns() - before, told = (int64_t)r.times[0].ns;
-    /* 20 million turns take 20 ms at the least; what is not the call takes little beside it. */
-    CHECK(told > 0 && told <= whole && told > whole / 2);
+    /* 20 million turns take 20 ms at the least; what is not the call takes little beside it, unless
+     * the machine is busy. */
+    bool most = false;
+    for (int i = 0; i < 5 && !most; i++) {
+        int64_t before = kg_now_ns();
+        CHECK_OK(kg_worker_run(r.worker, &r.run, 20000, r.times, &err), err);
+        int64_t whole = kg_now_ns() - before, told = (int64_t)r.times[0].ns;
+        CHECK(told > 0 && told <= whole);
+        most = told > whole / 2;
+    }
+    CHECK(most);
     rig_close(&r);
 }
 
