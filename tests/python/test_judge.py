@@ -369,7 +369,7 @@ def test_inputs_at_one_address_are_one_memory() -> None:
     args = {"query": tensor_spec(x, 16), "key": tensor_spec(x, 64), "value": tensor_spec(x, 32), "scale": None, "enable_gqa": False}
     for inputs, known in (([x, x, x], 3.0), ([x, x, y], 2.0), ([x, y, x], 2.0), ([x, y, y], 1.0), ([x, y, x.clone()], 1.0)):
         with Judge(ATTENTION) as judge:
-            case = judge.add_case(case_of("attention", args))
+            case = judge.add_case({**case_of("attention", args), "skip": ["lse"]})
             judge.add_set(case, inputs, [torch.full_like(x, known, dtype=torch.float64), None], name="first")
             judge.add_set(case, [x, y, x.clone()], [torch.ones_like(x, dtype=torch.float64), None])
             record = judge.run(ADDRESSES, reps=5)
