@@ -543,6 +543,16 @@ static void section_uses(const kg_program *p, const kg_psection *s, kg_puses *us
     }
 }
 
+/* Of both sections; p may be NULL. */
+static kg_puses uses_of(const kg_program *p) {
+    kg_puses uses = {0};
+    if (p != NULL) {
+        section_uses(p, &p->score, &uses);
+        section_uses(p, &p->mask, &uses);
+    }
+    return uses;
+}
+
 /* Bytes before, in and after the three groups of `struct kg_programs`: pointers, strides, then
  * int32 and float. */
 static size_t dims_before(const kg_program *p, size_t tensor) {
@@ -595,11 +605,7 @@ static void emit_args(const kg_program *p, kg_buf *out) {
 }
 
 static void emit_prelude(const kg_program *p, int target, kg_buf *out) {
-    kg_puses uses = {0};
-    if (p != NULL) {
-        section_uses(p, &p->score, &uses);
-        section_uses(p, &p->mask, &uses);
-    }
+    kg_puses uses = uses_of(p);
     kg_program_math(&uses, target, out);
     emit_args(p, out);
     kg_buf_puts(out, target == KG_CUDA ? "#define KG_PROGRAMS const struct kg_programs\n"
@@ -615,11 +621,7 @@ static const kg_psection ALWAYS = {
     .result = {.kind = KG_PK_LITERAL, .type = KG_PT_BOOL, .literal.i = 1}};
 
 bool kg_program_uses_tanh(const kg_program *p) {
-    kg_puses uses = {0};
-    if (p != NULL) {
-        section_uses(p, &p->score, &uses);
-        section_uses(p, &p->mask, &uses);
-    }
+    kg_puses uses = uses_of(p);
     return (uses.f32 >> KG_POP_TANH & 1) != 0;
 }
 
