@@ -324,19 +324,16 @@ static int check_set(const kg_judge *j, kg_judged_case *jc, const kg_judge_set *
         if (jc->inputs[i].bytes > 0 && (set->inputs[i] != NULL) != jc->inputs[i].present)
             return kg_fail(err, KG_EINVAL, "input %zu (%s) is %s", i, jc->inputs[i].name,
                            set->inputs[i] ? "given, but absent in the Case" : "missing");
-    uint32_t skip = 0;
-    for (size_t i = 0; i < jc->noutputs; i++)
-        if (!set->oracles[i] && kg_tensor_numel(&jc->outputs[i]) > 0)
-            skip |= 1u << i;
-    for (size_t i = 0; i < jc->noutputs; i++)
-        if ((skip >> i & 1) && !j->op->outputs[i].optional)
-            return kg_fail(err, KG_EINVAL, "output %s is not optional and has no oracle",
-                           j->op->outputs[i].name);
-    for (size_t i = 0; i < jc->noutputs; i++)
-        if (((skip ^ jc->c->call.skip_outputs) >> i & 1) && kg_tensor_numel(&jc->outputs[i]) > 0)
-            return kg_fail(err, KG_EINVAL, "output %s %s", j->op->outputs[i].name,
-                           skip >> i & 1 ? "is wanted by the Case and has no oracle"
-                                         : "is left out by the Case and has an oracle");
+    for (size_t i = 0; i < jc->noutputs; i++) {
+        const kg_op_output *o = &j->op->outputs[i];
+        bool left_out = jc->c->call.skip_outputs >> i & 1; /* optional ones alone */
+        if (kg_tensor_numel(&jc->outputs[i]) == 0 || left_out == !set->oracles[i])
+            continue;
+        return kg_fail(err, KG_EINVAL, "output %s %s", o->name,
+                       left_out      ? "is left out by the Case and has an oracle"
+                       : o->optional ? "is wanted by the Case and has no oracle"
+                                     : "is not optional and has no oracle");
+    }
     return KG_OK;
 }
 
